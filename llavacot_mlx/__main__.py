@@ -1,0 +1,5 @@
+"""`python -m llavacot_mlx` is `llavacot`."""
+
+from .cli.main import run
+
+run()

@@ -1,0 +1,11 @@
+"""The one exception that is meant for the person at the keyboard."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A problem that the user can act on.
+
+    Its text is one line: it names the file, the row or the flag, and says what to do. The command
+    line prints it as `error: …` and exits with 1; everything else that is raised is a bug of ours.
+    """

@@ -1,0 +1,106 @@
+"""The record of one answer, as `--json` prints it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from .stages import Stage
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One stage of the answer, as it was written."""
+
+    stage: Stage
+    text: str
+    """Without the tags and the white space around."""
+    closed: bool
+    """False when the stage's closing tag never came."""
+    tokens: int
+    """Tokens generated since the stage before it ended, tags and line breaks included."""
+    score: float | None = None
+    """What a judge gave the stage; None where none was asked."""
+    candidates: int = 1
+    """How many candidates the stage was chosen from."""
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """How the answer was searched for."""
+
+    method: str
+    retraces: int = 0
+    nodes: tuple[dict[str, Any], ...] = ()
+    """The tree, one node a candidate; empty for the methods that follow a single path."""
+
+
+@dataclass
+class Usage:
+    """Work done, counted where it is done: each count is raised by the code that runs the model."""
+
+    prompt_tokens: int = 0
+    images_encoded: int = 0
+    prefilled_tokens: int = 0
+    decoded_tokens: int = 0
+    judge_tokens: int = 0
+    reused_tokens: int = 0
+
+
+@dataclass
+class Timings:
+    """Seconds of wall time. `first_token_s` counts from the question to its first token."""
+
+    load_s: float = 0.0
+    vision_s: float = 0.0
+    prefill_s: float = 0.0
+    first_token_s: float = 0.0
+    decode_s: float = 0.0
+    judge_s: float = 0.0
+    total_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One question, its answer, and what the answer cost."""
+
+    question: str
+    image: str | None
+    model: str
+    seed: int
+    stages: tuple[StageRecord, ...]
+    text: str
+    """All that was generated, tags included, without the end-of-turn token."""
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    """The generated ids, the end-of-turn token included where it came."""
+    search: SearchRecord
+    usage: Usage = field(default_factory=Usage)
+    timings: Timings = field(default_factory=Timings)
+    peak_memory_bytes: int = 0
+
+    @property
+    def answer(self) -> str | None:
+        """The text of the last CONCLUSION, stripped; None when there is none."""
+        for record in reversed(self.stages):
+            if record.stage is Stage.CONCLUSION:
+                return record.text.strip()
+        return None
+
+    @property
+    def well_formed(self) -> bool:
+        """Whether the four stages are there, once each, in order, closed and not empty."""
+        return [record.stage for record in self.stages] == list(Stage) and all(
+            record.closed and record.text.strip() for record in self.stages
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that `--json` prints, with `answer` after `seed`."""
+        plain = dataclasses.asdict(self)
+        head = {key: plain.pop(key) for key in ("question", "image", "model", "seed")}
+        return {**head, "answer": self.answer, **plain}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), ensure_ascii=False)
