@@ -1,0 +1,1 @@
+"""Parity with transformers' own Mllama, and with mlx-vlm where folders are shared."""
