@@ -1,0 +1,98 @@
+"""What a conversation keeps between forward passes: the text's K/V, and the images'."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+_STEP = 256
+
+
+class TextCache:
+    """K/V of the text in the self-attention layers of one conversation.
+
+    Buffers grow by whole steps, so that most tokens are written in place.
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        self.length = 0
+        """Tokens whose K/V are kept; the position of the next one."""
+        self._keys: list[mx.array | None] = [None] * num_layers
+        self._values: list[mx.array | None] = [None] * num_layers
+
+    def extend(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Appends K/V of new tokens and returns those of all.
+
+        `keys` and `values` are (1, kv heads, new tokens, head_dim); so are the results, with all
+        tokens. `advance` must follow once every layer was extended.
+        """
+        end = self.length + keys.shape[2]
+        all_keys = _written(self._keys[layer], keys, self.length, end)
+        all_values = _written(self._values[layer], values, self.length, end)
+        self._keys[layer], self._values[layer] = all_keys, all_values
+        return all_keys[..., :end, :], all_values[..., :end, :]
+
+    def advance(self, tokens: int) -> None:
+        self.length += tokens
+
+    def state(self) -> list[mx.array]:
+        """The buffers, to be evaluated together with a step."""
+        return [array for array in (*self._keys, *self._values) if array is not None]
+
+
+def _written(buffer: mx.array | None, new: mx.array, start: int, end: int) -> mx.array:
+    if buffer is None or end > buffer.shape[2]:
+        batch, heads, _, head_dim = new.shape
+        capacity = -(-end // _STEP) * _STEP
+        grown = mx.zeros((batch, heads, capacity, head_dim), dtype=new.dtype)
+        if buffer is not None:
+            grown[..., :start, :] = buffer[..., :start, :]
+        buffer = grown
+    buffer[..., start:end, :] = new
+    return buffer
+
+
+@dataclass(frozen=True)
+class VisionMemory:
+    """K/V of the images of a conversation in the cross-attention layers: computed once, then read.
+
+    Only real tiles are in it: for a row at or after an image's token, the keys of absent tiles are
+    masked, so leaving them out is exact.
+    """
+
+    keys: tuple[mx.array, ...]
+    """One a cross-attention layer: (1, kv heads, tokens of all images, head_dim), `k_norm` done."""
+    values: tuple[mx.array, ...]
+    image_lengths: tuple[int, ...]
+    """Tokens of each image, in the order of the prompt."""
+
+    def of_images(self, start: int, stop: int) -> VisionMemory:
+        """The part that belongs to images `start` to `stop` (exclusive)."""
+        if (start, stop) == (0, len(self.image_lengths)):
+            return self
+        first = sum(self.image_lengths[:start])
+        last = sum(self.image_lengths[:stop])
+        return VisionMemory(
+            tuple(keys[..., first:last, :] for keys in self.keys),
+            tuple(values[..., first:last, :] for values in self.values),
+            self.image_lengths[start:stop],
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in (*self.keys, *self.values))
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What some rows of a forward pass see of the images."""
+
+    start: int
+    """First row of the pass that it holds for."""
+    stop: int
+    memory: VisionMemory
+    open: bool
+    """False for rows before the first image. transformers masks such a row in full and then clears
+    that mask, so it attends to every key, absent tiles included, while the output of its MLP is
+    dropped. The weights were trained with it."""

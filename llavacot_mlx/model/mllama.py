@@ -1,0 +1,40 @@
+"""Mllama: the vision tower, the projector and the text model together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from llavacot_mlx.cache import Sight, TextCache
+from llavacot_mlx.config import ModelConfig
+
+from .text import LanguageModel
+from .vision import VisionModel
+
+
+class Mllama(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision_tower = VisionModel(config.vision)
+        self.language_model = LanguageModel(config.text)
+        self.multi_modal_projector = nn.Linear(
+            config.vision.output_size, config.text.hidden_size, bias=True
+        )
+
+    def image_features(self, pixels: mx.array, aspect_ratio_id: int) -> mx.array:
+        """One image in the width of the text model: (1, all tiles' tokens, hidden).
+
+        `pixels` is (real tiles, height, width, channels); rows of real tiles come first.
+        """
+        return self.multi_modal_projector(self.vision_tower(pixels, aspect_ratio_id))[None]
+
+    def hidden(self, ids: mx.array, cache: TextCache, sights: Sequence[Sight]) -> mx.array:
+        """(1, tokens) → the normed last hidden states, (1, tokens, hidden)."""
+        return self.language_model.model(ids, cache, sights)
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """(…, hidden) → (…, vocab_size)."""
+        return self.language_model.lm_head(hidden)

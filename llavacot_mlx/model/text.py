@@ -1,0 +1,222 @@
+"""The text model: Llama layers, and cross-attention layers that read the images.
+
+Parameter names are transformers' (`MllamaTextModel`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from llavacot_mlx.cache import Sight, TextCache, VisionMemory
+from llavacot_mlx.config import Llama3Scaling, TextConfig
+
+from .activations import silu
+from .attention import attend
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.num_kv_heads = config.num_key_value_heads
+        self.head_dim = config.head_dim
+        size = config.hidden_size
+        self.q_proj = nn.Linear(size, self.num_heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(size, self.num_kv_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(size, self.num_kv_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(self.num_heads * self.head_dim, size, bias=False)
+
+    def __call__(
+        self, rows: mx.array, wavelengths: mx.array, cache: TextCache, layer: int
+    ) -> mx.array:
+        queries = _heads(self.q_proj(rows), self.num_heads)
+        keys = _heads(self.k_proj(rows), self.num_kv_heads)
+        values = _heads(self.v_proj(rows), self.num_kv_heads)
+        queries, keys = (
+            mx.fast.rope(
+                x,
+                self.head_dim,
+                traditional=False,
+                base=None,
+                scale=1.0,
+                offset=cache.length,
+                freqs=wavelengths,
+            )
+            for x in (queries, keys)
+        )
+        keys, values = cache.extend(layer, keys, values)
+        return self.o_proj(_joined(attend(queries, keys, values, mask="causal")))
+
+
+class CrossAttention(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.num_kv_heads = config.num_key_value_heads
+        head_dim, size = config.head_dim, config.hidden_size
+        self.q_proj = nn.Linear(size, self.num_heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(size, self.num_kv_heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(size, self.num_kv_heads * head_dim, bias=False)
+        self.o_proj = nn.Linear(self.num_heads * head_dim, size, bias=False)
+        self.q_norm = nn.RMSNorm(head_dim, eps=config.rms_norm_eps)
+        self.k_norm = nn.RMSNorm(head_dim, eps=config.rms_norm_eps)
+
+    def project(self, features: mx.array) -> tuple[mx.array, mx.array]:
+        """K/V of image features: (1, tokens, hidden) → two of (1, kv heads, tokens, head_dim)."""
+        keys = self.k_norm(_heads(self.k_proj(features), self.num_kv_heads))
+        # Laid out by heads once, so that no later step copies them again.
+        return mx.contiguous(keys), mx.contiguous(_heads(self.v_proj(features), self.num_kv_heads))
+
+    def __call__(self, rows: mx.array, sights: Sequence[Sight], index: int) -> mx.array:
+        """`index` counts the cross-attention layers; the sights cover all rows, in order."""
+        queries = self.q_norm(_heads(self.q_proj(rows), self.num_heads))
+        seen = [
+            attend(
+                queries[:, :, sight.start : sight.stop],
+                sight.memory.keys[index],
+                sight.memory.values[index],
+            )
+            for sight in sights
+        ]
+        return self.o_proj(_joined(seen[0] if len(seen) == 1 else mx.concatenate(seen, axis=2)))
+
+
+class TextMLP(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def __call__(self, rows: mx.array) -> mx.array:
+        return self.down_proj(silu(self.gate_proj(rows)) * self.up_proj(rows))
+
+
+class SelfAttentionLayer(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(config)
+        self.mlp = TextMLP(config)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def __call__(
+        self, rows: mx.array, wavelengths: mx.array, cache: TextCache, layer: int
+    ) -> mx.array:
+        rows = rows + self.self_attn(self.input_layernorm(rows), wavelengths, cache, layer)
+        return rows + self.mlp(self.post_attention_layernorm(rows))
+
+
+class CrossAttentionLayer(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.cross_attn = CrossAttention(config)
+        self.mlp = TextMLP(config)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.cross_attn_attn_gate = mx.zeros((1,))
+        self.cross_attn_mlp_gate = mx.zeros((1,))
+
+    def __call__(self, rows: mx.array, sights: Sequence[Sight], index: int) -> mx.array:
+        change = self.cross_attn(self.input_layernorm(rows), sights, index)
+        rows = rows + mx.tanh(self.cross_attn_attn_gate) * change
+        change = self.mlp(self.post_attention_layernorm(rows))
+        closed = sum(sight.stop - sight.start for sight in sights if not sight.open)
+        if closed:  # always the first rows
+            change = mx.concatenate([mx.zeros_like(change[:, :closed]), change[:, closed:]], axis=1)
+        return rows + mx.tanh(self.cross_attn_mlp_gate) * change
+
+
+class TextModel(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        # Eight rows more than the output head has: the first of them is `<|image|>`.
+        self.embed_tokens = nn.Embedding(config.vocab_size + 8, config.hidden_size)
+        self.layers = [
+            CrossAttentionLayer(config)
+            if index in config.cross_attention_layers
+            else SelfAttentionLayer(config)
+            for index in range(config.num_hidden_layers)
+        ]
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self._wavelengths = rope_wavelengths(config)  # underscored: follows from config, no weight
+
+    @property
+    def cross_layers(self) -> list[CrossAttentionLayer]:
+        return [layer for layer in self.layers if isinstance(layer, CrossAttentionLayer)]
+
+    def __call__(self, ids: mx.array, cache: TextCache, sights: Sequence[Sight]) -> mx.array:
+        """(1, tokens) → (1, tokens, hidden), and appends the tokens to `cache`.
+
+        Without sights there is no image, and the cross-attention layers are skipped.
+        """
+        rows = self.embed_tokens(ids)
+        self_index = cross_index = 0
+        for layer in self.layers:
+            if isinstance(layer, CrossAttentionLayer):
+                if sights:
+                    rows = layer(rows, sights, cross_index)
+                cross_index += 1
+            else:
+                rows = layer(rows, self._wavelengths, cache, self_index)
+                self_index += 1
+        cache.advance(ids.shape[1])
+        return self.norm(rows)
+
+
+class LanguageModel(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.model = TextModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def new_cache(self) -> TextCache:
+        return TextCache(len(self.model.layers) - len(self.model.cross_layers))
+
+    def remember(self, features: mx.array, image_lengths: tuple[int, ...]) -> VisionMemory:
+        """Projects image features (1, tokens, hidden) to the K/V of every cross layer."""
+        pairs = [layer.cross_attn.project(features) for layer in self.model.cross_layers]
+        return VisionMemory(
+            tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs), image_lengths
+        )
+
+
+def _heads(rows: mx.array, heads: int) -> mx.array:
+    """(1, tokens, heads * head_dim) → (1, heads, tokens, head_dim)."""
+    return rows.reshape(*rows.shape[:2], heads, -1).swapaxes(1, 2)
+
+
+def _joined(rows: mx.array) -> mx.array:
+    """(1, heads, tokens, head_dim) → (1, tokens, heads * head_dim)."""
+    return rows.swapaxes(1, 2).reshape(rows.shape[0], rows.shape[2], -1)
+
+
+def rope_wavelengths(config: TextConfig) -> mx.array:
+    """Tokens per radian for each pair of dimensions, (head_dim / 2,), in float32.
+
+    The scaling is Llama 3.1's (`rope_type: llama3`): long wavelengths are stretched by `factor`,
+    short ones are kept, and those between are interpolated.
+    """
+    size = config.head_dim
+    frequencies = [config.rope_theta ** (-2 * i / size) for i in range(size // 2)]
+    if config.rope_scaling is not None:
+        frequencies = [_scaled(frequency, config.rope_scaling) for frequency in frequencies]
+    return mx.array([1 / frequency for frequency in frequencies], dtype=mx.float32)
+
+
+def _scaled(frequency: float, scaling: Llama3Scaling) -> float:
+    context = scaling.original_max_position_embeddings
+    turns = context * frequency / (2 * math.pi)  # full turns within the original context
+    if turns < scaling.low_freq_factor:
+        return frequency / scaling.factor
+    if turns > scaling.high_freq_factor:
+        return frequency
+    smooth = (turns - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    return (1 - smooth) * frequency / scaling.factor + smooth * frequency

@@ -1,0 +1,199 @@
+"""The vision tower: tiles of one image in, features for the cross-attention out.
+
+Parameter names are transformers' (`MllamaVisionModel`); arrays have no batch axis, because images
+are encoded one at a time.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from llavacot_mlx.config import VisionConfig
+
+from .activations import gelu
+from .attention import attend
+
+_PADDING_MULTIPLE = 8
+_LAYER_NORM_EPS = 1e-5  # of the two norms outside the encoders: torch's default, in no config.json
+
+
+class VisionAttention(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        size = config.hidden_size
+        self.q_proj = nn.Linear(size, size, bias=False)
+        self.k_proj = nn.Linear(size, size, bias=False)
+        self.v_proj = nn.Linear(size, size, bias=False)
+        self.o_proj = nn.Linear(size, size, bias=False)
+
+    def __call__(self, rows: mx.array, real: int) -> mx.array:
+        """`rows` is (tokens, hidden), the first `real` of them real patches, the rest padding.
+
+        transformers' mask is the outer product of "is padding" with itself, so only padding does
+        not see padding: real queries attend to all keys, padding queries to the real ones. Two
+        calls without a mask say the same.
+        """
+        queries, keys, values = (
+            projection(rows).reshape(1, len(rows), self.num_heads, -1).swapaxes(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )  # (1, heads, tokens, head_dim)
+        of_real = attend(queries[:, :, :real], keys, values)
+        of_padding = attend(queries[:, :, real:], keys[:, :, :real], values[:, :, :real])
+        mixed = mx.concatenate([of_real, of_padding], axis=2)
+        return self.o_proj(mixed.swapaxes(1, 2).reshape(rows.shape))
+
+
+class VisionMLP(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def __call__(self, rows: mx.array) -> mx.array:
+        return self.fc2(gelu(self.fc1(rows)))
+
+
+class VisionLayer(nn.Module):
+    def __init__(self, config: VisionConfig, is_gated: bool) -> None:
+        super().__init__()
+        self.self_attn = VisionAttention(config)
+        self.mlp = VisionMLP(config)
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.is_gated = is_gated
+        if is_gated:
+            self.gate_attn = mx.zeros((1,))
+            self.gate_ffn = mx.zeros((1,))
+
+    def __call__(self, rows: mx.array, real: int) -> mx.array:
+        change = self.self_attn(self.input_layernorm(rows), real)
+        rows = rows + (mx.tanh(self.gate_attn) * change if self.is_gated else change)
+        change = self.mlp(self.post_attention_layernorm(rows))
+        return rows + (mx.tanh(self.gate_ffn) * change if self.is_gated else change)
+
+
+class VisionEncoder(nn.Module):
+    def __init__(self, config: VisionConfig, num_layers: int, is_gated: bool) -> None:
+        super().__init__()
+        self.layers = [VisionLayer(config, is_gated) for _ in range(num_layers)]
+
+
+class TileEmbedding(nn.Module):
+    """An embedding of a tile's place among the tiles of its arrangement, behind a tanh gate."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.num_tiles = config.max_num_tiles
+        self.embedding = nn.Embedding(
+            config.num_aspect_ratios + 1, config.max_num_tiles * config.hidden_size
+        )
+        self.gate = mx.zeros((1,))
+
+    def __call__(self, aspect_ratio_id: int) -> mx.array:
+        """Returns (tiles, 1, hidden)."""
+        row = self.embedding(mx.array(aspect_ratio_id))
+        return mx.tanh(self.gate) * row.reshape(self.num_tiles, 1, -1)
+
+
+class PositionEmbedding(nn.Module):
+    """Positions of patches in their tile and in the whole arrangement, weighed by a gate."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.shape = (config.max_num_tiles, config.tokens_per_tile, config.hidden_size)
+        tiles, tokens, size = self.shape
+        self.embedding = mx.zeros((tokens, size))
+        self.tile_embedding = nn.Embedding(config.num_aspect_ratios + 1, tiles * tokens * size)
+        self.gate = mx.zeros((1,))
+
+    def __call__(self, aspect_ratio_id: int) -> mx.array:
+        """Returns (tiles, tokens of a tile, hidden)."""
+        gate = mx.tanh(self.gate)
+        across = self.tile_embedding(mx.array(aspect_ratio_id)).reshape(self.shape)
+        return (1 - gate) * self.embedding + gate * across
+
+
+class PatchEmbedding(nn.Module):
+    """The convolution that turns each patch into a vector, written as one matrix product."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.patch = config.patch_size
+        self.weight = mx.zeros(
+            (config.hidden_size, config.patch_size, config.patch_size, config.num_channels)
+        )
+
+    def __call__(self, pixels: mx.array) -> mx.array:
+        """(tiles, height, width, channels) → (tiles, patches, hidden), row by row."""
+        tiles, height, width, channels = pixels.shape
+        grid = (tiles, height // self.patch, self.patch, width // self.patch, self.patch, channels)
+        patches = pixels.reshape(grid).transpose(0, 1, 3, 2, 4, 5)
+        flat = patches.reshape(tiles, -1, self.patch * self.patch * channels)
+        return flat @ self.weight.reshape(len(self.weight), -1).T
+
+
+class VisionModel(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embedding = PatchEmbedding(config)
+        self.class_embedding = mx.zeros((config.hidden_size,))
+        self.gated_positional_embedding = PositionEmbedding(config)
+        self.pre_tile_positional_embedding = TileEmbedding(config)
+        self.post_tile_positional_embedding = TileEmbedding(config)
+        self.layernorm_pre = nn.LayerNorm(config.hidden_size, eps=_LAYER_NORM_EPS)
+        self.layernorm_post = nn.LayerNorm(config.hidden_size, eps=_LAYER_NORM_EPS)
+        self.transformer = VisionEncoder(config, config.num_hidden_layers, is_gated=False)
+        self.global_transformer = VisionEncoder(config, config.num_global_layers, is_gated=True)
+
+    def __call__(self, pixels: mx.array, aspect_ratio_id: int) -> mx.array:
+        """Encodes one image.
+
+        `pixels` is (real tiles, height, width, channels); `aspect_ratio_id` counts from 1. The
+        result is (max_num_tiles * tokens_per_tile, output_size): the rows of the real tiles, then
+        those of the absent ones, which are all-zero pictures that take part in every layer.
+        """
+        config = self.config
+        tiles, tokens = config.max_num_tiles, config.tokens_per_tile
+        real = len(pixels) * tokens
+        padding = -tokens % _PADDING_MULTIPLE  # rows that fill a tile up to a multiple of eight
+
+        rows = self._embed(pixels, aspect_ratio_id)  # (tiles * tokens, hidden)
+        # The padding rows of all tiles go to the end, so that real and padding rows are two slices.
+        rows = mx.concatenate([rows, mx.zeros((tiles * padding, rows.shape[-1]), rows.dtype)])
+
+        intermediate = {}
+        for index, layer in enumerate(self.transformer.layers):
+            rows = layer(rows, real)
+            if index in config.intermediate_layers_indices:
+                intermediate[index] = rows[: tiles * tokens]
+        rows = self.layernorm_post(rows)
+        place = self.post_tile_positional_embedding(aspect_ratio_id)
+        rows = rows + mx.concatenate(
+            [
+                mx.broadcast_to(place, (tiles, count, place.shape[-1])).reshape(
+                    tiles * count, place.shape[-1]
+                )
+                for count in (tokens, padding)
+            ]
+        )
+        for layer in self.global_transformer.layers:
+            rows = layer(rows, real)
+        # The intermediate features are interleaved: (rows, hidden, layer), flattened.
+        stacked = mx.stack([intermediate[i] for i in config.intermediate_layers_indices], axis=-1)
+        return mx.concatenate(
+            [rows[: tiles * tokens], stacked.reshape(tiles * tokens, -1)], axis=-1
+        )
+
+    def _embed(self, pixels: mx.array, aspect_ratio_id: int) -> mx.array:
+        config = self.config
+        absent = config.max_num_tiles - len(pixels)
+        patches = self.patch_embedding(pixels.astype(self.patch_embedding.weight.dtype))
+        patches = mx.pad(patches, [(0, absent), (0, 0), (0, 0)])
+        patches = patches + self.pre_tile_positional_embedding(aspect_ratio_id)
+        first = mx.broadcast_to(self.class_embedding, (config.max_num_tiles, 1, config.hidden_size))
+        rows = mx.concatenate([first, patches], axis=1)
+        rows = rows + self.gated_positional_embedding(aspect_ratio_id)
+        return self.layernorm_pre(rows).reshape(-1, config.hidden_size)

@@ -1,0 +1,128 @@
+"""Text to token ids and back, with the user's text kept text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as HFTokenizer
+from tokenizers.decoders import DecodeStream
+
+from .config import ModelConfig, read_json
+from .errors import UserError
+
+_FORMAT_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+_STOP_TOKENS = ("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation. An image, where there is one, comes before its text."""
+
+    role: str
+    text: str
+    images: int = 0
+
+
+class Tokenizer:
+    """The tokenizer of a Llama 3.2 Vision checkpoint."""
+
+    def __init__(self, tokenizer: HFTokenizer, image_id: int, stop_ids: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self._image_id = image_id
+        self.stop_ids = stop_ids
+        """Ids that end a turn."""
+
+    @classmethod
+    def load(cls, folder: Path, config: ModelConfig) -> Tokenizer:
+        """Reads `tokenizer.json` and, where there is one, `generation_config.json`."""
+        file = folder / "tokenizer.json"
+        if not file.exists():
+            raise UserError(f"{file} is missing: the model cannot read or write text without it")
+        try:
+            tokenizer = HFTokenizer.from_file(str(file))
+        except Exception as problem:  # the library raises nothing more precise
+            raise UserError(f"{file} cannot be read: {problem}") from None
+        plain = [
+            AddedToken(token.content, special=True)
+            for token in tokenizer.get_added_tokens_decoder().values()
+            if not token.special
+        ]
+        if plain:
+            tokenizer.add_special_tokens(plain)
+        # Special tokens are added by id below; in text, their strings are ordinary characters.
+        tokenizer.encode_special_tokens = True
+        for token in _FORMAT_TOKENS:
+            if tokenizer.token_to_id(token) is None:
+                raise UserError(f"{file}: there is no {token}, so this is no Llama 3 tokenizer")
+        return cls(tokenizer, config.image_token_id, _stop_ids(folder, tokenizer))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ordinary text; nothing in it is read as a special token."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def prompt(self, turns: Sequence[Turn]) -> list[int]:
+        """Ids of a conversation up to the point where the assistant writes.
+
+        The format is the one that LLaVA-CoT answers to at inference: one `<|begin_of_text|>`, then
+        each turn with its header, then the assistant's header.
+        """
+        ids = [self._special("<|begin_of_text|>")]
+        for turn in turns:
+            ids += self._header(turn.role)
+            ids += [self._image_id] * turn.images
+            ids += self.encode(turn.text)
+            ids.append(self._special("<|eot_id|>"))
+        return ids + self._header("assistant")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated ids, special tokens left out."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def stream(self) -> TextStream:
+        return TextStream(self._tokenizer)
+
+    def _header(self, role: str) -> list[int]:
+        return [
+            self._special("<|start_header_id|>"),
+            *self.encode(role),
+            self._special("<|end_header_id|>"),
+            *self.encode("\n\n"),
+        ]
+
+    def _special(self, token: str) -> int:
+        token_id = self._tokenizer.token_to_id(token)
+        assert token_id is not None  # `load` made sure
+        return token_id
+
+
+class TextStream:
+    """Generated ids to text, piece by piece, without ever splitting a character."""
+
+    def __init__(self, tokenizer: HFTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._ids: list[int] = []
+        self._shown = 0
+
+    def push(self, token_id: int) -> str:
+        """The text that became certain with this id; often empty amid a character."""
+        self._ids.append(token_id)
+        text = self._stream.step(self._tokenizer, token_id) or ""
+        self._shown += len(text)
+        return text
+
+    def finish(self) -> str:
+        """What was held back: the beginning of a character that never became whole, as �."""
+        return self._tokenizer.decode(self._ids, skip_special_tokens=True)[self._shown :]
+
+
+def _stop_ids(folder: Path, tokenizer: HFTokenizer) -> frozenset[int]:
+    ids = {tokenizer.token_to_id(token) for token in _STOP_TOKENS}
+    file = folder / "generation_config.json"
+    if file.exists():
+        listed = read_json(file, "").get("eos_token_id")
+        ids |= set(listed if isinstance(listed, list) else [listed])
+    return frozenset(token_id for token_id in ids if token_id is not None)

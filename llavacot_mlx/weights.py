@@ -1,0 +1,172 @@
+"""From a folder to a model whose weights are in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from .config import QuantizationMap, load_config
+from .errors import UserError
+from .model.mllama import Mllama
+from .names import PATCH_EMBEDDING, canonical_name, is_channels_first
+from .safetensors import TensorEntry, list_tensors
+
+_BATCH_BYTES = 256 * 2**20
+"""Tensors read together: enough for parallel reading, little beside a model that needs it."""
+
+# What MLX can read as floating point.
+_FLOATS = frozenset({"F32", "F16", "BF16"})
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """A tensor of a checkpoint under our name, still on disk."""
+
+    name: str
+    entry: TensorEntry
+    transpose: bool
+    """Whether it is a convolution in PyTorch's layout, to be turned into MLX's."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        if not self.transpose:
+            return self.entry.shape
+        out, channels, height, width = self.entry.shape
+        return (out, height, width, channels)
+
+
+def load_model(folder: Path, dtype: str = "auto") -> Mllama:
+    """Reads a checkpoint folder, ours, mlx-vlm's or Hugging Face's, quantised or not.
+
+    `dtype` is "auto", "float32", "float16" or "bfloat16". Auto means float32 on the CPU, whose
+    16-bit arithmetic is slow; on a GPU the weights' own type, with float32 stored as bfloat16.
+
+    Peak memory is the weights' own size plus one batch of tensors. Raises UserError for whatever
+    is wrong with the folder.
+    """
+    config = load_config(folder)
+    tensors = source_tensors(folder)
+    model = Mllama(config)
+    if config.quantization is not None:
+        quantize_modules(model, config.quantization, tensors)
+    check_tree(model, tensors, folder)
+    target = runtime_dtype(dtype, tensors)
+    for batch in _batches(list(tensors.values())):
+        arrays = read_tensors(batch)
+        named = []
+        for tensor in batch:
+            array = arrays.pop(tensor.name)  # the last reference to what a cast replaces
+            if tensor.entry.dtype in _FLOATS:
+                array = array.astype(target)
+            named.append((tensor.name, array))
+        mx.eval([array for _, array in named])
+        model.load_weights(named, strict=False)
+    model.eval()
+    return model
+
+
+def source_tensors(folder: Path) -> dict[str, SourceTensor]:
+    """The tensors of a checkpoint by our names; buffers that follow from the config are left out.
+
+    Raises UserError when two tensors mean the same weight.
+    """
+    tensors: dict[str, SourceTensor] = {}
+    for theirs, entry in list_tensors(folder).items():
+        name = canonical_name(theirs)
+        if name is None:
+            continue
+        if name in tensors:
+            raise UserError(f"{folder}: {tensors[name].entry.name!r} and {theirs!r} are the same")
+        transpose = name == PATCH_EMBEDDING and is_channels_first(theirs) and len(entry.shape) == 4
+        tensors[name] = SourceTensor(name, entry, transpose)
+    return tensors
+
+
+def read_tensors(tensors: list[SourceTensor]) -> dict[str, mx.array]:
+    """Arrays by our names, lazy: the data is read when an array is evaluated."""
+    files: dict[Path, dict[str, mx.array]] = {}
+    arrays = {}
+    for tensor in tensors:
+        file = tensor.entry.file
+        if file not in files:
+            try:
+                files[file] = mx.load(str(file))  # type: ignore[assignment]
+            except RuntimeError as problem:
+                raise UserError(f"{file} cannot be read: {problem}") from None
+        array = files[file].pop(tensor.entry.name)
+        arrays[tensor.name] = array.transpose(0, 2, 3, 1) if tensor.transpose else array
+    return arrays
+
+
+def quantize_modules(
+    model: nn.Module, quantization: QuantizationMap, tensors: Mapping[str, object]
+) -> None:
+    """Replaces the modules whose weights come quantised (they have scales) by quantised ones."""
+
+    def settings(path: str, module: nn.Module) -> bool | dict[str, int | str]:
+        if f"{path}.scales" not in tensors or not hasattr(module, "to_quantized"):
+            return False
+        chosen = quantization.of(path)
+        return {"group_size": chosen.group_size, "bits": chosen.bits, "mode": chosen.mode}
+
+    try:
+        nn.quantize(model, class_predicate=settings)
+    except ValueError as problem:
+        raise UserError(f"config.json: the quantization cannot be run: {problem}") from None
+
+
+def check_tree(model: nn.Module, tensors: Mapping[str, SourceTensor], folder: Path) -> None:
+    """Compares names and shapes with the model's own; the first that differs is an error."""
+    expected = dict(tree_flatten(model.parameters()))
+    for name in expected:
+        if name not in tensors:
+            raise UserError(f"{folder}: the weight {name} is missing")
+    for name, tensor in tensors.items():
+        if name not in expected:
+            raise UserError(
+                f"{folder}: the weight {tensor.entry.name} in {tensor.entry.file.name} belongs to "
+                "no part of an Mllama with this config.json"
+            )
+        if tensor.shape != tuple(expected[name].shape):
+            raise UserError(
+                f"{folder}: the weight {tensor.entry.name} in {tensor.entry.file.name} has the "
+                f"shape {list(tensor.shape)}; config.json asks for {list(expected[name].shape)}"
+            )
+
+
+def runtime_dtype(dtype: str, tensors: Mapping[str, SourceTensor]) -> mx.Dtype:
+    """The type that floating-point weights and activations have in memory."""
+    if dtype != "auto":
+        return named_dtype(dtype)
+    if mx.default_device().type == mx.DeviceType.cpu:
+        return mx.float32
+    stored = {tensor.entry.dtype for tensor in tensors.values()}
+    return mx.float16 if "F16" in stored else mx.bfloat16
+
+
+def named_dtype(name: str) -> mx.Dtype:
+    """The MLX type called "float32", "float16" or "bfloat16"."""
+    try:
+        return {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}[name]
+    except KeyError:
+        raise UserError(
+            f"{name!r} is not a type of weights: use float32, float16 or bfloat16"
+        ) from None
+
+
+def _batches(tensors: list[SourceTensor]) -> Iterator[list[SourceTensor]]:
+    batch: list[SourceTensor] = []
+    size = 0
+    for tensor in tensors:
+        if batch and size + tensor.entry.nbytes > _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(tensor)
+        size += tensor.entry.nbytes
+    if batch:
+        yield batch
