@@ -140,11 +140,14 @@ class _Section:
         return self.values.get(key) is not None
 
     def get(self, *spellings: str) -> Any:
-        """The value under the first spelling that is there."""
+        """The value under any of the spellings; where several are there, they must agree."""
         self.read.update(spellings)
-        for key in spellings:
-            if self.has(key):
-                return self.values[key]
+        present = [key for key in spellings if self.has(key)]
+        for key in present:
+            if self.values[key] != self.values[present[0]]:
+                raise self.error(key, f"is {self.values[key]!r}, but {present[0]} says otherwise")
+        if present:
+            return self.values[present[0]]
         raise self.error(" or ".join(spellings), "is missing, and the result depends on it")
 
     def integer(self, *spellings: str) -> int:

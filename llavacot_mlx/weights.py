@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,7 +104,7 @@ def read_tensors(tensors: list[SourceTensor]) -> dict[str, mx.array]:
 
 
 def quantize_modules(
-    model: nn.Module, quantization: QuantizationMap, tensors: Mapping[str, object]
+    model: nn.Module, quantization: QuantizationMap, tensors: Container[str]
 ) -> None:
     """Replaces the modules whose weights come quantised (they have scales) by quantised ones."""
 

@@ -1,0 +1,70 @@
+"""The files of a model folder beside its weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from llavacot_mlx.config import Llama3Scaling, ModelConfig, Quantization, read_json
+from llavacot_mlx.safetensors import INDEX_NAME
+
+# Tokenizer, chat template, picture and generation settings, licence and card; never code.
+_ENDINGS = frozenset({".json", ".jinja", ".txt", ".model", ".md"})
+_NAMES = ("LICENSE", "NOTICE", "USE_POLICY")
+
+
+def copy_settings(source: Path, target: Path) -> None:
+    """Copies everything that a later command needs, apart from weights and `config.json`."""
+    for file in sorted(source.iterdir()):
+        wanted = file.suffix in _ENDINGS or file.name.startswith(_NAMES)
+        if wanted and file.is_file() and file.name not in ("config.json", INDEX_NAME):
+            shutil.copyfile(file, target / file.name)
+
+
+def write_config(
+    source: Path,
+    target: Path,
+    config: ModelConfig,
+    dtype: str | None,
+    quantization: Quantization | None,
+) -> None:
+    """Writes `config.json` in the older spelling.
+
+    Both spellings mean the same to this program and to transformers, but mlx-vlm (0.7.10) reads
+    only the older one, and takes other heads and another RoPE from the newer without a word.
+    """
+    values = read_json(source / "config.json", "")
+    text, vision = values["text_config"], values["vision_config"]
+    text.pop("rope_parameters", None)
+    text["rope_theta"] = config.text.rope_theta
+    text["rope_scaling"] = _rope_scaling(config.text.rope_scaling)
+    vision.pop("attention_heads", None)
+    vision["num_attention_heads"] = config.vision.num_attention_heads
+    if dtype is not None:
+        for section in (values, text, vision):
+            section.pop("dtype", None)
+            section["torch_dtype"] = dtype
+    if quantization is not None:
+        described = {
+            "group_size": quantization.group_size,
+            "bits": quantization.bits,
+            "mode": quantization.mode,
+        }
+        values["quantization"] = described
+        values["quantization_config"] = described
+    text_of_it = json.dumps(values, indent=2, ensure_ascii=False)
+    (target / "config.json").write_text(text_of_it + "\n", encoding="utf-8")
+
+
+def _rope_scaling(scaling: Llama3Scaling | None) -> dict[str, Any] | None:
+    if scaling is None:
+        return None
+    return {
+        "rope_type": "llama3",
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "original_max_position_embeddings": scaling.original_max_position_embeddings,
+    }
