@@ -1,0 +1,67 @@
+"""The model that a command uses: what `--model` names, fetched if need be, or the demo model."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llavacot_mlx import demo, hub
+from llavacot_mlx.cli.figures import size
+from llavacot_mlx.errors import UserError
+
+if TYPE_CHECKING:
+    from llavacot_mlx.cli.render import DownloadBar
+
+PUBLISHED = "Xkev/Llama-3.2V-11B-cot"
+
+_DEMO_NOTICE = (
+    f"demo model (knows coloured shapes only); the real one: llavacot convert {PUBLISHED} -q"
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    name: str
+    """What the person called it; the folder's path for the demo model."""
+    folder: Path
+
+    @property
+    def short_name(self) -> str:
+        return self.folder.name if Path(self.name).is_dir() else self.name
+
+
+def model_named(name: str | None) -> Model:
+    """The model of `--model`; the demo model, which says so on stderr, when there was none.
+
+    A hub id that is not on the disk yet is downloaded, after saying so on stderr.
+    """
+    if name is None:
+        folder = demo.model_path()
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{folder}: no demo model in this installation; give --model a folder")
+        print(_DEMO_NOTICE, file=sys.stderr)
+        return Model(str(folder), folder)
+    with ExitStack() as stack:
+        return Model(name, hub.find(name, _Reporter(stack)))
+
+
+class _Reporter:
+    """Says what is downloaded, before the first byte, and then draws how far it is."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._bar: DownloadBar | None = None
+
+    def __call__(self, download: hub.Download) -> None:
+        if self._bar is None:
+            from llavacot_mlx.cli.render import DownloadBar
+
+            print(
+                f"downloading {download.model}, {size(download.total)}, from {download.origin} …",
+                file=sys.stderr,
+            )
+            self._bar = self._stack.enter_context(DownloadBar(sys.stderr))
+        self._bar.at(download.done, download.total)

@@ -1,0 +1,86 @@
+"""The last lines of a terminal, redrawn in place while what is above them stays.
+
+Only lines that changed are written, in one write, between the marks that let a terminal show a
+whole update at once; so nothing flickers. Lines that are printed for good scroll away upwards as
+any output does and stay in the terminal's history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TextIO
+
+_HIDE_CURSOR, _SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
+_BEGIN_UPDATE, _END_UPDATE = "\x1b[?2026h", "\x1b[?2026l"  # ignored by terminals without it
+_ERASE_LINE, _ERASE_BELOW = "\x1b[2K", "\x1b[J"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line as the terminal gets it, colours included, and the columns it fills."""
+
+    text: str
+    columns: int
+
+
+class Region:
+    """The region; its owner keeps it lower than the screen and its lines narrower."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._lines: Sequence[Line] = ()  # what is on the screen; the cursor is in the last one
+        self._width = 0  # of the terminal, when they were written
+
+    def open(self) -> None:
+        self._write(_HIDE_CURSOR)
+
+    def close(self) -> None:
+        """Gives the cursor back. What is in the region stays, so draw what should stay first."""
+        self._write(("\r\n" if self._lines else "") + _SHOW_CURSOR)
+        self._lines = ()
+
+    def forget(self) -> None:
+        """Leaves what was drawn to itself: the next drawing begins on a line of its own."""
+        self._lines = ()
+        self._write("\r\n" + _HIDE_CURSOR)
+
+    def draw(
+        self, lines: Sequence[Line], *, width: int, height: int, above: Sequence[Line] = ()
+    ) -> None:
+        """Shows `lines` in the region, after printing `above` for good where it begins.
+
+        `width` and `height` are the terminal's, now.
+        """
+        resized = bool(self._lines) and width != self._width
+        if not above and not resized and list(lines) == list(self._lines):
+            return
+        steps = [_BEGIN_UPDATE, self._to_first_line(width, height)]
+        before = self._lines
+        if resized or len(above) + len(lines) < len(before):
+            steps.append(_ERASE_BELOW)
+            before = ()
+        for index, line in enumerate([*above, *lines]):
+            if index:
+                steps.append("\r\n")
+            if index >= len(before):
+                steps.append(line.text)
+            elif line != before[index]:
+                steps += [_ERASE_LINE, line.text]
+        if above and not lines:
+            steps.append("\r\n")
+        # In the first column the cursor stays in the row where the line begins, should the
+        # terminal fold the line when its window becomes narrower.
+        steps += ["\r", _END_UPDATE]
+        self._lines, self._width = tuple(lines), width
+        self._write("".join(steps))
+
+    def _to_first_line(self, width: int, height: int) -> str:
+        # A window that became narrower has folded the lines that no longer fit.
+        rows = sum(max(1, -(-line.columns // width)) for line in self._lines[:-1])
+        up = min(rows, height - 1)
+        return "\r" + (f"\x1b[{up}A" if up else "")
+
+    def _write(self, text: str) -> None:
+        self._out.write(text)
+        self._out.flush()

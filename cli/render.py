@@ -1,0 +1,275 @@
+"""The terminal views; no other file knows rich."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self, TextIO
+
+from rich.box import HEAVY, ROUNDED
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
+
+from llavacot_mlx.cli.figures import figures, seconds
+from llavacot_mlx.cli.plain import not_closed
+from llavacot_mlx.cli.printable import printable
+from llavacot_mlx.cli.region import Line, Region
+from llavacot_mlx.cli.view import Show
+from llavacot_mlx.events import (
+    Answered,
+    Event,
+    FreeText,
+    Prepared,
+    StageEnded,
+    StageStarted,
+    StageText,
+)
+from llavacot_mlx.stages import Stage
+
+_DRAWINGS_PER_SECOND = 12
+_WIDEST = 100  # longer lines are hard to read
+_NARROWEST_PANEL = 24  # below, a frame costs more than it gives
+_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+_COLOURS = {
+    Stage.SUMMARY: "cyan",
+    Stage.CAPTION: "blue",
+    Stage.REASONING: "magenta",
+    Stage.CONCLUSION: "green",
+}
+
+
+@dataclass
+class _Block:
+    """What is being written now: a stage, or text outside any stage."""
+
+    stage: Stage | None
+    parts: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return printable("".join(self.parts).strip())
+
+
+class LiveView:
+    """An answer on a terminal: a panel per stage, filling while its text comes.
+
+    Only the open panel is ever redrawn; finished ones are printed for good above it, so an answer
+    longer than the screen scrolls by and is all there in the end. An open panel higher than the
+    screen shows its last lines, and is printed whole when its stage ends.
+
+    With `show=None` there is but a line that says what is being done, gone at the end: for output
+    that goes elsewhere.
+    """
+
+    def __init__(self, out: TextIO, show: Show | None) -> None:
+        self._console = Console(file=out, highlight=False, markup=False, emoji=False)
+        self._region = Region(out)
+        self._show = show
+        self._block: _Block | None = None
+        self._doing = ""
+        self._doing_since = 0.0
+        self._spinner = itertools.cycle(_SPINNER)
+        self._drawn: tuple[tuple[object, ...], list[Line]] | None = None  # the open panel's lines
+        self._lock = threading.Lock()  # both threads draw
+        self._ended = threading.Event()
+        self._drawer = threading.Thread(target=self._keep_drawing, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._region.open()
+        self._drawer.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self._drawer.join()
+        if isinstance(error, OSError):
+            return  # the terminal itself is gone
+        self._doing = ""
+        self._finish_block(
+            note="interrupted" if isinstance(error, KeyboardInterrupt) else "stopped"
+        )
+        self._draw()
+        self._region.close()
+
+    def waiting(self, doing: str) -> None:
+        """Says what is being done, such as `loading the model`, until something else is."""
+        self._doing, self._doing_since = doing, time.monotonic()
+
+    def show(self, event: Event) -> None:
+        """Takes the next event. The screen follows within a twelfth of a second."""
+        with self._lock:
+            match event:
+                case Prepared():
+                    self.waiting("waiting for the first word")
+                case StageStarted(stage):
+                    self._finish_block()
+                    self._block = _Block(stage)
+                    self.waiting(f"writing the {stage}")
+                case StageText(stage, text):
+                    self._open_block(stage).parts.append(text)
+                case StageEnded(stage, closed, tokens):
+                    self._open_block(stage)
+                    self._finish_block(
+                        note=f"{tokens} tokens" if closed else not_closed(stage),
+                        warn=not closed,
+                    )
+                case FreeText(text):
+                    self._open_block(None).parts.append(text)
+                case Answered(trace):
+                    self._finish_block()
+                    self._doing = ""
+                    if self._show is Show.ALL:
+                        self._draw(above=self._lines(Text(figures(trace), style="dim")))
+
+    def _open_block(self, stage: Stage | None) -> _Block:
+        if self._block is None or self._block.stage is not stage:
+            self._finish_block()
+            self._block = _Block(stage)
+        return self._block
+
+    def _finish_block(self, note: str = "", *, warn: bool = False) -> None:
+        """Prints the open block for good, if there is anything in it."""
+        block, self._block = self._block, None
+        if block is not None and self._shown(block) and (block.text or warn):
+            self._draw(above=self._lines(_picture(block, self._width, note=note, warn=warn)))
+
+    def _shown(self, block: _Block) -> bool:
+        if self._show is None:
+            return False
+        if block.stage is None:
+            return self._show is Show.ALL and bool(block.text)
+        return self._show.stage(block.stage)
+
+    def _keep_drawing(self) -> None:
+        while not self._ended.wait(1 / _DRAWINGS_PER_SECOND):
+            with self._lock:
+                try:
+                    self._draw()
+                except OSError:  # the terminal is gone; the main thread will notice as well
+                    return
+
+    def _draw(self, above: Iterable[Line] = ()) -> None:
+        lines = [*self._block_lines(), *self._status_lines()]
+        self._region.draw(
+            lines,
+            width=self._console.size.width,
+            height=self._console.size.height,
+            above=list(above),
+        )
+
+    def _block_lines(self) -> list[Line]:
+        block = self._block
+        room = self._console.size.height - 1  # the status line is below
+        if block is None or not self._shown(block) or room < 4:
+            return []
+        key = (id(block), len(block.parts), self._width, room)
+        if self._drawn is None or self._drawn[0] != key:
+            self._drawn = (key, self._lines(_picture(block, self._width, highest=room)))
+        return self._drawn[1]
+
+    def _status_lines(self) -> list[Line]:
+        if not self._doing:
+            return []
+        waited = time.monotonic() - self._doing_since
+        text = f"{next(self._spinner)} {self._doing}"
+        if waited >= 1:
+            text += f" · {seconds(int(waited)) if waited >= 60 else f'{int(waited)} s'}"
+        return self._lines(Text(text, style="dim", no_wrap=True, overflow="ellipsis"))
+
+    @property
+    def _width(self) -> int:
+        # The last column stays free: a line that ends in it leaves terminals of two minds
+        # about where the cursor is.
+        return max(1, min(_WIDEST, self._console.size.width - 1))
+
+    def _lines(self, picture: RenderableType) -> list[Line]:
+        with self._console.capture() as captured:
+            self._console.print(picture, width=self._width)
+        texts = captured.get().removesuffix("\n").split("\n")
+        return [Line(text, cell_len(Text.from_ansi(text).plain)) for text in texts]
+
+
+def _picture(
+    block: _Block, width: int, *, note: str = "", warn: bool = False, highest: int | None = None
+) -> RenderableType:
+    """A block as rich draws it, in `highest` rows: then only its last lines are shown."""
+    framed = block.stage is not None and width >= _NARROWEST_PANEL
+    answer = block.stage is Stage.CONCLUSION
+    text = Text(block.text, style="bold" if answer else "")
+    body: RenderableType = text
+    if highest is not None:
+        rows = text.wrap(Console(width=width), width - 4 if framed else width)
+        room = highest - (2 if framed else block.stage is not None)
+        if len(rows) > room:
+            hidden = len(rows) - room + 1
+            body = Group(Text(f"⋮ {hidden} lines above", style="dim"), *rows[hidden:])
+    if block.stage is None:
+        return body
+    colour = _COLOURS[block.stage]
+    title = Text(block.stage.value.capitalize(), style=f"not dim bold {colour}")
+    if not framed:
+        heading = Text.assemble(title, (f" {note}", "yellow") if warn else "")
+        return Group(heading, body)
+    return Panel(
+        body,
+        box=HEAVY if answer else ROUNDED,
+        title=title,
+        title_align="left",
+        subtitle=Text(note, style="yellow" if warn else "dim") if note else None,
+        subtitle_align="right",
+        border_style=colour if answer else f"dim {colour}",
+        width=width,
+    )
+
+
+class DownloadBar:
+    """A progress bar for bytes on their way, on a terminal; nothing elsewhere."""
+
+    def __init__(self, out: TextIO) -> None:
+        console = Console(file=out, highlight=False)
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal or console.is_dumb_terminal,
+        )
+        self._task = self._progress.add_task("downloading", total=None)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def at(self, done: int, total: int) -> None:
+        """Moves the bar to `done` of `total` bytes."""
+        self._progress.update(self._task, completed=done, total=total)

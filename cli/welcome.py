@@ -1,0 +1,23 @@
+"""The first command to try: it runs as it is, on a picture that comes with the package."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from llavacot_mlx import demo
+
+_QUESTION = "How many red circles are there?"
+
+
+def first_command() -> str:
+    """Such as `llavacot ask ~/…/square.png "How many red circles are there?"`."""
+    return f'llavacot ask {_typed(demo.example_path())} "{_QUESTION}"'
+
+
+def _typed(path: Path) -> str:
+    """The path as a person would type it in a shell."""
+    for base, prefix in ((Path.cwd(), ""), (Path.home(), "~/")):
+        if path.is_relative_to(base):
+            return prefix + shlex.quote(str(path.relative_to(base)))
+    return shlex.quote(str(path))

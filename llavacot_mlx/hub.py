@@ -1,0 +1,190 @@
+"""From the name of a model to its folder: a folder, or an id of the Hugging Face hub.
+
+What was downloaded once is used from then on without a network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llavacot_mlx.errors import UserError
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
+
+# Never .bin or .pt, which are pickles and run code when opened, and never .py.
+FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt"]
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Download:
+    """How far a download is, in bytes. Files that were there already count as done."""
+
+    model: str
+    origin: str
+    """Where the files come from, such as `https://huggingface.co`."""
+    done: int
+    total: int
+
+
+def find(model: str, report: Callable[[Download], None]) -> Path:
+    """The folder of `model`: itself if it is one, else the files of the hub id it names.
+
+    `report` is called before the first byte is asked for, with `done=0`, and then now and again;
+    never, when nothing has to be downloaded.
+
+    Raises UserError when there is no such folder, when the files are neither here nor to be had,
+    or when the disk has no room for them.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise UserError(f"{model}: a file; a model is a folder with config.json and *.safetensors")
+    if not _ID.fullmatch(model):
+        raise UserError(
+            f"{model}: no such folder; a model is a folder, or an id like owner/name on the hub"
+        )
+    return _downloaded(model) or _download(model, report)
+
+
+def _downloaded(model: str) -> Path | None:
+    """The folder that an earlier download of all files left, None if there is none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(model, local_files_only=True, allow_patterns=FILES))
+    except LocalEntryNotFoundError:
+        return None
+    return folder if _is_whole(folder) else None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether all weights are there: an interrupted download leaves some of the files."""
+    index = folder / "model.safetensors.index.json"
+    if not (folder / "config.json").is_file():
+        return False
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError):
+        return True  # damaged is not missing: reading the model will say what is wrong
+    return all((folder / shard).is_file() for shard in shards)
+
+
+def _download(model: str, report: Callable[[Download], None]) -> Path:
+    from huggingface_hub import HfApi, constants, hf_hub_download
+
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(
+            f"{model}: not downloaded yet, and HF_HUB_OFFLINE forbids the network; "
+            "unset it, or give --model a folder"
+        )
+    try:
+        api = HfApi()
+        sizes = _sizes(model, api.model_info(model, files_metadata=True, timeout=10))
+        _check_room(model, Path(constants.HF_HUB_CACHE), sum(sizes.values()))
+        progress = _Progress(Download(model, api.endpoint, 0, sum(sizes.values())), report)
+        # One after the other, in this thread: then Ctrl-C stops at once, and what is there already
+        # is kept. The hub's own client loads the parts of a large file in parallel.
+        for name, size in sizes.items():
+            path = hf_hub_download(model, name, tqdm_class=progress.of_file(size))
+            progress.file_done(size)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_why_not(model, error)) from error
+    folder = Path(path).parents[name.count("/")]
+    if not _is_whole(folder):
+        raise UserError(f"{model}: changed on the hub during the download; run this again")
+    return folder
+
+
+def _sizes(model: str, info: ModelInfo) -> dict[str, int]:
+    """The files that are wanted and their sizes in bytes, the small ones first."""
+    sizes = {
+        file.rfilename: file.size or 0
+        for file in info.siblings or ()
+        if any(fnmatch.fnmatch(file.rfilename, pattern) for pattern in FILES)
+    }
+    if "config.json" not in sizes or not any(name.endswith(".safetensors") for name in sizes):
+        raise UserError(
+            f"{model}: has no config.json and *.safetensors on the hub, so nothing was downloaded; "
+            "other weight formats are not read"
+        )
+    return dict(sorted(sizes.items(), key=lambda item: (item[1], item[0])))
+
+
+def _check_room(model: str, cache: Path, needed: int) -> None:
+    place = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise UserError(
+            f"{model}: {needed / 1e9:.1f} GB to download, and {place} has {free / 1e9:.1f} GB "
+            "free; make room, or set HF_HOME to a folder on a larger disk"
+        )
+
+
+def _why_not(model: str, error: Exception) -> str:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return (
+            f"{model}: its owner wants you to agree to terms first; do so on the model's page, "
+            "then log in with: hf auth login"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return f"{model}: no such folder here and no such model on the hub (private: hf auth login)"
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return (
+        f"{model}: not downloaded yet, and the download failed ({reason}); "
+        "check the network and run this again, or give --model a folder"
+    )
+
+
+class _Progress:
+    """Turns the hub client's progress bars, several a file, into one `Download` at a time."""
+
+    def __init__(self, start: Download, report: Callable[[Download], None]) -> None:
+        self._now = start
+        self._report = report
+        self._files_done = 0  # bytes of the files that are whole
+        report(start)
+
+    def file_done(self, size: int) -> None:
+        self._files_done += size
+        self._reach(self._files_done)
+
+    def of_file(self, size: int) -> type[Any]:
+        """A class of progress bars that draw nothing and report instead."""
+        from tqdm import tqdm  # type: ignore[import-untyped]
+
+        reach, before = self._reach, self._files_done
+
+        class Reporting(tqdm):
+            def __init__(self, *args: Any, **options: Any) -> None:  # as tqdm's own
+                super().__init__(*args, **{**options, "file": io.StringIO()})
+
+            def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+                reach(before + min(int(self.n), size))
+                return True
+
+        return Reporting
+
+    def _reach(self, done: int) -> None:
+        if done > self._now.done:  # one bar counts what arrived, another what is on the disk
+            self._now = dataclasses.replace(self._now, done=done)
+            self._report(self._now)

@@ -1,0 +1,210 @@
+"""Stand-ins for what the command line uses: an engine without weights, a terminal without glass."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from rich.cells import cell_len
+
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.events import (
+    Answered,
+    Event,
+    FreeText,
+    Prepared,
+    StageEnded,
+    StageStarted,
+    StageText,
+)
+from llavacot_mlx.stages import Closed, Opened, StageEvent, StageParser
+from llavacot_mlx.trace import SearchRecord, StageRecord, Timings, Trace, Usage
+
+GOOD_ANSWER = (
+    "<SUMMARY> I need to count the red circles. </SUMMARY>\n\n"
+    "<CAPTION> Top left: a large red circle. Bottom right: a small red circle. </CAPTION>\n\n"
+    "<REASONING> One red circle is at the top left and one at the bottom right. 1 + 1 = 2. "
+    "</REASONING>\n\n"
+    "<CONCLUSION> 2 </CONCLUSION>"
+)
+
+
+@dataclass(frozen=True)
+class Script:
+    """What the fake engine does."""
+
+    text: str = GOOD_ANSWER
+    """What it answers, whatever it is asked."""
+    pause: float = 0.0
+    """Seconds before each token."""
+    loading: float = 0.0
+    """Seconds that loading takes."""
+    user_error: str = ""
+    """Raised after the text, in place of an answer."""
+    bug: str = ""
+    """Raised after the text, as only a mistake of ours would be."""
+
+
+class FakeAssistant:
+    """`llavacot_mlx.assistant.Assistant` without a model: it follows a script."""
+
+    script = Script()
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    @classmethod
+    def load(cls, path: str | Path, *, dtype: str = "auto") -> FakeAssistant:
+        time.sleep(cls.script.loading)
+        return cls(str(path))
+
+    def stream(
+        self,
+        image: Image.Image,
+        question: str,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        max_tokens: int = 2048,
+        seed: int = 0,
+    ) -> Iterator[Event]:
+        script = self.script
+        yield Prepared(prompt_tokens=7, tiles=1)
+        answer = _FakeAnswer()
+        # Words and single white space, as tokens roughly are.
+        pieces = re.findall(r"\s|\S{1,6}", script.text)[:max_tokens]
+        for piece in pieces:
+            time.sleep(script.pause)
+            yield from answer.push(piece)
+        yield from answer.finish()
+        if script.user_error:
+            raise UserError(script.user_error)
+        if script.bug:
+            raise ZeroDivisionError(script.bug)
+        yield Answered(
+            Trace(
+                question=question,
+                image=str(image),
+                model=self._name,
+                seed=seed,
+                stages=tuple(answer.records),
+                text="".join(pieces),
+                prompt_token_ids=tuple(range(7)),
+                token_ids=tuple(range(len(pieces))),
+                search=SearchRecord(f"temperature {temperature:g}, top-p {top_p:g}"),
+                usage=Usage(prompt_tokens=7, images_encoded=1, decoded_tokens=len(pieces)),
+                timings=Timings(
+                    load_s=4.1, vision_s=0.32, first_token_s=1.5, decode_s=len(pieces) / 18.0
+                ),
+                peak_memory_bytes=7_300_000_000,
+            )
+        )
+
+
+class _FakeAnswer:
+    def __init__(self) -> None:
+        self.records: list[StageRecord] = []
+        self._parser = StageParser()
+        self._text = ""
+        self._tokens = 0
+
+    def push(self, piece: str) -> Iterator[Event]:
+        self._tokens += 1
+        yield from self._told(self._parser.feed(piece))
+
+    def finish(self) -> Iterator[Event]:
+        yield from self._told(self._parser.finish())
+
+    def _told(self, events: list[StageEvent]) -> Iterator[Event]:
+        for event in events:
+            if isinstance(event, Opened):
+                self._text = ""
+                yield StageStarted(event.stage)
+            elif isinstance(event, Closed):
+                tokens, self._tokens = self._tokens, 0
+                self.records.append(
+                    StageRecord(event.stage, self._text.strip(), event.by_tag, tokens)
+                )
+                yield StageEnded(event.stage, event.by_tag, tokens)
+            elif event.stage is None:
+                yield FreeText(event.text)
+            else:
+                self._text += event.text
+                yield StageText(event.stage, event.text)
+
+
+class FakeTerminal:
+    """A terminal that obeys the few sequences we write and refuses any other.
+
+    `history` has the lines that scrolled away at the top, `screen` those that are visible.
+    """
+
+    _SEQUENCE = re.compile(r"\x1b\[(\??)([0-9;]*)([A-Za-z])")
+
+    def __init__(self, width: int, height: int) -> None:
+        self.width, self.height = width, height
+        self.history: list[str] = []
+        self.screen: list[str] = [""]
+        self.cursor_visible = True
+        self._row = self._column = 0
+
+    @property
+    def lines(self) -> list[str]:
+        """Everything that a person can scroll back to, without the spaces at the ends."""
+        return [line.rstrip() for line in [*self.history, *self.screen]]
+
+    def feed(self, output: str) -> None:
+        at = 0
+        while at < len(output):
+            if match := self._SEQUENCE.match(output, at):
+                self._obey(*match.groups())
+                at = match.end()
+                continue
+            character = output[at]
+            at += 1
+            if character == "\r":
+                self._column = 0
+            elif character == "\n":
+                self._down()
+            elif character.isprintable():
+                self._put(character)
+            else:
+                raise AssertionError(f"unexpected control character {character!r}")
+
+    def _obey(self, private: str, numbers: str, verb: str) -> None:
+        if private:
+            if numbers == "25":
+                self.cursor_visible = verb == "h"
+            else:
+                assert numbers == "2026", f"unexpected mode {numbers}"
+        elif verb == "A":
+            self._row = max(0, self._row - int(numbers or 1))
+        elif verb == "J":
+            assert numbers in ("", "0")
+            del self.screen[self._row + 1 :]
+            self.screen[self._row] = self.screen[self._row][: self._column]
+        elif verb == "K":
+            assert numbers == "2"
+            self.screen[self._row] = ""
+        else:
+            assert verb == "m", f"unexpected sequence ESC [ {numbers} {verb}"
+
+    def _down(self) -> None:
+        self._row += 1
+        if self._row == len(self.screen):
+            self.screen.append("")
+        if len(self.screen) > self.height:
+            self.history.append(self.screen.pop(0))
+            self._row -= 1
+
+    def _put(self, character: str) -> None:
+        # One string element a character: enough here, where a line is always written from its
+        # first column to its end.
+        line = self.screen[self._row]
+        assert cell_len(line[: self._column] + character) <= self.width, f"too long: {line}"
+        self.screen[self._row] = line[: self._column] + character + line[self._column + 1 :]
+        self._column += 1
