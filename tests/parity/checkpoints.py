@@ -56,6 +56,7 @@ CORPUS = (
     "How many red circles are there? What is to the left of the large blue square?",
     "the user and the assistant describe the image; the answer is in the picture.",
     "user assistant system <SUMMARY> </SUMMARY> <CAPTION> <REASONING> <CONCLUSION>\n\n",
+    "one\n\n\ntwo\n\n\nthree\n\n\nfour\n\n\nfive\n\n\n",
 )
 CHAT_TEMPLATE = (
     "{{- bos_token }}{%- for message in messages %}"
@@ -477,8 +478,8 @@ def tensor_names(folder: Path) -> set[str]:
 # The checkpoints that the tests share. Seeds were chosen so that greedy decoding keeps saying new
 # things and comes near no tie; `test_checkpoints.py` measures both.
 GEOMETRIES: dict[str, Geometry] = {
-    "four-tiles": Geometry(seed=1),
-    "llama3-rope": Geometry(seed=3, rope_scaling=Llama3Scaling()),
+    "four-tiles": Geometry(seed=0),
+    "llama3-rope": Geometry(seed=6, rope_scaling=Llama3Scaling()),
     "five-heads-one-key": Geometry(
         max_tiles=3, vision_width=40, vision_heads=5, width=50, heads=5, kv_heads=1
     ),
@@ -490,7 +491,7 @@ GEOMETRIES: dict[str, Geometry] = {
         intermediate_layers=(0, 1, 2),
         rope_scaling=Llama3Scaling(factor=4.0, high_freq_factor=2.0),
     ),
-    "six-tiles": Geometry(max_tiles=6, rope_scaling=Llama3Scaling(factor=16.0)),
+    "six-tiles": Geometry(seed=5, max_tiles=6, rope_scaling=Llama3Scaling(factor=16.0)),
     "two-tiles": Geometry(max_tiles=2, patch=7),
     "one-tile": Geometry(max_tiles=1, vision_heads=1, heads=3, kv_heads=3),
 }

@@ -7,7 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoProcessor, MllamaForConditionalGeneration, MllamaProcessor
+from transformers import (
+    AutoProcessor,
+    BatchFeature,
+    MllamaForConditionalGeneration,
+    MllamaProcessor,
+)
 
 from .checkpoints import Geometry
 
@@ -51,6 +56,15 @@ class Oracle:
             [{"role": "user", "content": content}], add_generation_prompt=True
         )
 
+    def inputs(self, prompt: str, pictures: Sequence[Image.Image]) -> BatchFeature:
+        """What the official processor makes of a templated text with its pictures."""
+        return self.processor(
+            text=prompt,
+            images=list(pictures) or None,
+            add_special_tokens=False,  # the template has them
+            return_tensors="pt",
+        )
+
     def answer(self, parts: Sequence[Part], new_tokens: int = 1) -> Answer:
         """Run one user turn through processor and model, with `new_tokens` greedy tokens."""
         pictures = [part for part in parts if isinstance(part, Image.Image)]
@@ -58,12 +72,7 @@ class Oracle:
 
     def complete(self, prompt: str, pictures: Sequence[Image.Image], new_tokens: int = 1) -> Answer:
         """Run a templated text with its pictures, with `new_tokens` greedy tokens."""
-        inputs = self.processor(
-            text=prompt,
-            images=list(pictures) or None,
-            add_special_tokens=False,
-            return_tensors="pt",
-        )
+        inputs = self.inputs(prompt, pictures)
         with torch.inference_mode():
             memory = None
             if pictures:

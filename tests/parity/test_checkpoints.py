@@ -69,13 +69,8 @@ def test_the_absent_tiles_change_the_first_rows(oracle: Callable[[Geometry], Ora
     """
     geometry = GEOMETRIES["four-tiles"]
     hf = oracle(geometry)
-    prompt = hf.prompt([picture_of(geometry, 1, 1), QUESTION])
-    inputs = hf.processor(
-        text=prompt,
-        images=[picture_of(geometry, 1, 1)],
-        add_special_tokens=False,
-        return_tensors="pt",
-    )
+    image = picture_of(geometry, 1, 1)
+    inputs = hf.inputs(hf.prompt([image, QUESTION]), [image])
     mask = inputs["cross_attention_mask"]
     first = inputs["input_ids"][0].tolist().index(IMAGE_TOKEN_ID)
     assert not mask[0, :first].any()

@@ -1,0 +1,89 @@
+"""What this port says to a prompt, in the shape of the oracle's answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from PIL import Image
+
+from llavacot_mlx.cache import Sight, TextCache
+from llavacot_mlx.decode import decode, prefill
+from llavacot_mlx.model.mllama import Mllama
+from llavacot_mlx.pictures import TileCutter
+from llavacot_mlx.prompt import Prompt
+from llavacot_mlx.sampling import Sampling
+from llavacot_mlx.trace import Timings, Usage
+from llavacot_mlx.weights import load_model
+
+from .oracle import Answer, difference
+
+# Of the largest value: what is left between two libraries that compute the same in float32.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Our model and tile cutter of one folder."""
+
+    model: Mllama
+    cutter: TileCutter
+
+    @classmethod
+    def open(cls, folder: Path) -> "Ours":
+        """Read `folder` in float32."""
+        model = load_model(folder, dtype="float32")
+        return cls(model, TileCutter.load(folder, model.config.vision))
+
+    def memory(self, pictures: Sequence[Image.Image]) -> np.ndarray:
+        """(images, max_tiles, tokens a tile, width): what the text sees of `pictures`."""
+        vision = self.model.config.vision
+        cuts = [self.cutter.cut(picture) for picture in pictures]
+        seen = [self.model.image_features(mx.array(c.pixels), c.aspect_ratio_id) for c in cuts]
+        shape = (len(seen), vision.max_num_tiles, vision.tokens_per_tile, -1)
+        return np.array(mx.concatenate(seen)).reshape(shape)
+
+    def complete(
+        self, token_ids: Sequence[int], pictures: Sequence[Image.Image], new_tokens: int = 1
+    ) -> tuple[np.ndarray, list[int]]:
+        """Prefill and greedy decoding, nothing stopping it.
+
+        Returns the logits of every row of the prefill, (prompt tokens, vocabulary), and the new
+        tokens' ids.
+        """
+        prompt = Prompt(tuple(token_ids), tuple(self.cutter.cut(p) for p in pictures))
+        watched = _Watched(self.model)
+        usage = Usage()
+        context = prefill(watched, prompt, usage, Timings())
+        rows = self.model.logits(mx.concatenate(watched.rows, axis=1))[0]
+        assert usage.images_encoded == len(pictures)
+        greedy = Sampling(temperature=0.0)
+        run = decode(self.model, context, greedy, 0, frozenset(), new_tokens, usage)
+        return np.array(rows), list(run)
+
+
+class _Watched:
+    """A model that keeps the hidden rows of every forward pass: prefill only returns the last."""
+
+    def __init__(self, model: Mllama) -> None:
+        self.config = model.config
+        self.language_model = model.language_model
+        self.image_features = model.image_features
+        self.logits = model.logits
+        self.rows: list[mx.array] = []  # each (1, rows of a pass, width)
+        self._model = model
+
+    def hidden(self, ids: mx.array, cache: TextCache, sights: Sequence[Sight]) -> mx.array:
+        rows = self._model.hidden(ids, cache, sights)
+        self.rows.append(rows)
+        return rows
+
+
+def check_equal(ours: Ours, theirs: Answer, pictures: Sequence[Image.Image]) -> None:
+    """Hold our run of the oracle's prompt against its answer: vision, every row, every token."""
+    if theirs.memory is not None:
+        assert difference(ours.memory(pictures), theirs.memory) <= TOLERANCE
+    logits, generated = ours.complete(theirs.token_ids, pictures, len(theirs.generated))
+    assert difference(logits, theirs.logits) <= TOLERANCE
+    assert generated == theirs.generated
