@@ -72,10 +72,13 @@ class Tokenizer:
         ids = [self._special("<|begin_of_text|>")]
         for turn in turns:
             ids += self._header(turn.role)
-            ids += [self._image_id] * turn.images
-            ids += self.encode(turn.text)
+            if turn.images:
+                ids += self.encode("\n\n") + [self._image_id] * turn.images
+                ids += self.encode(turn.text)
+            else:  # one text, since new lines at its start share a token with the header's
+                ids += self.encode("\n\n" + turn.text)
             ids.append(self._special("<|eot_id|>"))
-        return ids + self._header("assistant")
+        return ids + self._header("assistant") + self.encode("\n\n")
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, special tokens left out."""
@@ -89,7 +92,6 @@ class Tokenizer:
             self._special("<|start_header_id|>"),
             *self.encode(role),
             self._special("<|end_header_id|>"),
-            *self.encode("\n\n"),
         ]
 
     def _special(self, token: str) -> int:
