@@ -1,0 +1,24 @@
+"""The demo model in the package, and its example pictures: where they lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+
+
+def model_path() -> Path:
+    """The folder of the demo model, an MLX folder that `Assistant.load` opens."""
+    return _HERE / "model"
+
+
+def example_path(name: str = "square") -> Path:
+    """An example picture of the little world: `square`, `wide` or `tall`.
+
+    Raises FileNotFoundError, with the names there are, for any other.
+    """
+    path = _HERE / "examples" / f"{name}.png"
+    if not path.is_file():
+        names = ", ".join(sorted(other.stem for other in path.parent.glob("*.png")))
+        raise FileNotFoundError(f"no example picture {name!r}; there are: {names}")
+    return path

@@ -1,0 +1,172 @@
+"""Judge questions: is the stage just written right, yes or no?
+
+The search scores a candidate by the probability of "yes" to these questions, so the demo model
+is trained on them with planted mistakes in half of the rows. A judge question is a user turn
+after the assistant's answer so far, which `<|eot_id|>` closes wherever it stands:
+
+    user: QUESTION
+    assistant: <SUMMARY> … </SUMMARY> <CAPTION> … </CAPTION>
+    user: Is this caption right? Answer yes or no.
+    assistant: yes
+
+The stage judged is always the last one. It may be still open, at the end of any sentence; after
+a closing tag the blank line before the next stage may have been written or not.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass, replace
+
+from llavacot_mlx.demo.questions import LETTERS, Question, answered, question_of, tagged
+from llavacot_mlx.demo.scenes import COLOURS, HORIZONTAL, KINDS, SIZES, VERTICAL, Scene, Shape
+from llavacot_mlx.stages import Stage
+
+# The texts that a judge asks; the model knows no others.
+JUDGE_QUESTIONS = {
+    Stage.SUMMARY: "Is this summary right? Answer yes or no.",
+    Stage.CAPTION: "Is this caption right? Answer yes or no.",
+    Stage.REASONING: "Is this reasoning right? Answer yes or no.",
+    Stage.CONCLUSION: "Is this conclusion right? Answer yes or no.",
+}
+OPEN_SHARE = 0.2  # of the captions and reasonings judged are cut before their end
+_STAGE_SHARES = {
+    Stage.SUMMARY: 1,
+    Stage.CAPTION: 4,
+    Stage.REASONING: 4,
+    Stage.CONCLUSION: 3,
+}
+
+
+@dataclass(frozen=True)
+class JudgeQuestion:
+    """A question, the assistant's answer to it as far as it goes, and the judge's question.
+
+    `partial` is the assistant's text, tags included; its last stage is `stage`, which holds
+    `judged`. `answer` is "yes" or "no".
+    """
+
+    stage: Stage
+    question: Question
+    partial: str
+    judged: str
+    text: str
+    answer: str
+
+
+def judge_question(scene: Scene, question: Question, rng: random.Random) -> JudgeQuestion:
+    """A judge question about an answer to `question`; "no" in about half of the draws."""
+    stages, shares = tuple(_STAGE_SHARES), tuple(_STAGE_SHARES.values())
+    stage = rng.choices(stages, weights=shares)[0]
+    told, judged = question, question.stage_text(stage)
+    if rng.random() < 0.55:  # a misread shape does not always make a conclusion wrong
+        told, judged = _planted(scene, question, stage, rng)
+    opened = stage in (Stage.CAPTION, Stage.REASONING) and rng.random() < OPEN_SHARE
+    if opened:
+        sentences = judged.split(". ")
+        judged = ". ".join(sentences[: rng.randint(1, len(sentences))]).removesuffix(".") + "."
+    truth = question.stage_text(stage)
+    right = truth.startswith(judged) if opened else judged == truth
+    order = list(Stage)
+    before = [tagged(past, told.stage_text(past)) for past in order[: order.index(stage)]]
+    last = f"{stage.opening} {judged}" if opened else tagged(stage, judged)
+    if not opened and stage is not Stage.CONCLUSION and rng.random() < 0.5:
+        last += "\n\n"  # a tokenizer may hold the blank line in one token with the tag's end
+    return JudgeQuestion(
+        stage=stage,
+        question=question,
+        partial="\n\n".join([*before, last]),
+        judged=judged,
+        text=JUDGE_QUESTIONS[stage],
+        answer="yes" if right else "no",
+    )
+
+
+def _planted(
+    scene: Scene, question: Question, stage: Stage, rng: random.Random
+) -> tuple[Question, str]:
+    """A question whose stages come before the judged one, and the judged text, mostly wrong."""
+    if stage is Stage.SUMMARY:
+        other = question_of(question.kind, scene, rng)
+        return question, (other or question).summary
+    if rng.random() < 0.45:
+        for _ in range(4):  # most misread shapes leave a conclusion as it was
+            misled = answered(question.query, misread(scene, rng))
+            if misled.stage_text(stage) != question.stage_text(stage):
+                break
+        return misled, misled.stage_text(stage)
+    if stage is Stage.CONCLUSION and question.choices:
+        letters = LETTERS[: len(question.choices)].replace(question.answer, "")
+        return question, rng.choice(letters)
+    return question, slip(question.stage_text(stage), rng)
+
+
+def misread(scene: Scene, rng: random.Random) -> Scene:
+    """The scene with one shape seen wrongly, missed, moved to a free cell, or invented."""
+    shapes = list(scene.shapes)
+    taken = {shape.place for shape in shapes}
+    free = [place for place in scene.layout.places() if place not in taken]
+    index = rng.randrange(len(shapes))
+    mistake = rng.random()
+    if mistake < 0.15 and len(shapes) > 2:
+        del shapes[index]
+    elif mistake < 0.3 and free and len(shapes) < scene.layout.most_shapes:
+        invented = Shape(
+            size=rng.choice(SIZES),
+            colour=rng.choice(tuple(COLOURS)),
+            kind=rng.choice(KINDS),
+            place=rng.choice(free),
+        )
+        shapes.append(invented)
+    elif mistake < 0.4 and free:
+        shapes[index] = replace(shapes[index], place=rng.choice(free))
+    else:
+        shapes[index] = _seen_wrongly(shapes[index], rng)
+    order = scene.layout.places()
+    shapes.sort(key=lambda shape: order.index(shape.place))
+    return replace(scene, shapes=tuple(shapes))
+
+
+def _seen_wrongly(shape: Shape, rng: random.Random) -> Shape:
+    attribute = rng.choice(("size", "colour", "colour", "kind", "kind"))
+    if attribute == "size":
+        return replace(shape, size=_other(SIZES, shape.size, rng))
+    if attribute == "colour":
+        return replace(shape, colour=_other(tuple(COLOURS), shape.colour, rng))
+    return replace(shape, kind=_other(KINDS, shape.kind, rng))
+
+
+def slip(text: str, rng: random.Random) -> str:
+    """The text with one word that matters replaced by another of its sort."""
+    places = list(_SLIPPERY.finditer(text))
+    if not places:
+        raise ValueError(f"no word of the world to change in {text!r}")
+    chosen = rng.choice(places)
+    word = chosen.group()
+    if word.isdigit():
+        number = max(0, int(word) + rng.choice((-1, 1)))
+        changed = str(number if number != int(word) else 1)
+    else:
+        sort = next(sort for sort in _SORTS if word in sort)
+        changed = _other(sort, word, rng)
+    return text[: chosen.start()] + changed + text[chosen.end() :]
+
+
+_SORTS = (
+    SIZES,
+    tuple(COLOURS),
+    KINDS,
+    tuple(f"{kind}s" for kind in KINDS),
+    VERTICAL[3],
+    HORIZONTAL[3],
+    ("yes", "no"),
+    ("first", "second"),
+)
+_SLIPPERY = re.compile(
+    r"\b(?:[0-9]+|" + "|".join(word for sort in _SORTS for word in sort) + r")\b"
+)
+
+
+def _other(words: tuple[str, ...], word: str, rng: random.Random) -> str:
+    return rng.choice([other for other in words if other != word])
