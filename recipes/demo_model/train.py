@@ -1,0 +1,264 @@
+"""Trains the demo model from nothing: the vision tower on cells first, then all of it.
+
+    python recipes/demo_model/train.py pictures RUN --steps 800
+    python recipes/demo_model/train.py joint RUN --steps 9000 --decay 3500
+
+RUN holds the tokenizer, a checkpoint for each phase and the curve (curve.jsonl). A phase that
+was interrupted goes on from its checkpoint. The learning rate rises, stays, and falls linearly
+to zero over the last `--decay` steps; a phase that has not begun to fall may be given other
+`--steps` when it is resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import forward
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from forward import Pictures, features, hidden_states
+from greedy import held_out, pictures_of, score
+from model import TEXT_WIDTH, new_model
+from muon import Optimizer
+from rows import CELL_HEADS, IGNORE, JUDGE_WEIGHT, TOKEN_CLASSES, Batch, prompt, training_batch
+from tiles import check_against_transformers, normalised
+from tokenizer import save_tokenizer, train_tokenizer
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import MllamaForConditionalGeneration
+
+from llavacot_mlx.demo.world import VALIDATION, draw
+
+SEED = 0
+CELLS_WEIGHT = 0.5  # of the auxiliary loss beside the text's
+WARMUP = 100  # steps
+SAVE_EVERY = 240.0  # seconds
+LOG_EVERY = 25  # steps
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a phase does, and for how long."""
+
+    phase: str  # "pictures" (the vision tower and the cells alone) or "joint"
+    steps: int
+    decay: int  # the last steps, over which the learning rate falls to zero
+    pictures: int  # a step
+    rows_a_picture: int
+    judged: float  # share of the rows that are judge questions, once they have begun
+    judge_from: int  # the step from which there are judge questions
+    muon_rate: float
+    adam_rate: float
+    evaluate_every: int  # steps; 0 for never
+    evaluated: int  # questions
+
+    def factor(self, step: int) -> float:
+        """What the learning rates are multiplied by at a step."""
+        return min(1.0, (step + 1) / WARMUP, (self.steps - step) / max(1, self.decay))
+
+
+def produce(queue: multiprocessing.Queue, tokenizer_file: str, plan: Plan, first: int) -> None:
+    """The background worker: batches in the order of their steps."""
+    tokenizer = Tokenizer.from_file(tokenizer_file)
+    for step in range(first, plan.steps):
+        judged = plan.judged if step >= plan.judge_from else 0.0
+        queue.put(training_batch(tokenizer, step, plan.pictures, plan.rows_a_picture, judged))
+
+
+def cell_losses(
+    heads: nn.ModuleDict, seen: Tensor, batch: Batch
+) -> tuple[Tensor, dict[str, float]]:
+    """The mean cross-entropy of what the cells hold, and each head's share of right ones."""
+    losses, shares = [], {}
+    for name in CELL_HEADS:
+        target = torch.from_numpy(batch.cells[name])
+        asked = target != IGNORE
+        logits = heads[name](seen[asked])
+        losses.append(F.cross_entropy(logits, target[asked]))
+        shares[f"cell {name}"] = (logits.argmax(-1) == target[asked]).float().mean().item()
+    return torch.stack(losses).mean(), shares
+
+
+def text_losses(
+    model: MllamaForConditionalGeneration, seen: Tensor, tile_mask: Tensor, batch: Batch
+) -> tuple[Tensor, dict[str, float]]:
+    """The weighted mean cross-entropy of the learned tokens, and the mean by class of token."""
+    token_ids, classes = torch.from_numpy(batch.token_ids), torch.from_numpy(batch.classes)
+    shared = len(token_ids) // len(seen)
+    mask = tile_mask.repeat_interleave(shared, dim=0)
+    hidden = hidden_states(model, token_ids, seen, mask)[:, :-1]
+    target, kinds = token_ids[:, 1:], classes[:, 1:]
+    learned = kinds != 0
+    logits = hidden[learned].bfloat16() @ model.lm_head.weight.bfloat16().T
+    losses = F.cross_entropy(logits.float(), target[learned], reduction="none")
+    kinds = kinds[learned]
+    weights = torch.where(kinds == TOKEN_CLASSES.index("judge"), JUDGE_WEIGHT, 1.0)
+    total = (losses * weights).sum() / weights.sum()
+    values = losses.detach()
+    by_class = {
+        name: values[kinds == number].mean().item()
+        for number, name in enumerate(TOKEN_CLASSES)
+        if (kinds == number).any()
+    }
+    return total, by_class
+
+
+def run(plan: Plan, folder: Path, start_from: Path | None) -> None:
+    """Trains a phase to its end, from its checkpoint if there is one."""
+    torch.set_num_threads(2)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "tokenizer.json").is_file():
+        save_tokenizer(train_tokenizer(), folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    model = new_model(tokenizer, SEED)
+    model.train()
+    heads = nn.ModuleDict({name: nn.Linear(TEXT_WIDTH, n) for name, n in CELL_HEADS.items()})
+    trained = [model.model.vision_model, model.model.multi_modal_projector, heads]
+    if plan.phase == "joint":
+        trained = [model, heads]
+    optimizer = Optimizer(trained, matrices_by_muon=plan.muon_rate > 0)
+    checkpoint = folder / f"{plan.phase}.pt"
+    step, seconds = 0, 0.0
+    if checkpoint.is_file():
+        saved = torch.load(checkpoint)
+        optimizer.load_state_dict(saved["optimizer"])
+        step, seconds = saved["step"], saved["seconds"]
+    elif start_from is not None:
+        saved = torch.load(start_from)
+    else:
+        saved = None
+    if saved is not None:
+        model.load_state_dict(saved["model"])
+        heads.load_state_dict(saved["heads"])
+
+    held = held_out(VALIDATION, plan.evaluated)
+    _check(model, tokenizer)
+    forward.compile_blocks()
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue(maxsize=6)
+    worker = context.Process(
+        target=produce, args=(queue, str(folder / "tokenizer.json"), plan, step), daemon=True
+    )
+    worker.start()
+    log = (folder / "curve.jsonl").open("a", buffering=1)
+    log.write(json.dumps({"plan": asdict(plan), "from step": step}) + "\n")
+    began, last_saved = time.monotonic() - seconds, time.monotonic()
+    sums: dict[str, list[float]] = {}
+    waited = 0.0
+    while step < plan.steps:
+        asked = time.monotonic()
+        batch = queue.get()
+        waited += time.monotonic() - asked
+        tile_mask = torch.from_numpy(batch.tile_mask).long()
+        pictures = Pictures(
+            tiles=torch.from_numpy(normalised(batch.tiles, batch.tile_mask)),
+            ratio_ids=torch.from_numpy(batch.ratio_ids),
+            tile_mask=tile_mask,
+        )
+        seen = features(model, pictures)
+        loss, figures = cell_losses(heads, seen, batch)
+        figures["cells"] = loss.item()
+        if plan.phase == "joint":
+            text, by_class = text_losses(model, seen, tile_mask, batch)
+            figures |= by_class
+            figures["text"] = text.item()
+            loss = text + CELLS_WEIGHT * loss
+        loss.backward()
+        factor = plan.factor(step)
+        figures["gradient"] = optimizer.step(factor * plan.muon_rate, factor * plan.adam_rate)
+        step += 1
+        for name, value in figures.items():
+            sums.setdefault(name, []).append(value)
+        now = time.monotonic()
+        if step % LOG_EVERY == 0 or step == plan.steps:
+            means = {name: round(sum(v) / len(v), 5) for name, v in sums.items()}
+            entry = {"phase": plan.phase, "step": step, "seconds": round(now - began, 1)}
+            entry |= {"rate factor": round(factor, 4), "waited": round(waited, 1)}
+            log.write(json.dumps(entry | means) + "\n")
+            sums, waited = {}, 0.0
+        if now - last_saved > SAVE_EVERY or step == plan.steps:
+            _save(checkpoint, model, heads, optimizer, step, now - began)
+            last_saved = now
+        if plan.evaluate_every and (step % plan.evaluate_every == 0 or step == plan.steps):
+            model.eval()
+            shares = score(model, tokenizer, held, batch=100)
+            model.train()
+            began += time.monotonic() - now  # evaluation is not training time
+            shares = {name: round(share, 4) for name, share in shares.items()}
+            log.write(json.dumps({"phase": plan.phase, "evaluated": step} | shares) + "\n")
+    log.close()
+
+
+def _check(model: MllamaForConditionalGeneration, tokenizer: Tokenizer) -> None:
+    """Our tiles and our forward pass against transformers', before any time is spent."""
+    asked = held_out(VALIDATION, 16)
+    check_against_transformers([draw(one.scene) for one in asked])
+    texts = [prompt(one.question.text) + one.question.reply() for one in asked]
+    rows = [tokenizer.encode(text, add_special_tokens=False).ids[:64] for text in texts]
+    difference = forward.difference(
+        model, pictures_of([one.scene for one in asked]), torch.tensor(np.array(rows))
+    )
+    assert difference < 0.15, f"the forward pass differs from transformers' by {difference}"
+
+
+def _save(
+    path: Path,
+    model: nn.Module,
+    heads: nn.Module,
+    optimizer: Optimizer,
+    step: int,
+    seconds: float,
+) -> None:
+    """Whole or not at all."""
+    state = {
+        "model": model.state_dict(),
+        "heads": heads.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+        "seconds": seconds,
+    }
+    unfinished = path.with_suffix(".unfinished")
+    torch.save(state, unfinished)
+    unfinished.replace(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("phase", choices=("pictures", "joint"))
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--decay", type=int, default=0)
+    parser.add_argument("--judge-from", type=int, default=1500)
+    parser.add_argument("--evaluate-every", type=int, default=750)
+    parser.add_argument("--muon-rate", type=float, default=2e-3, help="0: AdamW for all")
+    parser.add_argument("--adam-rate", type=float, default=1e-3)
+    arguments = parser.parse_args()
+    joint = arguments.phase == "joint"
+    plan = Plan(
+        phase=arguments.phase,
+        steps=arguments.steps,
+        decay=arguments.decay,
+        pictures=16 if joint else 32,
+        rows_a_picture=3 if joint else 0,
+        judged=0.15 if joint else 0.0,
+        judge_from=arguments.judge_from,
+        muon_rate=arguments.muon_rate,
+        adam_rate=arguments.adam_rate,
+        evaluate_every=arguments.evaluate_every if joint else 0,
+        evaluated=200,
+    )
+    if not math.isfinite(plan.adam_rate) or plan.steps < plan.decay:
+        parser.error("--steps must be at least --decay")
+    pictures = arguments.run / "pictures.pt"
+    run(plan, arguments.run, pictures if joint and pictures.is_file() else None)
+
+
+if __name__ == "__main__":
+    main()
