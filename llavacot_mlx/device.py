@@ -10,8 +10,8 @@ import mlx.core as mx
 
 
 @cache
-def _generation_stream() -> mx.Stream:
-    return mx.new_stream(mx.default_device())
+def _generation_stream() -> mx.ThreadLocalStream:
+    return mx.new_thread_local_stream(mx.default_device())
 
 
 def on_generation_stream() -> AbstractContextManager[object]:
@@ -24,14 +24,16 @@ def wired_memory() -> Iterator[None]:
     """Keeps the weights resident on a Mac while the block runs.
 
     macOS pages memory of the GPU out between steps unless it is wired; the limit goes up to the
-    recommended working set and back to what it was. On other devices nothing happens.
+    recommended working set and back to what it was. Devices that recommend none are left alone.
     """
-    if not mx.metal.is_available():
+    recommended = mx.device_info().get("max_recommended_working_set_size")
+    if recommended is None:
         yield
         return
-    before = mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
+    before = mx.set_wired_limit(int(recommended))
     try:
         yield
     finally:
-        mx.synchronize(_generation_stream())
+        with on_generation_stream():
+            mx.synchronize()  # the limit must not change under a running computation
         mx.set_wired_limit(before)
