@@ -1,0 +1,1 @@
+"""Measurements against the peers: the figures of the README come from here."""

@@ -1,0 +1,98 @@
+"""One measured run in a process of its own: `python -m benchmarks.one_run ours|mlx-vlm …`.
+
+Prints one JSON object on the last line of stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+QUESTION = "What is in the picture?"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("program", choices=("ours", "mlx-vlm"))
+    parser.add_argument("model", type=Path)
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("--max-tokens", type=int, required=True)
+    arguments = parser.parse_args()
+    run = _ours if arguments.program == "ours" else _mlx_vlm
+    times = run(arguments.model, arguments.picture, arguments.max_tokens)
+    steps = [after - before for before, after in itertools.pairwise(times[1:])]
+    print(
+        json.dumps(
+            {
+                "first_token_s": times[1] - times[0],
+                "decode_step_s": sorted(steps)[len(steps) // 2],
+                "tokens": len(times) - 1,
+                "peak_rss_bytes": _peak_rss_bytes(),
+            }
+        )
+    )
+
+
+def _ours(model: Path, picture: Path, max_tokens: int) -> list[float]:
+    """The time of the question, then of each token."""
+    from llavacot_mlx.config import load_config
+    from llavacot_mlx.decode import decode, prefill
+    from llavacot_mlx.pictures import TileCutter, open_picture
+    from llavacot_mlx.prompt import Prompt
+    from llavacot_mlx.sampling import Sampling
+    from llavacot_mlx.tokenizer import Tokenizer, Turn
+    from llavacot_mlx.trace import Timings, Usage
+    from llavacot_mlx.weights import load_model
+
+    config = load_config(model)
+    tokenizer, cutter = Tokenizer.load(model, config), TileCutter.load(model, config.vision)
+    backbone = load_model(model)
+    usage = Usage()
+    times = [time.perf_counter()]
+    prompt = Prompt(
+        tuple(tokenizer.prompt([Turn("user", QUESTION, images=1)])),
+        (cutter.cut(open_picture(picture)),),
+    )
+    context = prefill(backbone, prompt, usage, Timings())
+    for _ in decode(backbone, context, Sampling(), 0, tokenizer.stop_ids, max_tokens, usage):
+        times.append(time.perf_counter())
+    return times
+
+
+def _mlx_vlm(model: Path, picture: Path, max_tokens: int) -> list[float]:
+    """The time of the question, then of each token."""
+    from mlx_vlm import load
+    from mlx_vlm.generate import stream_generate
+
+    backbone, processor = load(str(model))
+    prompt = (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n<|image|>"
+        f"{QUESTION}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+    times = [time.perf_counter()]
+    for response in stream_generate(
+        backbone,
+        processor,
+        prompt,
+        image=[str(picture)],
+        max_tokens=max_tokens,
+        temperature=0.0,
+        add_special_tokens=False,
+    ):
+        if response.generation_tokens >= len(times):
+            times.append(time.perf_counter())
+    return times
+
+
+def _peak_rss_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    main()

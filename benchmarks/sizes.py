@@ -1,0 +1,87 @@
+"""What LLaVA-CoT takes in memory, computed from its shapes: `python -m benchmarks.sizes`.
+
+No weights are needed. The geometry is that of Llama-3.2-11B-Vision, which LLaVA-CoT fine-tunes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from llavacot_mlx.config import ModelConfig, parse_config
+from llavacot_mlx.model.mllama import Mllama
+
+LLAVA_COT = {
+    "model_type": "mllama",
+    "image_token_index": 128256,
+    "text_config": {
+        "vocab_size": 128256,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5,
+        "cross_attention_layers": [3, 8, 13, 18, 23, 28, 33, 38],
+        "rope_theta": 500000.0,
+        "max_position_embeddings": 131072,
+    },
+    "vision_config": {
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "num_global_layers": 8,
+        "num_attention_heads": 16,
+        "num_channels": 3,
+        "image_size": 560,
+        "patch_size": 14,
+        "max_num_tiles": 4,
+        "supported_aspect_ratios": [[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2], [3, 1], [4, 1]],
+        "intermediate_layers_indices": [3, 7, 15, 23, 30],
+        "norm_eps": 1e-5,
+    },
+}
+ANSWER_TOKENS = 2048  # a long answer; the published setting stops there
+BYTES = 2  # of a bfloat16 value
+
+
+def main() -> None:
+    config = parse_config(LLAVA_COT, Path("LLaVA-CoT"))
+    cache = image_cache_bytes(config) + text_cache_bytes(config)
+    print(f"{'weights':12}{'on disk':>10}{'+ K/V':>10}")
+    for title, bits in (("bfloat16", None), ("8 bits", 8), ("4 bits", 4)):
+        size = weight_bytes(config, bits)
+        print(f"{title:12}{size / 1e9:7.1f} GB{(size + cache) / 1e9:7.1f} GB")
+    print(f"\nK/V of a picture of four tiles: {image_cache_bytes(config) / 1e6:.0f} MB")
+    print(f"K/V of {ANSWER_TOKENS} tokens of text: {text_cache_bytes(config) / 1e6:.0f} MB")
+
+
+def weight_bytes(config: ModelConfig, bits: int | None) -> int:
+    """Bytes of the weights as `llavacot convert --dtype bfloat16 [-q --q-bits …]` writes them."""
+    model = Mllama(config)
+    model.set_dtype(mx.bfloat16)
+    if bits is not None:
+        nn.quantize(model.language_model, group_size=64, bits=bits)
+    return sum(parameter.nbytes for _, parameter in tree_flatten(model.parameters()))
+
+
+def image_cache_bytes(config: ModelConfig) -> int:
+    """K/V of one picture that fills all tiles, in the cross-attention layers."""
+    tokens = config.vision.max_num_tiles * config.vision.tokens_per_tile
+    return tokens * len(config.text.cross_attention_layers) * _pair_bytes(config)
+
+
+def text_cache_bytes(config: ModelConfig) -> int:
+    layers = config.text.num_hidden_layers - len(config.text.cross_attention_layers)
+    return ANSWER_TOKENS * layers * _pair_bytes(config)
+
+
+def _pair_bytes(config: ModelConfig) -> int:
+    return 2 * config.text.num_key_value_heads * config.text.head_dim * BYTES
+
+
+if __name__ == "__main__":
+    main()
