@@ -16,8 +16,8 @@ from .model.mllama import Mllama
 from .names import PATCH_EMBEDDING, canonical_name, is_channels_first
 from .safetensors import TensorEntry, list_tensors
 
-_BATCH_BYTES = 256 * 2**20
-"""Tensors read together: enough for parallel reading, little beside a model that needs it."""
+_BATCH_SHARE = 0.05
+"""Of the checkpoint is read at once: enough for parallel reading, little beside the whole."""
 
 # What MLX can read as floating point.
 _FLOATS = frozenset({"F32", "F16", "BF16"})
@@ -160,10 +160,12 @@ def named_dtype(name: str) -> mx.Dtype:
 
 
 def _batches(tensors: list[SourceTensor]) -> Iterator[list[SourceTensor]]:
+    """The largest tensors first: what a cast replaces weighs least while little is in memory."""
+    limit = _BATCH_SHARE * sum(tensor.entry.nbytes for tensor in tensors)
     batch: list[SourceTensor] = []
     size = 0
-    for tensor in tensors:
-        if batch and size + tensor.entry.nbytes > _BATCH_BYTES:
+    for tensor in sorted(tensors, key=lambda tensor: -tensor.entry.nbytes):
+        if batch and size + tensor.entry.nbytes > limit:
             yield batch
             batch, size = [], 0
         batch.append(tensor)
