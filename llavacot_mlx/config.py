@@ -16,19 +16,20 @@ from typing import Any
 from .errors import UserError
 
 # Keys that transformers writes into every configuration and that change nothing in a forward pass:
-# bookkeeping, training settings, and the generation settings of old versions.
+# bookkeeping, training settings, and the generation settings of old versions. mlx-vlm adds
+# generation_config, a copy of that file, and once added skip_vision, which the tensors say as well.
 _WITHOUT_EFFECT = frozenset({
     "_attn_implementation_autoset", "_name_or_path", "add_cross_attention", "architectures",
     "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward",
     "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty", "do_sample",
     "dropout", "dtype", "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id",
     "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id",
-    "forced_eos_token_id", "id2label", "initializer_range", "is_decoder", "is_encoder_decoder",
-    "label2id", "length_penalty", "max_length", "min_length", "model_type",
+    "forced_eos_token_id", "generation_config", "id2label", "initializer_range", "is_decoder",
+    "is_encoder_decoder", "label2id", "length_penalty", "max_length", "min_length", "model_type",
     "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences",
     "output_attentions", "output_hidden_states", "output_scores", "pad_token_id", "prefix",
     "problem_type", "pruned_heads", "remove_invalid_values", "repetition_penalty",
-    "return_dict", "return_dict_in_generate", "sep_token_id", "suppress_tokens",
+    "return_dict", "return_dict_in_generate", "sep_token_id", "skip_vision", "suppress_tokens",
     "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder",
     "tie_word_embeddings", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript",
     "transformers_version", "typical_p", "use_bfloat16", "use_cache",
@@ -325,11 +326,14 @@ def _aspect_ratios(section: _Section, tiles: int) -> int:
     `processing.tile_arrangements`), so a shorter list would leave some pictures without a row.
     """
     ratios = section.get("supported_aspect_ratios")
-    possible = sum(tiles // rows for rows in range(1, tiles + 1))
-    if not isinstance(ratios, list) or len(ratios) < possible:
+    # One row of tiles alone makes as many arrangements as there are tiles.
+    if (
+        not isinstance(ratios, list)
+        or len(ratios) < tiles
+        or len(ratios) < sum(tiles // rows for rows in range(1, tiles + 1))
+    ):
         raise section.error(
-            "supported_aspect_ratios",
-            f"lists fewer than the {possible} arrangements of up to {tiles} tiles",
+            "supported_aspect_ratios", f"leaves out arrangements of up to {tiles} tiles"
         )
     return len(ratios)
 
