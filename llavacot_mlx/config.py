@@ -159,7 +159,8 @@ class _Section:
 
     def number(self, *spellings: str) -> float:
         value = self.get(*spellings)
-        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value < float("inf"):
             raise self.error(spellings[0], f"must be a positive number, not {value!r}")
         return float(value)
 
@@ -203,7 +204,7 @@ def read_json(file: Path, hint: str) -> Any:
         raise UserError(f"{file} is missing: {hint}") from None
     except OSError as problem:
         raise UserError(f"{file} cannot be read: {problem.strerror}") from None
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise UserError(f"{file} is not valid JSON: {problem}") from None
 
 
@@ -259,20 +260,28 @@ def _text_config(section: _Section) -> TextConfig:
 
 
 def _rope(section: _Section) -> tuple[float, Llama3Scaling | None]:
+    """RoPE's base and scaling in either spelling; where both are there, they must agree."""
     section.read |= {"rope_parameters", "rope_theta", "rope_scaling", "rope_traditional"}
     section.only("rope_traditional", False)
-    if section.has("rope_parameters"):
-        rope = _Section(
-            section.file, section.prefix + "rope_parameters.", section.values["rope_parameters"]
-        )
-        theta = rope.number("rope_theta")
-    else:
-        theta = section.number("rope_theta", "rope_parameters")
-        if not section.has("rope_scaling"):
-            return theta, None
-        rope = _Section(
-            section.file, section.prefix + "rope_scaling.", section.values["rope_scaling"]
-        )
+    old_scaling = None
+    if section.has("rope_scaling"):
+        old_scaling = _rope_scaling(_nested(section, "rope_scaling"))
+    if not section.has("rope_parameters"):
+        return section.number("rope_theta", "rope_parameters"), old_scaling
+    rope = _nested(section, "rope_parameters")
+    theta, scaling = rope.number("rope_theta"), _rope_scaling(rope)
+    if section.has("rope_theta") and section.number("rope_theta") != theta:
+        raise section.error("rope_theta", f"is not rope_parameters.rope_theta, which is {theta}")
+    if section.has("rope_scaling") and old_scaling != scaling:
+        raise section.error("rope_scaling", "is not what rope_parameters says")
+    return theta, scaling
+
+
+def _nested(section: _Section, key: str) -> _Section:
+    return _Section(section.file, f"{section.prefix}{key}.", section.values[key])
+
+
+def _rope_scaling(rope: _Section) -> Llama3Scaling | None:
     kind = rope.get("rope_type", "type")
     if kind == "default":
         scaling = None
@@ -287,7 +296,7 @@ def _rope(section: _Section) -> tuple[float, Llama3Scaling | None]:
         raise rope.error("rope_type", f"is {kind!r}; 'default' and 'llama3' can be run")
     rope.only("partial_rotary_factor", 1.0)
     rope.finish(ignored=())
-    return theta, scaling
+    return scaling
 
 
 def _vision_config(section: _Section) -> VisionConfig:

@@ -64,7 +64,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
         table = json.loads(raw)
         if not isinstance(table, dict):
             raise ValueError("no object")
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{file}: the header is not valid JSON; download it again") from None
     table.pop("__metadata__", None)
     entries = {name: _entry(file, name, fields) for name, fields in table.items()}

@@ -1,0 +1,191 @@
+"""Stages are found in text that arrives piece by piece, and nothing of the text is lost."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from llavacot_mlx.stages import Closed, Opened, Stage, StageEvent, StageParser, Text
+
+SUMMARY, CAPTION, REASONING, CONCLUSION = Stage
+
+
+def parse(*pieces: str) -> list[StageEvent]:
+    """The events of a text in `pieces`, adjacent text of one stage joined."""
+    parser = StageParser()
+    events: list[StageEvent] = []
+    for event in [*(e for piece in pieces for e in parser.feed(piece)), *parser.finish()]:
+        last = events[-1] if events else None
+        if isinstance(event, Text) and isinstance(last, Text) and event.stage == last.stage:
+            events[-1] = Text(event.stage, last.text + event.text)
+        else:
+            events.append(event)
+    return events
+
+
+def written(events: list[StageEvent]) -> str:
+    """The text that the events came from, tags in the angular spelling."""
+    parts = []
+    for event in events:
+        if isinstance(event, Text):
+            parts.append(event.text)
+        elif isinstance(event, Opened):
+            parts.append(event.stage.opening)
+        elif event.by_tag:
+            parts.append(event.stage.closing)
+    return "".join(parts)
+
+
+def angular(text: str) -> str:
+    """`text` with every tag in the angular spelling."""
+    names = "|".join(stage.tag for stage in Stage)
+    text = re.sub(rf"\(Here begins the ({names}) stage\)", r"<\1>", text)
+    return re.sub(rf"\(Here ends the ({names}) stage\)", r"</\1>", text)
+
+
+TAGS = [tag for stage in Stage for tag in (stage.opening, stage.closing)]
+SPOKEN = [f"(Here {verb} the {stage.tag} stage)" for stage in Stage for verb in ("begins", "ends")]
+# Whole tags, beginnings and ends of tags, line breaks, and anything else.
+PIECES = st.one_of(
+    st.sampled_from([*TAGS, *SPOKEN, "\n", "\n\n", " ", "<", "</", "(Here ", ">", "<SUMM", "ARY>"]),
+    st.sampled_from([*TAGS, *SPOKEN]).flatmap(lambda tag: st.integers(1, len(tag)).map(
+        lambda length: tag[:length])),
+    st.text(max_size=5),
+)  # fmt: skip
+TEXTS = st.lists(PIECES, max_size=14).map("".join)
+
+
+@st.composite
+def texts_in_chunks(draw: st.DrawFn) -> list[str]:
+    text = draw(TEXTS)
+    cuts = sorted(draw(st.sets(st.integers(0, len(text)), max_size=12)))
+    return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+
+
+@given(texts_in_chunks())
+@example(["<SUMMARY>a</SUM", "MARY>b"])
+@example(["(Here begins the ", "SUMMARY stage)a(Here ends", " the SUMMARY stage)"])
+@example(["<SUMMARY> a\n", " ", "<CAP", "TION> b"])
+@example(["<SUMMARY><SUMMARY", "></SUMMARY>"])
+def test_any_chunking_gives_the_same_stages(pieces: list[str]) -> None:
+    assert parse(*pieces) == parse("".join(pieces))
+
+
+@given(TEXTS)
+def test_a_character_at_a_time_gives_the_same_stages(text: str) -> None:
+    assert parse(*text) == parse(text)
+
+
+@given(TEXTS)
+def test_nothing_is_lost(text: str) -> None:
+    """Tags and text, put together again in the order of the events, are what was fed."""
+    assert angular(written(parse(text))) == angular(text)
+
+
+@given(TEXTS)
+def test_the_events_of_stages_are_paired(text: str) -> None:
+    """Each stage is opened, then closed; text says the stage that is open."""
+    current: Stage | None = None
+    for event in parse(text):
+        if isinstance(event, Opened):
+            assert current is None
+            current = event.stage
+        elif isinstance(event, Closed):
+            assert current is event.stage
+            current = None
+        else:
+            assert event.stage is current
+            assert event.text
+    assert current is None
+
+
+GOOD = (
+    "<SUMMARY> a </SUMMARY>\n\n<CAPTION> b </CAPTION>\n\n"
+    "<REASONING> c\nd </REASONING>\n\n<CONCLUSION> 2 </CONCLUSION>"
+)
+GOOD_EVENTS = [
+    *(Opened(SUMMARY), Text(SUMMARY, " a "), Closed(SUMMARY, by_tag=True), Text(None, "\n\n")),
+    *(Opened(CAPTION), Text(CAPTION, " b "), Closed(CAPTION, by_tag=True), Text(None, "\n\n")),
+    *(Opened(REASONING), Text(REASONING, " c\nd "), Closed(REASONING, by_tag=True)),
+    Text(None, "\n\n"),
+    *(Opened(CONCLUSION), Text(CONCLUSION, " 2 "), Closed(CONCLUSION, by_tag=True)),
+]
+
+
+def test_a_good_answer() -> None:
+    assert parse(GOOD) == GOOD_EVENTS
+
+
+def test_the_other_spelling_of_the_tags() -> None:
+    """The published weights sometimes write "(Here begins the SUMMARY stage)" for "<SUMMARY>"."""
+    spoken = re.sub(r"</(\w+)>", r"(Here ends the \1 stage)", GOOD)
+    spoken = re.sub(r"<(\w+)>", r"(Here begins the \1 stage)", spoken)
+    assert "<" not in spoken
+    assert parse(spoken) == GOOD_EVENTS
+    assert parse("(Here begins the SUMMARY stage)a</SUMMARY>") == parse("<SUMMARY>a</SUMMARY>")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<REASONING>the sign says </CONCLUSION> and more</REASONING>",
+        "<REASONING>the sign says\n</CONCLUSION>\n<SUMMARY> and more</REASONING>",
+        "<REASONING>a <REASONING> b</REASONING>",
+        "<REASONING>it goes on: <CONCLUSION> 3 </REASONING>",
+        "<REASONING>\n<CAPTION> b</REASONING>",
+    ],
+)
+def test_a_foreign_tag_inside_a_stage_is_text(text: str) -> None:
+    """A caption may quote a sign on which a tag is written: it ends nothing and opens nothing."""
+    quoted = text.removeprefix("<REASONING>").removesuffix("</REASONING>")
+    stage = REASONING
+    assert parse(text) == [Opened(stage), Text(stage, quoted), Closed(stage, by_tag=True)]
+
+
+def test_a_closing_tag_outside_a_stage_is_text() -> None:
+    assert parse("a</SUMMARY>b") == [Text(None, "a</SUMMARY>b")]
+
+
+@pytest.mark.parametrize("space", ["\n", "\n\n", "\n  ", "\n\t"])
+def test_a_forgotten_closing_tag(space: str) -> None:
+    """The next stage's opening tag at the beginning of a line ends the stage before it."""
+    assert parse(f"<CAPTION> b{space}<REASONING> c </REASONING>") == [
+        Opened(CAPTION),
+        Text(CAPTION, f" b{space}"),
+        Closed(CAPTION, by_tag=False),
+        Opened(REASONING),
+        Text(REASONING, " c "),
+        Closed(REASONING, by_tag=True),
+    ]
+
+
+@pytest.mark.parametrize("text", ["<CAPTION> b", "<CAPTION> b</CAPT", "<CAPTION> b <REASON"])
+def test_a_stage_that_is_open_at_the_end(text: str) -> None:
+    """The token limit may come anywhere, amid a tag too: what is there is the stage's text."""
+    assert parse(text) == [
+        Opened(CAPTION),
+        Text(CAPTION, text.removeprefix("<CAPTION>")),
+        Closed(CAPTION, by_tag=False),
+    ]
+
+
+def test_text_without_stages() -> None:
+    assert parse("Just", " an answer < 3 (Here.") == [Text(None, "Just an answer < 3 (Here.")]
+    assert parse() == parse("") == []
+
+
+def test_text_is_not_held_back() -> None:
+    """What cannot become a tag is shown at once, and what may become one is kept for later."""
+    parser = StageParser()
+    assert parser.feed("<SUMMARY> 1 < 2") == [Opened(SUMMARY), Text(SUMMARY, " 1 < 2")]
+    assert parser.feed(" and (He") == [Text(SUMMARY, " and ")]
+    assert parser.feed("y) </SUMMAR") == [Text(SUMMARY, "(Hey) ")]
+    assert parser.feed("Y") == []
+    assert parser.feed("> ") == [Closed(SUMMARY, by_tag=True), Text(None, " ")]
+
+
+def test_which_stage_follows_which() -> None:
+    assert [stage.following for stage in Stage] == [CAPTION, REASONING, CONCLUSION, None]
