@@ -247,7 +247,7 @@ def _quiet_view() -> View:
 
 
 def _can_redraw(terminal: bool) -> bool:
-    return terminal and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+    return terminal and (os.environ.get("TERM") or "dumb") not in ("dumb", "unknown")
 
 
 def _conclusion(trace: Trace) -> str:

@@ -29,13 +29,13 @@ def ending_well(*, debug: bool) -> Iterator[None]:
     except (typer.Exit, typer.TyperException):
         raise  # typer's own: it prints what it has to and picks the code
     except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         _drop_unwritten_output()
-        raise typer.Exit(READER_GONE) from None
+        sys.exit(READER_GONE)
     except Exception as error:
         _say(_in_a_line(error), debug=debug)
-        raise typer.Exit(PROBLEM) from error
+        sys.exit(PROBLEM)
 
 
 def _in_a_line(error: Exception) -> str:

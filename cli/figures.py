@@ -6,17 +6,21 @@ from llavacot_mlx.trace import Trace
 
 
 def figures(trace: Trace) -> str:
-    """Such as `load 0.4 s · image 0.12 s · first token 0.3 s · 45 tokens/s · 87 tokens · …`."""
+    """Such as `load 4.1 s · image 0.3 s · first token 1.5 s · 108 tokens, 18/s · peak 7.3 GB`.
+
+    It fits a terminal of 80 columns.
+    """
     timings, usage = trace.timings, trace.usage
     parts = [f"load {seconds(timings.load_s)}"]
     if usage.images_encoded:
         parts.append(f"image {seconds(timings.vision_s)}")
     parts.append(f"first token {seconds(timings.first_token_s)}")
+    tokens = f"{len(trace.token_ids)} tokens"
     if timings.decode_s > 0 and usage.decoded_tokens:
-        parts.append(f"{_three_digits(usage.decoded_tokens / timings.decode_s)} tokens/s")
-    parts.append(f"{len(trace.token_ids)} tokens")
+        tokens += f", {_short(usage.decoded_tokens / timings.decode_s)}/s"
+    parts.append(tokens)
     if trace.peak_memory_bytes:
-        parts.append(f"peak memory {size(trace.peak_memory_bytes)}")
+        parts.append(f"peak {size(trace.peak_memory_bytes)}")
     return " · ".join(parts)
 
 
@@ -25,7 +29,7 @@ def seconds(value: float) -> str:
     if value >= 60:
         minutes, rest = divmod(round(value), 60)
         return f"{minutes} min {rest:02d} s"
-    return f"{_three_digits(value)} s"
+    return f"{_short(value)} s"
 
 
 def size(count: int) -> str:
@@ -36,13 +40,11 @@ def size(count: int) -> str:
     for larger in ("MB", "GB", "TB"):
         if amount >= 1000:
             amount, unit = amount / 1000, larger
-    return f"{_three_digits(amount)} {unit}"
+    return f"{_short(amount)} {unit}"
 
 
-def _three_digits(value: float) -> str:
-    """Two or three meaningful digits, never an exponent."""
+def _short(value: float) -> str:
+    """As many digits as a person reads: `0.03`, `4.1`, `128`."""
     if value >= 10:
         return f"{value:.0f}"
-    if value >= 1:
-        return f"{value:.1f}"
-    return f"{value:.2f}"
+    return f"{value:.1f}" if value >= 0.1 else f"{value:.2f}"

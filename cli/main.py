@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import signal
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand
 
 from llavacot_mlx import __version__
-from llavacot_mlx.cli.ask import HELP, INTRODUCTION, ask
+from llavacot_mlx.cli import ask, convert
+from llavacot_mlx.cli.command import Command
+from llavacot_mlx.cli.exits import ending_well
 from llavacot_mlx.cli.welcome import first_command
 
 app = typer.Typer(
@@ -23,22 +24,18 @@ app = typer.Typer(
 )
 
 
-class _ExplainsItself(TyperCommand):
-    """A command that, given nothing at all, shows how it is used instead of an error."""
-
-    def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # typer hides ctx's type
-        if not args:
-            typer.echo(INTRODUCTION)
-            typer.echo(_try_it())
-            typer.echo(f"All options: {ctx.command_path} --help")
-            ctx.exit()
-        return super().parse_args(ctx, args)
+class _Ask(Command):
+    def introduction(self) -> str:
+        return f"{ask.INTRODUCTION}\n{_try_it()}"
 
 
-app.command(cls=_ExplainsItself, help=HELP)(ask)
+class _Convert(Command):
+    def introduction(self) -> str:
+        return f"{convert.INTRODUCTION}\n{convert.EXAMPLE}"
+
+
+app.command(cls=_Ask, help=ask.HELP)(ask.ask)
+app.command(cls=_Convert, help=convert.HELP)(convert.convert)
 
 
 def _print_version(wanted: bool) -> None:
@@ -79,4 +76,5 @@ def run() -> None:
             stream.reconfigure(errors="replace")  # a narrow locale gets "?", not a traceback
     # Being told to stop is no reason to leave a hidden cursor or a half-written folder behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    app()
+    with ending_well(debug=False):
+        app()

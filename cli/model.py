@@ -13,7 +13,7 @@ from llavacot_mlx.cli.figures import size
 from llavacot_mlx.errors import UserError
 
 if TYPE_CHECKING:
-    from llavacot_mlx.cli.render import DownloadBar
+    from llavacot_mlx.cli.render import BytesBar
 
 PUBLISHED = "Xkev/Llama-3.2V-11B-cot"
 
@@ -53,15 +53,15 @@ class _Reporter:
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
-        self._bar: DownloadBar | None = None
+        self._bar: BytesBar | None = None
 
     def __call__(self, download: hub.Download) -> None:
         if self._bar is None:
-            from llavacot_mlx.cli.render import DownloadBar
+            from llavacot_mlx.cli.render import BytesBar
 
             print(
                 f"downloading {download.model}, {size(download.total)}, from {download.origin} …",
                 file=sys.stderr,
             )
-            self._bar = self._stack.enter_context(DownloadBar(sys.stderr))
+            self._bar = self._stack.enter_context(BytesBar(sys.stderr, "downloading"))
         self._bar.at(download.done, download.total)

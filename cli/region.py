@@ -7,6 +7,7 @@ any output does and stay in the terminal's history.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TextIO
@@ -31,6 +32,7 @@ class Region:
         self._out = out
         self._lines: Sequence[Line] = ()  # what is on the screen; the cursor is in the last one
         self._width = 0  # of the terminal, when they were written
+        self._away = False
 
     def open(self) -> None:
         self._write(_HIDE_CURSOR)
@@ -40,10 +42,20 @@ class Region:
         self._write(("\r\n" if self._lines else "") + _SHOW_CURSOR)
         self._lines = ()
 
-    def forget(self) -> None:
-        """Leaves what was drawn to itself: the next drawing begins on a line of its own."""
+    def leave(self) -> None:
+        """Gives the cursor back until `come_back`; nothing is drawn in between.
+
+        May be called in a signal handler, so it writes past the stream, which another write may
+        be using at this moment.
+        """
+        self._away = True
+        os.write(self._out.fileno(), f"\r\n{_SHOW_CURSOR}".encode())
+
+    def come_back(self) -> None:
+        """Goes on drawing, below what others have written since. For signal handlers as well."""
         self._lines = ()
-        self._write("\r\n" + _HIDE_CURSOR)
+        os.write(self._out.fileno(), _HIDE_CURSOR.encode())
+        self._away = False
 
     def draw(
         self, lines: Sequence[Line], *, width: int, height: int, above: Sequence[Line] = ()
@@ -52,6 +64,8 @@ class Region:
 
         `width` and `height` are the terminal's, now.
         """
+        if self._away:
+            return
         resized = bool(self._lines) and width != self._width
         if not above and not resized and list(lines) == list(self._lines):
             return

@@ -25,6 +25,7 @@ from rich.progress import (
 from rich.text import Text
 
 from llavacot_mlx.cli.figures import figures, seconds
+from llavacot_mlx.cli.keyboard import quiet_keyboard
 from llavacot_mlx.cli.plain import not_closed
 from llavacot_mlx.cli.printable import printable
 from llavacot_mlx.cli.region import Line, Region
@@ -39,6 +40,7 @@ from llavacot_mlx.events import (
     StageText,
 )
 from llavacot_mlx.stages import Stage
+from llavacot_mlx.trace import Trace
 
 _DRAWINGS_PER_SECOND = 12
 _WIDEST = 100  # longer lines are hard to read
@@ -84,11 +86,13 @@ class LiveView:
         self._doing_since = 0.0
         self._spinner = itertools.cycle(_SPINNER)
         self._drawn: tuple[tuple[object, ...], list[Line]] | None = None  # the open panel's lines
+        self._keyboard = quiet_keyboard(self._region.leave, self._region.come_back)
         self._lock = threading.Lock()  # both threads draw
         self._ended = threading.Event()
         self._drawer = threading.Thread(target=self._keep_drawing, daemon=True)
 
     def __enter__(self) -> Self:
+        self._keyboard.__enter__()
         self._region.open()
         self._drawer.start()
         return self
@@ -101,12 +105,12 @@ class LiveView:
     ) -> None:
         self._ended.set()
         self._drawer.join()
+        self._keyboard.__exit__(None, None, None)
         if isinstance(error, OSError):
             return  # the terminal itself is gone
         self._doing = ""
-        self._finish_block(
-            note="interrupted" if isinstance(error, KeyboardInterrupt) else "stopped"
-        )
+        stopped = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped"
+        self._finish_block(note=stopped, warn=True)
         self._draw()
         self._region.close()
 
@@ -147,9 +151,9 @@ class LiveView:
         return self._block
 
     def _finish_block(self, note: str = "", *, warn: bool = False) -> None:
-        """Prints the open block for good, if there is anything in it."""
+        """Prints the open block for good."""
         block, self._block = self._block, None
-        if block is not None and self._shown(block) and (block.text or warn):
+        if block is not None and self._shown(block):
             self._draw(above=self._lines(_picture(block, self._width, note=note, warn=warn)))
 
     def _shown(self, block: _Block) -> bool:
@@ -193,7 +197,7 @@ class LiveView:
         text = f"{next(self._spinner)} {self._doing}"
         if waited >= 1:
             text += f" · {seconds(int(waited)) if waited >= 60 else f'{int(waited)} s'}"
-        return self._lines(Text(text, style="dim", no_wrap=True, overflow="ellipsis"))
+        return self._lines(Text(text[: self._width], style="dim"))
 
     @property
     def _width(self) -> int:
@@ -241,10 +245,24 @@ def _picture(
     )
 
 
-class DownloadBar:
-    """A progress bar for bytes on their way, on a terminal; nothing elsewhere."""
+def finished(trace: Trace, width: int) -> RenderableType:
+    """A whole answer as it stands on a terminal in the end; for pictures of it."""
+    panels = [
+        _picture(
+            _Block(record.stage, [record.text]),
+            width,
+            note=f"{record.tokens} tokens" if record.closed else not_closed(record.stage),
+            warn=not record.closed,
+        )
+        for record in trace.stages
+    ]
+    return Group(*panels, Text(figures(trace), style="dim"))
 
-    def __init__(self, out: TextIO) -> None:
+
+class BytesBar:
+    """A progress bar with rate and time left, on a terminal; nothing elsewhere."""
+
+    def __init__(self, out: TextIO, doing: str) -> None:
         console = Console(file=out, highlight=False)
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
@@ -256,7 +274,7 @@ class DownloadBar:
             transient=True,
             disable=not console.is_terminal or console.is_dumb_terminal,
         )
-        self._task = self._progress.add_task("downloading", total=None)
+        self._task = self._progress.add_task(doing, total=None)
 
     def __enter__(self) -> Self:
         self._progress.start()

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from llavacot_mlx import demo
 
-_QUESTION = "How many red circles are there?"
+QUESTION = "How many red circles are there?"
 
 
 def first_command() -> str:
     """Such as `llavacot ask ~/…/square.png "How many red circles are there?"`."""
-    return f'llavacot ask {_typed(demo.example_path())} "{_QUESTION}"'
+    return f'llavacot ask {typed(demo.example_path())} "{QUESTION}"'
 
 
-def _typed(path: Path) -> str:
+def typed(path: Path) -> str:
     """The path as a person would type it in a shell."""
     for base, prefix in ((Path.cwd(), ""), (Path.home(), "~/")):
         if path.is_relative_to(base):

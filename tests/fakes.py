@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 import time
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,6 +108,16 @@ class FakeAssistant:
         )
 
 
+def command(folder: Path, script: Mapping[str, object] | None = None) -> list[str]:
+    """The words that start `llavacot` over the fake engine, which follows `script`.
+
+    `folder` is as the fixture `desk` makes it.
+    """
+    (folder / "script.json").write_text(json.dumps(script or {}), encoding="utf-8")
+    program = Path(__file__).with_name("fake_llavacot.py")
+    return [sys.executable, str(program), str(folder / "script.json")]
+
+
 class _FakeAnswer:
     def __init__(self) -> None:
         self.records: list[StageRecord] = []
@@ -144,6 +157,7 @@ class FakeTerminal:
     """
 
     _SEQUENCE = re.compile(r"\x1b\[(\??)([0-9;]*)([A-Za-z])")
+    _BEGINNING = re.compile(r"\x1b(\[\??[0-9;]*)?")  # of a sequence whose end comes later
 
     def __init__(self, width: int, height: int) -> None:
         self.width, self.height = width, height
@@ -151,6 +165,7 @@ class FakeTerminal:
         self.screen: list[str] = [""]
         self.cursor_visible = True
         self._row = self._column = 0
+        self._unfinished = ""
 
     @property
     def lines(self) -> list[str]:
@@ -158,8 +173,13 @@ class FakeTerminal:
         return [line.rstrip() for line in [*self.history, *self.screen]]
 
     def feed(self, output: str) -> None:
+        output = self._unfinished + output
+        self._unfinished = ""
         at = 0
         while at < len(output):
+            if self._BEGINNING.fullmatch(output, at):
+                self._unfinished = output[at:]
+                return
             if match := self._SEQUENCE.match(output, at):
                 self._obey(*match.groups())
                 at = match.end()
@@ -170,10 +190,25 @@ class FakeTerminal:
                 self._column = 0
             elif character == "\n":
                 self._down()
-            elif character.isprintable():
+            elif unicodedata.category(character) != "Cc":
                 self._put(character)
             else:
                 raise AssertionError(f"unexpected control character {character!r}")
+
+    def narrow(self, width: int, height: int) -> None:
+        """The window becomes smaller, and the lines that no longer fit are folded."""
+        assert width <= self.width
+        self.width, self.height = width, height
+        rows: list[str] = []
+        for number, line in enumerate(self.screen):
+            if number == self._row:
+                row = len(rows) + self._column // width
+            rows += [line[at : at + width] for at in range(0, max(1, len(line)), width)]
+        self._row, self._column = row, self._column % width
+        self.screen = rows
+        while len(self.screen) > height:
+            self.history.append(self.screen.pop(0))
+            self._row -= 1
 
     def _obey(self, private: str, numbers: str, verb: str) -> None:
         if private:

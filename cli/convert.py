@@ -1,0 +1,134 @@
+"""`llavacot convert`: a Hugging Face checkpoint becomes an MLX folder."""
+
+from __future__ import annotations
+
+import enum
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llavacot_mlx.cli.exits import ending_well
+from llavacot_mlx.cli.figures import size
+from llavacot_mlx.cli.model import model_named
+from llavacot_mlx.cli.printable import printable_line
+from llavacot_mlx.cli.welcome import typed
+from llavacot_mlx.config import Quantization
+from llavacot_mlx.errors import UserError
+
+HELP = """\
+Turn a Hugging Face checkpoint into a folder for MLX, smaller with -q.
+
+\b
+Examples:
+  llavacot convert Xkev/Llama-3.2V-11B-cot -q --mlx-path llava-cot-4bit
+  llavacot convert ./my-finetune --dtype bfloat16
+  llavacot convert ./my-finetune -q --q-bits 8 --mlx-path my-finetune-8bit
+"""
+
+INTRODUCTION = """\
+llavacot convert turns a Hugging Face checkpoint of a Llama-3.2-Vision model into a folder for MLX.
+"""
+
+EXAMPLE = """\
+The published LLaVA-CoT in 4 bits; the first time, this downloads it:
+
+  llavacot convert Xkev/Llama-3.2V-11B-cot -q --mlx-path llava-cot-4bit
+"""
+
+
+class Dtype(enum.StrEnum):
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+class Mode(enum.StrEnum):
+    """How MLX packs quantised weights."""
+
+    AFFINE = "affine"
+    MXFP4 = "mxfp4"
+    MXFP8 = "mxfp8"
+    NVFP4 = "nvfp4"
+
+
+# What MLX takes for each mode when nothing is said; the formats but affine know nothing else.
+_USUAL = {
+    Mode.AFFINE: Quantization(group_size=64, bits=4, mode="affine"),
+    Mode.MXFP4: Quantization(group_size=32, bits=4, mode="mxfp4"),
+    Mode.MXFP8: Quantization(group_size=32, bits=8, mode="mxfp8"),
+    Mode.NVFP4: Quantization(group_size=16, bits=4, mode="nvfp4"),
+}
+
+
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SRC", help="A checkpoint's folder, or an id on the hub."),
+    ],
+    mlx_path: Annotated[
+        Path, typer.Option("--mlx-path", metavar="DIR", help="The folder to write.")
+    ] = Path("mlx_model"),
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(help="Type of the weights that stay unquantised. [default: as they are]"),
+    ] = None,
+    quantize: Annotated[
+        bool, typer.Option("-q", "--quantize", help="Quantise the language model.")
+    ] = False,
+    q_bits: Annotated[
+        int | None, typer.Option("--q-bits", help="Bits a weight. [default: 4]")
+    ] = None,
+    q_group_size: Annotated[
+        int | None,
+        typer.Option("--q-group-size", help="Weights that share a scale. [default: 64]"),
+    ] = None,
+    q_mode: Annotated[
+        Mode | None, typer.Option("--q-mode", help="How they are packed. [default: affine]")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace DIR if it exists.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback when something goes wrong.")
+    ] = False,
+) -> None:
+    with ending_well(debug=debug):
+        quantization = _quantization(quantize, q_bits, q_group_size, q_mode)
+        if mlx_path.exists() and not force:  # asked again later; here, before a long download
+            raise UserError(f"{mlx_path} exists already: choose another --mlx-path, or add --force")
+        checkpoint = model_named(source)
+
+        from llavacot_mlx.cli.render import BytesBar
+        from llavacot_mlx.convert import run
+
+        with BytesBar(sys.stderr, "converting") as bar:
+            converted = run.convert(
+                checkpoint.folder,
+                mlx_path,
+                dtype=dtype,
+                quantization=quantization,
+                force=force,
+                progress=lambda now: bar.at(now.read_bytes, now.total_bytes),
+            )
+        print(
+            f"wrote {printable_line(str(converted.folder))}, {size(converted.weight_bytes)}; now: "
+            f'llavacot ask photo.jpg "What is unusual here?" --model {typed(converted.folder)}'
+        )
+
+
+def _quantization(
+    wanted: bool, bits: int | None, group_size: int | None, mode: Mode | None
+) -> Quantization | None:
+    """What the four flags mean together. Whether MLX can run it, the conversion finds out."""
+    if not wanted:
+        given = {"--q-bits": bits, "--q-group-size": group_size, "--q-mode": mode}
+        for flag, value in given.items():
+            if value is not None:
+                raise UserError(f"{flag} {value}: nothing is quantised without -q; add -q")
+        return None
+    usual = _USUAL[mode or Mode.AFFINE]
+    return Quantization(
+        group_size=usual.group_size if group_size is None else group_size,
+        bits=usual.bits if bits is None else bits,
+        mode=usual.mode,
+    )

@@ -1,0 +1,123 @@
+"""What the flags of `llavacot ask` mean, and what is refused before a model is loaded."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from fakes import FakeAssistant
+from typer.testing import CliRunner
+
+from llavacot_mlx.cli.main import app
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch, desk: Path) -> None:
+    """The fake engine, in a folder with a picture and a model."""
+    module = types.ModuleType("llavacot_mlx.assistant")
+    module.Assistant = FakeAssistant  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.chdir(desk)
+
+
+@pytest.fixture
+def unloadable(engine: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(FakeAssistant, "load", load)
+
+
+def ask(*arguments: str) -> dict[str, object]:
+    done = CliRunner().invoke(app, ["ask", "--model", "demo", "--json", *arguments])
+    assert done.exit_code == 0, done.output
+    record: dict[str, object] = json.loads(done.stdout)
+    return record
+
+
+def refused(*arguments: str) -> str:
+    """The one line that is said of a problem, without `error: `."""
+    done = CliRunner().invoke(app, ["ask", *arguments])
+    assert (done.exit_code, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize(
+    ("flags", "sampling"),
+    [
+        ([], "temperature 0, top-p 1"),
+        (["--search", "greedy", "--temperature", "0"], "temperature 0, top-p 1"),
+        (["--search", "sample"], "temperature 0.6, top-p 0.9"),
+        (["--temperature", "0.3"], "temperature 0.3, top-p 0.9"),
+        (["--temp", "1.2", "--top-p", "1"], "temperature 1.2, top-p 1"),
+    ],
+)
+def test_sampling_flags_mean(flags: list[str], sampling: str) -> None:
+    search = ask("example.png", "How many?", *flags)["search"]
+    assert search == {"method": sampling, "retraces": 0, "nodes": []}
+
+
+@pytest.mark.usefixtures("unloadable")
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--search", "greedy", "--temperature", "0.6"], "--search greedy with --temperature 0.6"),
+        (["--search", "sample", "--temp", "0"], "--search sample with --temperature 0"),
+        (["--top-p", "0.9"], "--top-p 0.9"),
+        (["--temperature", "-1"], "--temperature -1"),
+        (["--temperature", "nan"], "--temperature nan"),
+        (["--search", "sample", "--top-p", "0"], "--top-p 0"),
+        (["--search", "sample", "--top-p", "1.1"], "--top-p 1.1"),
+        (["--max-tokens", "0"], "--max-tokens 0"),
+        (["--json", "--answer-only"], "--json with --answer-only"),
+        (["--json", "--show", "all"], "--show all with --json"),
+    ],
+)
+def test_flags_that_make_no_sense_are_named(flags: list[str], named: str) -> None:
+    assert refused("example.png", "How many?", "--model", "demo", *flags).startswith(named)
+
+
+@pytest.mark.usefixtures("unloadable")
+def test_an_empty_question_is_refused() -> None:
+    assert refused("example.png", " \n").startswith("QUESTION is empty")
+
+
+@pytest.mark.usefixtures("unloadable")
+def test_stdin_cannot_be_both() -> None:
+    assert "both -" in refused("-", "-")
+
+
+@pytest.mark.usefixtures("unloadable")
+def test_a_missing_picture_is_refused() -> None:
+    assert refused("nix.png", "?", "--model", "demo").startswith("nix.png: ")
+
+
+@pytest.mark.usefixtures("unloadable")
+def test_a_damaged_picture_is_refused() -> None:
+    whole = Path("example.png").read_bytes()
+    Path("half.png").write_bytes(whole[: len(whole) // 2])
+    assert "half.png" in refused("half.png", "?", "--model", "demo")
+
+
+@pytest.mark.usefixtures("unloadable")
+def test_a_file_name_cannot_write_to_the_terminal() -> None:
+    assert "␛[31m" in refused("\x1b[31m.png", "How many?")
+
+
+@pytest.mark.usefixtures("unloadable")
+@pytest.mark.parametrize("name", ["nix", "./nix", "/nix/nix", "a/b/c"])
+def test_a_model_that_is_no_folder_is_refused(name: str) -> None:
+    assert refused("example.png", "?", "--model", name) == (
+        f"{name}: no such folder; a model is a folder, or an id like owner/name on the hub"
+    )
+
+
+@pytest.mark.usefixtures("unloadable")
+def test_a_model_that_is_a_file_is_refused() -> None:
+    assert refused("example.png", "?", "--model", "example.png").startswith("example.png: a file;")
