@@ -79,10 +79,6 @@ class VisionMemory:
             self.image_lengths[start:stop],
         )
 
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for array in (*self.keys, *self.values))
-
 
 @dataclass(frozen=True)
 class Sight:

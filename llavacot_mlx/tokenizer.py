@@ -16,6 +16,10 @@ from .errors import UserError
 _FORMAT_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 _STOP_TOKENS = ("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")
 
+# The published training collator and search scripts tokenised a templated text with special tokens
+# added again, so training probably saw two; the authors' simple demo used one. To compare, set 2.
+_BOS_COUNT = 1
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -69,7 +73,7 @@ class Tokenizer:
         The format is the one that LLaVA-CoT answers to at inference: one `<|begin_of_text|>`, then
         each turn with its header, then the assistant's header.
         """
-        ids = [self._special("<|begin_of_text|>")]
+        ids = [self._special("<|begin_of_text|>")] * _BOS_COUNT
         for turn in turns:
             ids += self._header(turn.role)
             if turn.images:
