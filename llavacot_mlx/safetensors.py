@@ -77,8 +77,8 @@ def _entry(file: Path, name: str, fields: object) -> TensorEntry:
         assert isinstance(fields, dict)
         dtype, shape = fields["dtype"], tuple(fields["shape"])
         start, end = fields["data_offsets"]
-        well_typed = all(isinstance(n, int) and n >= 0 for n in (*shape, start, end))
-        if not well_typed or start > end:
+        well_typed = all(type(n) is int and n >= 0 for n in (*shape, start, end))
+        if not well_typed or not isinstance(dtype, str) or start > end:
             raise ValueError
     except (AssertionError, KeyError, TypeError, ValueError):
         raise UserError(f"{file}: the header's entry for {name!r} is malformed") from None
