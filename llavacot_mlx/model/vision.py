@@ -93,7 +93,7 @@ class TileEmbedding(nn.Module):
 
     def __call__(self, aspect_ratio_id: int) -> mx.array:
         """Returns (tiles, 1, hidden)."""
-        row = self.embedding(mx.array(aspect_ratio_id))
+        row = self.embedding(mx.array([aspect_ratio_id]))
         return mx.tanh(self.gate) * row.reshape(self.num_tiles, 1, -1)
 
 
@@ -111,7 +111,7 @@ class PositionEmbedding(nn.Module):
     def __call__(self, aspect_ratio_id: int) -> mx.array:
         """Returns (tiles, tokens of a tile, hidden)."""
         gate = mx.tanh(self.gate)
-        across = self.tile_embedding(mx.array(aspect_ratio_id)).reshape(self.shape)
+        across = self.tile_embedding(mx.array([aspect_ratio_id])).reshape(self.shape)
         return (1 - gate) * self.embedding + gate * across
 
 

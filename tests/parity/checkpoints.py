@@ -293,6 +293,9 @@ def write_checkpoint(folder: Path, geometry: Geometry) -> Path:
         bos_token_id=TOKEN_ID["<|begin_of_text|>"],
         eos_token_id=[TOKEN_ID[t] for t in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")],
         pad_token_id=TOKEN_ID["<|finetune_right_pad_id|>"],
+        do_sample=True,
+        temperature=0.6,
+        top_p=0.9,
     )
     model.save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import (
-    AutoProcessor,
     BatchFeature,
     MllamaForConditionalGeneration,
     MllamaProcessor,
@@ -44,7 +43,8 @@ class Oracle:
         torch.set_num_threads(1)
         model = MllamaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
         model.generation_config.eos_token_id = None  # so that a run has the length asked for
-        return cls(model.eval(), AutoProcessor.from_pretrained(folder))
+        # By its class: mlx-vlm, once imported, puts its own processor behind `AutoProcessor`.
+        return cls(model.eval(), MllamaProcessor.from_pretrained(folder))
 
     def prompt(self, parts: Sequence[Part]) -> str:
         """The templated text of one user turn made of `parts`, up to the assistant's header."""

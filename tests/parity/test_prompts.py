@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from transformers import AutoProcessor, MllamaProcessor
+from transformers import MllamaProcessor
 
 from llavacot_mlx.config import load_config
 from llavacot_mlx.tokenizer import Tokenizer, Turn
@@ -65,7 +65,7 @@ def small(checkpoint: Callable[[Geometry], Path]) -> Tokenizers:
     """Those of the random checkpoints."""
     folder = checkpoint(GEOMETRIES["four-tiles"])
     return Tokenizers(
-        Tokenizer.load(folder, load_config(folder)), AutoProcessor.from_pretrained(folder)
+        Tokenizer.load(folder, load_config(folder)), MllamaProcessor.from_pretrained(folder)
     )
 
 
@@ -77,7 +77,7 @@ def real(checkpoint: Callable[[Geometry], Path]) -> Tokenizers:
     config = load_config(checkpoint(GEOMETRIES["four-tiles"]))
     return Tokenizers(
         Tokenizer.load(REAL_TOKENIZER, replace(config, image_token_id=REAL_IMAGE_TOKEN_ID)),
-        AutoProcessor.from_pretrained(REAL_TOKENIZER),
+        MllamaProcessor.from_pretrained(REAL_TOKENIZER),
     )
 
 
