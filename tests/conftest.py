@@ -1,11 +1,22 @@
-"""What several test files start from."""
+"""What several test files start from: random tiny models, and a folder for the command line.
+
+torch and transformers are imported inside the fixtures: they cost seconds, and most tests need
+neither.
+"""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 from PIL import Image
+
+from llavacot_mlx.assistant import Assistant
+from llavacot_mlx.config import Llama3Scaling, ModelConfig, TextConfig, VisionConfig
+from llavacot_mlx.model.mllama import Mllama
 
 
 @pytest.fixture
@@ -15,3 +26,87 @@ def desk(tmp_path: Path) -> Path:
     (tmp_path / "demo" / "config.json").write_text("{}")
     Image.new("RGB", (16, 16), "red").save(tmp_path / "example.png")
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole model as `save_pretrained` writes it, to be read only. Its context is 512 tokens."""
+    from parity.checkpoints import GEOMETRIES, write_checkpoint
+
+    return write_checkpoint(tmp_path_factory.mktemp("tiny"), GEOMETRIES["llama3-rope"])
+
+
+@pytest.fixture(scope="session")
+def quantizable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Like `tiny`, with widths that groups of 32 and 64 divide. To be read only."""
+    from parity.checkpoints import Geometry, write_checkpoint
+
+    geometry = Geometry(seed=2, width=64, heads=4, kv_heads=2, mlp=128)
+    return write_checkpoint(tmp_path_factory.mktemp("quantizable"), geometry)
+
+
+@pytest.fixture
+def folder(tiny: Path, tmp_path: Path) -> Path:
+    """A copy of `tiny` to change: the folder `model` in `tmp_path`."""
+    return Path(shutil.copytree(tiny, tmp_path / "model"))
+
+
+@pytest.fixture(scope="session")
+def assistant(tiny: Path) -> Assistant:
+    return Assistant.load(tiny, dtype="float32")
+
+
+IMAGE_TOKEN_ID = 100
+CONFIG = ModelConfig(
+    TextConfig(
+        vocab_size=100,
+        hidden_size=48,
+        intermediate_size=60,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        rms_norm_eps=1e-4,
+        cross_attention_layers=(0, 2),
+        rope_theta=500.0,
+        rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 64),
+        max_position_embeddings=700,
+    ),
+    VisionConfig(
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_global_layers=1,
+        num_attention_heads=3,
+        num_channels=3,
+        image_size=8,
+        patch_size=4,
+        max_num_tiles=2,
+        num_aspect_ratios=3,
+        intermediate_layers_indices=(1, 0),
+        norm_eps=1e-4,
+    ),
+    image_token_id=IMAGE_TOKEN_ID,
+    quantization=None,
+)
+
+
+@pytest.fixture(scope="session")
+def model() -> Mllama:
+    """A random model made in memory, without a folder or a tokenizer; its gates are open."""
+    made = Mllama(CONFIG)
+    keys = iter(mx.random.split(mx.random.key(7), 200))
+
+    def value(name: str, shape: tuple[int, ...]) -> mx.array:
+        noise = mx.random.normal(shape, key=next(keys))
+        if "gate" in name.rpartition(".")[2]:
+            return 0.7 + 0.1 * noise
+        if "norm" in name:
+            return 1 + 0.2 * noise
+        if len(shape) == 1 or "embed" in name:
+            return noise
+        return 2 * noise / (noise.size // shape[0]) ** 0.5
+
+    parameters = tree_flatten(made.parameters())
+    made.load_weights([(name, value(name, array.shape)) for name, array in parameters])
+    made.eval()
+    return made
