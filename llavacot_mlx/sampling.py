@@ -33,7 +33,9 @@ def sample(logits: mx.array, sampling: Sampling, key: mx.array) -> mx.array:
     if sampling.temperature == 0:
         return mx.argmax(logits, axis=-1)
     # Probabilities in float32: in bfloat16 the sums over a large vocabulary would be off.
-    logits = logits.astype(mx.float32) / sampling.temperature
+    logits = logits.astype(mx.float32)
+    # With the largest at 0, nothing overflows; below 1e-6 the likeliest token is certain anyway.
+    logits = (logits - mx.max(logits, axis=-1, keepdims=True)) / max(sampling.temperature, 1e-6)
     if sampling.top_p < 1:
         logits = _nucleus(logits, sampling.top_p)
     return mx.random.categorical(logits, key=key)

@@ -1,0 +1,72 @@
+"""Attention in blocks, which bounds its memory on the CPU, is attention."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from llavacot_mlx.model import attention
+from llavacot_mlx.model.attention import attend
+
+
+def by_definition(
+    queries: np.ndarray, keys: np.ndarray, values: np.ndarray, causal: bool
+) -> np.ndarray:
+    """softmax(q kᵀ / √d) v in float64, written out."""
+    _, heads, rows, size = queries.shape
+    columns = keys.shape[2]
+    group = heads // keys.shape[1]
+    keys, values = (x.astype(np.float64).repeat(group, axis=1) for x in (keys, values))
+    scores = queries @ keys.swapaxes(2, 3) / np.sqrt(size)  # (1, heads, rows, columns)
+    if causal:
+        last = columns - rows + np.arange(rows)  # the last key that a query sees
+        scores = np.where(np.arange(columns) > last[:, None], -np.inf, scores)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True) @ values
+
+
+def random(heads: int, kv_heads: int, rows: int, columns: int) -> list[np.ndarray]:
+    """Queries, keys and values, head_dim 8, large enough that attention is pointed."""
+    numbers = np.random.default_rng([heads, rows, columns])
+    shapes = ((heads, rows), (kv_heads, columns), (kv_heads, columns))
+    return [2 * numbers.standard_normal((1, *shape, 8)).astype(np.float32) for shape in shapes]
+
+
+@pytest.mark.parametrize("block", [1, 3, 7, 10_000])
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [
+        pytest.param(20, 20, id="a first prefill"),
+        pytest.param(20, 45, id="behind cached tokens"),
+        pytest.param(7, 8, id="one cached token"),
+        pytest.param(1, 30, id="decoding"),
+    ],
+)
+@pytest.mark.parametrize("causal", [True, False])
+def test_blocks_are_the_whole(
+    causal: bool, rows: int, columns: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of whatever size: query i sees the keys up to columns - rows + i, or all of them."""
+    heads, kv_heads = 6, 2
+    monkeypatch.setattr(attention, "_SCORES_BYTES", 4 * heads * columns * block)
+    queries, keys, values = random(heads, kv_heads, rows, columns)
+    got = attend(*map(mx.array, (queries, keys, values)), mask="causal" if causal else None)
+    expected = by_definition(queries, keys, values, causal)
+    assert np.abs(np.array(got) - expected).max() < 1e-5
+
+
+def test_the_scores_of_a_large_picture_are_never_whole() -> None:
+    """On the CPU they are computed some 16 MB at a time; all at once they would take 256 MB here.
+
+    A whole product of queries and keys once made a picture of four tiles take 2.8 GB.
+    """
+    if mx.default_device().type != mx.DeviceType.cpu:
+        pytest.skip("a GPU's kernel keeps no scores")
+    heads, rows = 4, 4096
+    queries, keys, values = (mx.random.normal((1, heads, rows, 8)) for _ in range(3))
+    mx.eval(queries, keys, values)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(attend(queries, keys, values))
+    assert mx.get_peak_memory() - before < 4 * attention._SCORES_BYTES
