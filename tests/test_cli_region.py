@@ -20,7 +20,7 @@ def lines(texts: list[str]) -> list[Line]:
     return [Line(text, sum(2 if letter == "漢" else 1 for letter in text)) for text in texts]
 
 
-@settings(deadline=None)  # machines that test are busy
+@settings(deadline=None)  # machines that run tests are busy
 @given(st.lists(drawings, max_size=8))
 def test_the_terminal_shows_what_was_printed_for_good_and_then_the_region(
     steps: list[tuple[list[str], list[str]]],
