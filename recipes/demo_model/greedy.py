@@ -6,7 +6,6 @@ Used while training; the published figures come from `evaluate`, through this pr
 from __future__ import annotations
 
 import random
-import re
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from forward import Pictures
 from rows import judge_prompt, prompt
+from scoring import WELL_FORMED
 from tiles import fit, normalised
 from tokenizer import EOT, IMAGE, PAD
 from tokenizers import Tokenizer
@@ -33,9 +33,6 @@ from llavacot_mlx.demo.world import (
 from llavacot_mlx.stages import Stage
 
 MOST_TOKENS = 240
-WELL_FORMED = re.compile(
-    r"\n\n".join(f"{stage.opening} (?P<{stage.value}>[^<]*) {stage.closing}" for stage in Stage)
-)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from tiles import Fitted, fit
@@ -74,7 +75,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """A step's pictures and rows; every picture has the same number of rows, one after another."""
+    """Pictures and their rows; every picture has the same number of rows, one after another."""
 
     tiles: np.ndarray  # (pictures, tiles, 3, 64, 64) uint8
     ratio_ids: np.ndarray  # (pictures,)
@@ -174,29 +175,37 @@ def cells(world: Scene, fitted: Fitted) -> dict[str, np.ndarray]:
     return {name: values.reshape(-1) for name, values in result.items()}
 
 
+@lru_cache(maxsize=2)
+def _chunk(number: int, size: int) -> tuple[tuple[Scene, int], ...]:
+    """A chunk's scenes with their seeds, few shapes first."""
+    seeds = [TRAIN.seed(number * size + index) for index in range(size)]
+    worlds = [(scene(seed), seed) for seed in seeds]
+    return tuple(sorted(worlds, key=lambda pair: len(pair[0].shapes)))
+
+
 def training_batch(
-    tokenizer: Tokenizer, step: int, pictures: int, rows_a_picture: int, judged: float
+    tokenizer: Tokenizer, step: int, part: int, pictures: int, parts: int, rows: int, judged: float
 ) -> Batch:
-    """The batch of a step. `judged` is the share of rows that are judge questions."""
+    """One part of a step: `pictures` of the step's `parts * pictures`, each with `rows` rows.
+
+    `judged` is the share of rows that are judge questions.
+    """
     chunk, item = divmod(step, BATCHES_A_CHUNK)
-    size = pictures * BATCHES_A_CHUNK
-    seeds = [TRAIN.seed(chunk * size + index) for index in range(size)]
-    worlds = sorted(((scene(seed), seed) for seed in seeds), key=lambda pair: len(pair[0].shapes))
     order = list(range(BATCHES_A_CHUNK))
     random.Random(f"chunk {chunk}").shuffle(order)
-    first = order[item] * pictures
-    chosen = worlds[first : first + pictures]
-    rows: list[Row] = []
+    first = (order[item] * parts + part) * pictures
+    chosen = _chunk(chunk, BATCHES_A_CHUNK * parts * pictures)[first : first + pictures]
+    made: list[Row] = []
     for world, seed in chosen:
         rng = random.Random(f"rows {seed}")
         asked = questions(world, rng)
-        for index in range(rows_a_picture):
+        for index in range(rows):
             # The last row of a picture is the judge's, as often as it takes.
-            if index == rows_a_picture - 1 and rng.random() < judged * rows_a_picture:
-                rows.append(judge_row(tokenizer, judge_question(world, asked[index], rng)))
+            if index == rows - 1 and rng.random() < judged * rows:
+                made.append(judge_row(tokenizer, judge_question(world, asked[index], rng)))
             else:
-                rows.append(answer_row(tokenizer, asked[index]))
-    return assemble([world for world, _ in chosen], rows)
+                made.append(answer_row(tokenizer, asked[index]))
+    return assemble([world for world, _ in chosen], made)
 
 
 def assemble(worlds: list[Scene], rows: list[Row]) -> Batch:

@@ -17,6 +17,7 @@ import math
 import multiprocessing
 import time
 from dataclasses import asdict, dataclass
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import forward
@@ -38,6 +39,7 @@ from llavacot_mlx.demo.world import VALIDATION, draw
 
 SEED = 0
 CELLS_WEIGHT = 0.5  # of the auxiliary loss beside the text's
+CELL_WEIGHTS = {"kind": 3.0}  # the last thing to be learned: it takes several patches' outlines
 WARMUP = 100  # steps
 SAVE_EVERY = 240.0  # seconds
 LOG_EVERY = 25  # steps
@@ -50,7 +52,8 @@ class Plan:
     phase: str  # "pictures" (the vision tower and the cells alone) or "joint"
     steps: int
     decay: int  # the last steps, over which the learning rate falls to zero
-    pictures: int  # a step
+    parts: int  # that a step is cut into, taken by whichever process is free
+    pictures: int  # a part
     rows_a_picture: int
     judged: float  # share of the rows that are judge questions, once they have begun
     judge_from: int  # the step from which there are judge questions
@@ -64,26 +67,20 @@ class Plan:
         return min(1.0, (step + 1) / WARMUP, (self.steps - step) / max(1, self.decay))
 
 
-def produce(queue: multiprocessing.Queue, tokenizer_file: str, plan: Plan, first: int) -> None:
-    """The background worker: batches in the order of their steps."""
-    tokenizer = Tokenizer.from_file(tokenizer_file)
-    for step in range(first, plan.steps):
-        judged = plan.judged if step >= plan.judge_from else 0.0
-        queue.put(training_batch(tokenizer, step, plan.pictures, plan.rows_a_picture, judged))
-
-
 def cell_losses(
     heads: nn.ModuleDict, seen: Tensor, batch: Batch
 ) -> tuple[Tensor, dict[str, float]]:
     """The mean cross-entropy of what the cells hold, and each head's share of right ones."""
-    losses, shares = [], {}
+    total, shares = torch.zeros(()), {}
     for name in CELL_HEADS:
         target = torch.from_numpy(batch.cells[name])
         asked = target != IGNORE
         logits = heads[name](seen[asked])
-        losses.append(F.cross_entropy(logits, target[asked]))
+        loss = F.cross_entropy(logits, target[asked])
+        total = total + CELL_WEIGHTS.get(name, 1.0) * loss
         shares[f"cell {name}"] = (logits.argmax(-1) == target[asked]).float().mean().item()
-    return torch.stack(losses).mean(), shares
+        shares[f"cell loss {name}"] = loss.item()
+    return total / len(CELL_HEADS), shares
 
 
 def text_losses(
@@ -110,86 +107,185 @@ def text_losses(
     return total, by_class
 
 
-def run(plan: Plan, folder: Path, start_from: Path | None) -> None:
-    """Trains a phase to its end, from its checkpoint if there is one."""
-    torch.set_num_threads(2)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "tokenizer.json").is_file():
-        save_tokenizer(train_tokenizer(), folder)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    model = new_model(tokenizer, SEED)
-    model.train()
-    heads = nn.ModuleDict({name: nn.Linear(TEXT_WIDTH, n) for name, n in CELL_HEADS.items()})
-    trained = [model.model.vision_model, model.model.multi_modal_projector, heads]
-    if plan.phase == "joint":
-        trained = [model, heads]
-    optimizer = Optimizer(trained, matrices_by_muon=plan.muon_rate > 0)
-    checkpoint = folder / f"{plan.phase}.pt"
-    step, seconds = 0, 0.0
-    if checkpoint.is_file():
-        saved = torch.load(checkpoint)
-        optimizer.load_state_dict(saved["optimizer"])
-        step, seconds = saved["step"], saved["seconds"]
-    elif start_from is not None:
-        saved = torch.load(start_from)
-    else:
-        saved = None
-    if saved is not None:
-        model.load_state_dict(saved["model"])
-        heads.load_state_dict(saved["heads"])
+@dataclass(frozen=True)
+class Learner:
+    """The weights being trained, and what turns a part of a step into their gradient."""
 
-    held = held_out(VALIDATION, plan.evaluated)
-    _check(model, tokenizer)
-    forward.compile_blocks()
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue(maxsize=6)
-    worker = context.Process(
-        target=produce, args=(queue, str(folder / "tokenizer.json"), plan, step), daemon=True
-    )
-    worker.start()
-    log = (folder / "curve.jsonl").open("a", buffering=1)
-    log.write(json.dumps({"plan": asdict(plan), "from step": step}) + "\n")
-    began, last_saved = time.monotonic() - seconds, time.monotonic()
-    sums: dict[str, list[float]] = {}
-    waited = 0.0
-    while step < plan.steps:
-        asked = time.monotonic()
-        batch = queue.get()
-        waited += time.monotonic() - asked
+    model: MllamaForConditionalGeneration
+    heads: nn.ModuleDict
+    tokenizer: Tokenizer
+    plan: Plan
+
+    def gradient(self, step: int, part: int) -> dict[str, float]:
+        """Adds a part's gradient to the weights' `grad`; returns the losses and shares to log."""
+        plan = self.plan
+        judged = plan.judged if step >= plan.judge_from else 0.0
+        batch = training_batch(
+            self.tokenizer, step, part, plan.pictures, plan.parts, plan.rows_a_picture, judged
+        )
         tile_mask = torch.from_numpy(batch.tile_mask).long()
         pictures = Pictures(
             tiles=torch.from_numpy(normalised(batch.tiles, batch.tile_mask)),
             ratio_ids=torch.from_numpy(batch.ratio_ids),
             tile_mask=tile_mask,
         )
-        seen = features(model, pictures)
-        loss, figures = cell_losses(heads, seen, batch)
+        seen = features(self.model, pictures)
+        loss, figures = cell_losses(self.heads, seen, batch)
         figures["cells"] = loss.item()
         if plan.phase == "joint":
-            text, by_class = text_losses(model, seen, tile_mask, batch)
+            text, by_class = text_losses(self.model, seen, tile_mask, batch)
             figures |= by_class
             figures["text"] = text.item()
             loss = text + CELLS_WEIGHT * loss
-        loss.backward()
+        (loss / plan.parts).backward()
+        return figures
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [*self.model.parameters(), *self.heads.parameters()]
+
+
+def new_learner(tokenizer_file: Path, plan: Plan) -> Learner:
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    model = new_model(tokenizer, SEED)
+    heads = nn.ModuleDict({name: nn.Linear(TEXT_WIDTH, n) for name, n in CELL_HEADS.items()})
+    return Learner(model.train(), heads, tokenizer, plan)
+
+
+class Helper:
+    """A second process that works on the same weights, one thread each.
+
+    A step's parts are taken one by one by whichever process is free, so that a core that other
+    programs also use slows a step down by no more than its share; two threads over every
+    operation would each time wait for the slower one.
+    """
+
+    def __init__(self, learner: Learner, tokenizer_file: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._weights = learner.parameters()
+        for weight in self._weights:
+            weight.data.share_memory_()
+        self._gradients = [torch.zeros_like(weight).share_memory_() for weight in self._weights]
+        self._taken = context.Value("i", 0)
+        self._steps, self._done = context.Queue(), context.Queue()
+        context.Process(
+            target=_help,
+            args=(
+                *(learner.plan, tokenizer_file, [weight.data for weight in self._weights]),
+                *(self._gradients, self._taken, self._steps, self._done),
+            ),
+            daemon=True,
+        ).start()
+
+    def step(self, learner: Learner, number: int) -> list[dict[str, float]]:
+        """Both processes' gradients of a whole step, in the weights' `grad`."""
+        self._taken.value = 0
+        self._steps.put(number)
+        figures = _work(learner, number, self._taken)
+        theirs = self._done.get()
+        if theirs:
+            for weight, gradient in zip(self._weights, self._gradients, strict=True):
+                if weight.grad is None:
+                    weight.grad = gradient.clone()
+                else:
+                    weight.grad.add_(gradient)
+        return figures + theirs
+
+
+def _work(learner: Learner, step: int, taken: Synchronized) -> list[dict[str, float]]:
+    """Takes parts of the step until there is none left."""
+    figures = []
+    while True:
+        with taken.get_lock():
+            part = taken.value
+            taken.value += 1
+        if part >= learner.plan.parts:
+            return figures
+        figures.append(learner.gradient(step, part))
+
+
+def _help(
+    plan: Plan,
+    tokenizer_file: Path,
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    taken: Synchronized,
+    steps: multiprocessing.Queue,
+    done: multiprocessing.Queue,
+) -> None:
+    """The helper's life: a step's number in, the gradient into shared memory, figures out."""
+    torch.set_num_threads(1)
+    learner = new_learner(tokenizer_file, plan)
+    for parameter, weight in zip(learner.parameters(), weights, strict=True):
+        parameter.data = weight
+    forward.compile_blocks()
+    while True:
+        figures = _work(learner, steps.get(), taken)
+        for parameter, gradient in zip(learner.parameters(), gradients, strict=True):
+            if parameter.grad is None:
+                gradient.zero_()
+            else:
+                gradient.copy_(parameter.grad)
+                parameter.grad = None
+        done.put(figures)
+
+
+def run(plan: Plan, folder: Path, start_from: Path | None) -> None:
+    """Trains a phase to its end, from its checkpoint if there is one."""
+    torch.set_num_threads(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer_file = folder / "tokenizer.json"
+    if not tokenizer_file.is_file():
+        save_tokenizer(train_tokenizer(), folder)
+    learner = new_learner(tokenizer_file, plan)
+    model, heads = learner.model, learner.heads
+    trained = [model.model.vision_model, model.model.multi_modal_projector, heads]
+    if plan.phase == "joint":
+        trained = [model, heads]
+    optimizer = Optimizer(trained, matrices_by_muon=plan.muon_rate > 0)
+    checkpoint = folder / f"{plan.phase}.pt"
+    step, seconds = 0, 0.0
+    saved = None
+    if checkpoint.is_file():
+        saved = torch.load(checkpoint)
+        optimizer.load_state_dict(saved["optimizer"])
+        step, seconds = saved["step"], saved["seconds"]
+    elif start_from is not None:
+        saved = torch.load(start_from)
+    if saved is not None:
+        model.load_state_dict(saved["model"])
+        heads.load_state_dict(saved["heads"])
+
+    held = held_out(VALIDATION, plan.evaluated)
+    _check(model, learner.tokenizer)
+    forward.compile_blocks()
+    helper = Helper(learner, tokenizer_file)
+    log = (folder / "curve.jsonl").open("a", buffering=1)
+    log.write(json.dumps({"plan": asdict(plan), "from step": step}) + "\n")
+    began, last_saved = time.monotonic() - seconds, time.monotonic()
+    sums: dict[str, list[float]] = {}
+    while step < plan.steps:
+        for figures in helper.step(learner, step):
+            for name, value in figures.items():
+                sums.setdefault(name, []).append(value)
         factor = plan.factor(step)
-        figures["gradient"] = optimizer.step(factor * plan.muon_rate, factor * plan.adam_rate)
+        length = optimizer.step(factor * plan.muon_rate, factor * plan.adam_rate)
+        sums.setdefault("gradient", []).append(length)
         step += 1
-        for name, value in figures.items():
-            sums.setdefault(name, []).append(value)
         now = time.monotonic()
         if step % LOG_EVERY == 0 or step == plan.steps:
             means = {name: round(sum(v) / len(v), 5) for name, v in sums.items()}
             entry = {"phase": plan.phase, "step": step, "seconds": round(now - began, 1)}
-            entry |= {"rate factor": round(factor, 4), "waited": round(waited, 1)}
-            log.write(json.dumps(entry | means) + "\n")
-            sums, waited = {}, 0.0
+            log.write(json.dumps(entry | {"rate factor": round(factor, 4)} | means) + "\n")
+            sums = {}
         if now - last_saved > SAVE_EVERY or step == plan.steps:
             _save(checkpoint, model, heads, optimizer, step, now - began)
             last_saved = now
         if plan.evaluate_every and (step % plan.evaluate_every == 0 or step == plan.steps):
+            torch.set_num_threads(2)
             model.eval()
-            shares = score(model, tokenizer, held, batch=100)
+            shares = score(model, learner.tokenizer, held, batch=100)
             model.train()
+            torch.set_num_threads(1)
             began += time.monotonic() - now  # evaluation is not training time
             shares = {name: round(share, 4) for name, share in shares.items()}
             log.write(json.dumps({"phase": plan.phase, "evaluated": step} | shares) + "\n")
@@ -245,7 +341,8 @@ def main() -> None:
         phase=arguments.phase,
         steps=arguments.steps,
         decay=arguments.decay,
-        pictures=16 if joint else 32,
+        parts=4,
+        pictures=4 if joint else 8,
         rows_a_picture=3 if joint else 0,
         judged=0.15 if joint else 0.0,
         judge_from=arguments.judge_from,
