@@ -288,6 +288,8 @@ def test_a_misread_scene_and_a_slip_always_differ() -> None:
 
 def test_where_things_lie() -> None:
     assert model_path().name == "model"
+    for name in ("square", "busy", "wide", "tall"):
+        assert example_path(name).is_file()
     with pytest.raises(FileNotFoundError, match="no example picture"):
         example_path("nothing of the kind")
 

@@ -13,7 +13,7 @@ def model_path() -> Path:
 
 
 def example_path(name: str = "square") -> Path:
-    """An example picture of the little world: `square`, `wide` or `tall`.
+    """An example picture of the little world: `square`, `busy`, `wide` or `tall`.
 
     Raises FileNotFoundError, with the names there are, for any other.
     """
