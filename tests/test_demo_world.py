@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import random
 import re
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from tokenizers import Tokenizer
 
 from llavacot_mlx.demo import example_path, model_path
 from llavacot_mlx.demo.judging import misread, slip
@@ -281,6 +284,64 @@ def test_a_misread_scene_and_a_slip_always_differ() -> None:
         for stage in (Stage.CAPTION, Stage.REASONING):
             text = asked[0].stage_text(stage)
             assert slip(text, rng) != text
+
+
+# --- The recipe's tokenizer. ---
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    """recipes/demo_model/tokenizer.py, which is a script and in no package."""
+    spec = importlib.util.spec_from_file_location("demo_tokenizer", RECIPE / "tokenizer.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tokenizer(recipe: ModuleType) -> Tokenizer:
+    return recipe.train_tokenizer(scenes=300)
+
+
+@pytest.mark.parametrize(
+    "text", ["How many red circles?", "Größe: 3½ m²,\r\n\tnaïve 🙂🙂", "</CAPTION>x", "", "  a  "]
+)
+def test_any_text_comes_back_from_the_tokenizer(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+
+
+def test_replies_come_back_from_the_tokenizer(tokenizer: Tokenizer) -> None:
+    for seed in range(50):
+        for question in asked_of(seed)[1]:
+            for text in (question.text, question.reply()):
+                ids = tokenizer.encode(text, add_special_tokens=False).ids
+                assert tokenizer.decode(ids) == text
+
+
+def test_stage_tags_are_ordinary_text(tokenizer: Tokenizer) -> None:
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    for stage in Stage:
+        for tag in (stage.opening, stage.closing):
+            assert not special & {tag, stage.tag}
+            assert len(tokenizer.encode(f" x. {tag}", add_special_tokens=False).ids) > 3
+
+
+def test_special_tokens_are_laid_out_as_in_llama(
+    recipe: ModuleType, tokenizer: Tokenizer
+) -> None:
+    added = tokenizer.get_added_tokens_decoder()
+    assert all(token.special for token in added.values())
+    image = tokenizer.token_to_id(recipe.IMAGE)
+    assert image == max(added) == tokenizer.get_vocab_size() - 1
+    assert image % recipe.ROUND == 0, "the model's vocabulary ends before the image token"
+    assert tokenizer.encode("yes").ids == [
+        tokenizer.token_to_id(recipe.BOS),
+        tokenizer.token_to_id("yes"),
+    ]
+    assert len(tokenizer.encode("no", add_special_tokens=False).ids) == 1
 
 
 # --- What ships. ---
