@@ -22,8 +22,8 @@ Turn a Hugging Face checkpoint into a folder for MLX, smaller with -q.
 
 \b
 Examples:
-  llavacot convert Xkev/Llama-3.2V-11B-cot -q --mlx-path llava-cot-4bit
-  llavacot convert ./my-finetune --dtype bfloat16
+  llavacot convert Xkev/Llama-3.2V-11B-cot -q --dtype bfloat16 --mlx-path llava-cot-4bit
+  llavacot convert ./my-finetune
   llavacot convert ./my-finetune -q --q-bits 8 --mlx-path my-finetune-8bit
 """
 
@@ -32,9 +32,9 @@ llavacot convert turns a Hugging Face checkpoint of a Llama-3.2-Vision model int
 """
 
 EXAMPLE = """\
-The published LLaVA-CoT in 4 bits; the first time, this downloads it:
+The published LLaVA-CoT in 4 bits; the first time, this downloads 43 GB:
 
-  llavacot convert Xkev/Llama-3.2V-11B-cot -q --mlx-path llava-cot-4bit
+  llavacot convert Xkev/Llama-3.2V-11B-cot -q --dtype bfloat16 --mlx-path llava-cot-4bit
 """
 
 

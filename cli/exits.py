@@ -34,6 +34,8 @@ def ending_well(*, debug: bool) -> Iterator[None]:
         _drop_unwritten_output()
         sys.exit(READER_GONE)
     except Exception as error:
+        if isinstance(error, OSError):
+            _drop_unwritten_output()  # it may be what could not be written, such as to a full disk
         _say(_in_a_line(error), debug=debug)
         sys.exit(PROBLEM)
 
@@ -41,8 +43,8 @@ def ending_well(*, debug: bool) -> Iterator[None]:
 def _in_a_line(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"  # such as a folder that may not be written
+    if isinstance(error, OSError) and error.strerror:  # such as a folder that may not be written
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return f"internal: {what}; run again with --debug for the details"
 
@@ -56,11 +58,11 @@ def _say(line: str, *, debug: bool) -> None:
 
 
 def _drop_unwritten_output() -> None:
-    """Python flushes stdout once more at exit and would complain about the closed pipe."""
+    """Python flushes stdout once more at exit, and would complain once more."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BrokenPipeError:
+        except OSError:
             os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

@@ -15,10 +15,9 @@ from llavacot_mlx.errors import UserError
 if TYPE_CHECKING:
     from llavacot_mlx.cli.render import BytesBar
 
-PUBLISHED = "Xkev/Llama-3.2V-11B-cot"
-
+# `llavacot convert` alone shows the whole command, which is too long for this line.
 _DEMO_NOTICE = (
-    f"demo model (knows coloured shapes only); the real one: llavacot convert {PUBLISHED} -q"
+    "demo model (knows pictures of coloured shapes only); for the real one: llavacot convert"
 )
 
 

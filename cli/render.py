@@ -88,6 +88,7 @@ class LiveView:
         self._drawn: tuple[tuple[object, ...], list[Line]] | None = None  # the open panel's lines
         self._keyboard = quiet_keyboard(self._region.leave, self._region.come_back)
         self._lock = threading.Lock()  # both threads draw
+        self._failure: Exception | None = None  # of the other thread
         self._ended = threading.Event()
         self._drawer = threading.Thread(target=self._keep_drawing, daemon=True)
 
@@ -120,6 +121,8 @@ class LiveView:
 
     def show(self, event: Event) -> None:
         """Takes the next event. The screen follows within a twelfth of a second."""
+        if self._failure is not None:
+            raise self._failure
         with self._lock:
             match event:
                 case Prepared():
@@ -165,11 +168,12 @@ class LiveView:
 
     def _keep_drawing(self) -> None:
         while not self._ended.wait(1 / _DRAWINGS_PER_SECOND):
-            with self._lock:
-                try:
+            try:
+                with self._lock:
                     self._draw()
-                except OSError:  # the terminal is gone; the main thread will notice as well
-                    return
+            except Exception as error:  # raised in the main thread, at the next event
+                self._failure = error
+                return
 
     def _draw(self, above: Iterable[Line] = ()) -> None:
         lines = [*self._block_lines(), *self._status_lines()]
@@ -277,7 +281,11 @@ class BytesBar:
         self._task = self._progress.add_task(doing, total=None)
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        try:
+            self._progress.start()  # hides the cursor, and draws: Ctrl-C may come in between
+        except BaseException:
+            self._progress.stop()
+            raise
         return self
 
     def __exit__(

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from llavacot_mlx import demo
 
-QUESTION = "How many red circles are there?"
+QUESTION = "How many red shapes are there?"
 
 
 def first_command() -> str:
-    """Such as `llavacot ask ~/…/square.png "How many red circles are there?"`."""
+    """Such as `llavacot ask ~/…/square.png "How many red shapes are there?"`."""
     return f'llavacot ask {typed(demo.example_path())} "{QUESTION}"'
 
 

@@ -87,12 +87,14 @@ def _is_whole(folder: Path) -> bool:
 
 def _download(model: str, report: Callable[[Download], None]) -> Path:
     from huggingface_hub import HfApi, constants, hf_hub_download
+    from huggingface_hub.utils import logging
 
     if constants.HF_HUB_OFFLINE:
         raise UserError(
             f"{model}: not downloaded yet, and HF_HUB_OFFLINE forbids the network; "
             "unset it, or give --model a folder"
         )
+    logging.set_verbosity_error()  # its advice on tokens and retries would disturb the bar
     try:
         api = HfApi()
         sizes = _sizes(model, api.model_info(model, files_metadata=True, timeout=10))

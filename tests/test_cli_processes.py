@@ -120,8 +120,8 @@ def test_no_conclusion_is_an_error_when_only_the_answer_is_wanted(
 def test_the_demo_model_says_what_it_is_on_stderr_alone(run: Run) -> None:
     done = run("ask", "example.png", "How many?", "--json")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("demo model (knows coloured shapes only); ")
-    assert "llavacot convert" in line
+    assert line.startswith("demo model (knows pictures of coloured shapes only)")
+    assert line.endswith("; for the real one: llavacot convert")
     assert json.loads(done.stdout)["answer"] == "2"
 
 
@@ -188,6 +188,18 @@ def test_a_reader_that_leaves_early_is_no_error(desk: Path) -> None:
     process.stderr.close()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that Linux has")
+def test_a_full_disk_is_one_line(desk: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*command(desk), "ask", "example.png", "?", "--model", "demo", "--json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            cwd=desk,
+        )
+    assert (done.returncode, done.stderr) == (1, b"error: No space left on device\n")
+
+
 def test_an_interrupt_keeps_what_was_printed_and_exits_with_130(desk: Path) -> None:
     process = subprocess.Popen(
         [*command(desk, {"pause": 0.05}), "ask", "example.png", "?", "--model", "demo"],
@@ -227,7 +239,7 @@ def test_without_arguments_a_command_that_runs_is_shown(
     done = run(*arguments)
     assert done.returncode == 0
     (shown,) = [line for line in done.stdout.splitlines() if "example.png" in line]
-    assert shown.strip() == 'llavacot ask example.png "How many red circles are there?"'
+    assert shown.strip() == 'llavacot ask example.png "How many red shapes are there?"'
 
 
 def test_the_shown_path_can_be_typed_as_it_is(desk: Path, tmp_path: Path) -> None:
