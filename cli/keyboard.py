@@ -11,7 +11,7 @@ import signal
 import sys
 import termios
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 _LOCAL_FLAGS = 3  # the place of the echo flag in what tcgetattr returns
@@ -32,7 +32,8 @@ def quiet_keyboard(leave: Callable[[], None], resume: Callable[[], None]) -> Ite
         attributes = list(usual)
         if not on:
             attributes[_LOCAL_FLAGS] &= ~termios.ECHO
-        termios.tcsetattr(keyboard, termios.TCSANOW, attributes)
+        with suppress(termios.error):  # a terminal that is gone by now
+            termios.tcsetattr(keyboard, termios.TCSANOW, attributes)
 
     def stop(number: int, frame: FrameType | None) -> None:
         leave()

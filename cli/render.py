@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
@@ -106,14 +107,16 @@ class LiveView:
     ) -> None:
         self._ended.set()
         self._drawer.join()
-        self._keyboard.__exit__(None, None, None)
-        if isinstance(error, OSError):
-            return  # the terminal itself is gone
         self._doing = ""
         stopped = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped"
-        self._finish_block(note=stopped, warn=True)
-        self._draw()
-        self._region.close()
+        try:
+            with contextlib.suppress(OSError):  # the terminal may be what is gone
+                self._finish_block(note=stopped, warn=True)
+                self._draw()
+        finally:
+            with contextlib.suppress(OSError):
+                self._region.close()
+            self._keyboard.__exit__(None, None, None)
 
     def waiting(self, doing: str) -> None:
         """Says what is being done, such as `loading the model`, until something else is."""

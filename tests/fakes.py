@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import sys
@@ -48,6 +49,8 @@ class Script:
     """Seconds that loading takes."""
     user_error: str = ""
     """Raised after the text, in place of an answer."""
+    os_error: str = ""
+    """The name of a file that cannot be read after the text."""
     bug: str = ""
     """Raised after the text, as only a mistake of ours would be."""
 
@@ -86,6 +89,8 @@ class FakeAssistant:
         yield from answer.finish()
         if script.user_error:
             raise UserError(script.user_error)
+        if script.os_error:
+            raise OSError(errno.EIO, "Input/output error", script.os_error)
         if script.bug:
             raise ZeroDivisionError(script.bug)
         yield Answered(

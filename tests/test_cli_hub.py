@@ -17,7 +17,7 @@ FILES = {
     "config.json": b"{}",
     "model.safetensors.index.json": b'{"weight_map": {"a": "model-1.safetensors"}}',
     "model-1.safetensors": b"w" * 100_000,
-    "tokenizer.json": b"{\"model\": {}}",
+    "tokenizer.json": b'{"model": {}}',
     "pytorch_model.bin": b"pickle",
     "modeling.py": b"import os",
     "README.md": b"# Model",

@@ -163,11 +163,12 @@ def test_answer_only_leaves_nothing_but_the_answer(desk: Path) -> None:
 
 
 def test_an_error_in_the_middle_leaves_what_was_there(desk: Path) -> None:
-    script: dict[str, object] = {"text": "<SUMMARY> I will", "user_error": "out of memory"}
+    script: dict[str, object] = {"text": "<SUMMARY> I will", "os_error": "model.safetensors"}
     with ask(desk, script=script) as session:
         assert session.finish() == 1
         assert "│ I will" in session.text
-        assert session.text.rstrip().endswith("error: out of memory")
+        assert session.text.rstrip().endswith("error: model.safetensors: Input/output error")
+        assert session.terminal.cursor_visible
 
 
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"TERM": ""}])
