@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -69,10 +70,9 @@ def convert(
     Raises UserError when the source is no whole Mllama, a weight is not finite, the quantisation
     does not fit, the target exists and `force` is not set, or the disk is full.
     """
-    if target.exists() and not force:
-        raise UserError(f"{target} exists already: choose another --mlx-path, or add --force")
-    if target.exists() and source.resolve() == target.resolve():
-        raise UserError(f"{target} is the source itself: choose another --mlx-path")
+    # What is written goes where a link points to, beside the folder that it replaces.
+    place = target.resolve()
+    _check_replaceable(target, place, source, force)
     config = load_config(source)
     Tokenizer.load(source, config)
     TileCutter.load(source, config.vision)
@@ -91,10 +91,11 @@ def convert(
     steps = plan_steps(config, sources, wanted, quantization)
     size = sum(step.nbytes for step in steps)
 
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    partial = place.with_name(f".{place.name}.partial-{os.getpid()}")
+    made = [folder for folder in place.parents if not folder.exists()]
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _check_room(target, size)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _check_room(target, place, size)
         partial.mkdir()
         copy_settings(source, partial)
         write_config(source, partial, config, dtype, quantization)
@@ -104,7 +105,7 @@ def convert(
             targets = [planned for step in shard for planned in step.targets]
             write_shard(partial / file, targets, _arrays(shard, reporter))
         write_index(partial, shards)
-        _put_in_place(partial, target)
+        _put_in_place(partial, place)
     except OSError as problem:
         if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(
@@ -113,6 +114,9 @@ def convert(
         raise UserError(f"{problem.filename or target}: {problem.strerror}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        for folder in made:  # the innermost first; those with the result in them stay
+            with contextlib.suppress(OSError):
+                folder.rmdir()
     return Converted(target, reporter.total, size, _plain_dtypes(steps))
 
 
@@ -159,8 +163,27 @@ def _check_finite(source: mx.array, parts: list[mx.array], step: Step) -> None:
             raise UserError(f"{file}: {name} holds values too large for the type: use bfloat16")
 
 
-def _check_room(target: Path, size: int) -> None:
-    free = shutil.disk_usage(target.parent).free
+def _check_replaceable(target: Path, place: Path, source: Path, force: bool) -> None:
+    """Raises UserError if there is something at `target` that may not be replaced."""
+    if not place.exists():
+        return
+    if not force:
+        raise UserError(f"{target} exists already: choose another --mlx-path, or add --force")
+    if source.resolve().is_relative_to(place):
+        raise UserError(f"{target} is or holds the source: choose another --mlx-path")
+    if not (place / "config.json").is_file() and not _is_empty_folder(place):
+        raise UserError(
+            f"{target} is no model folder, and --force replaces nothing else: choose another "
+            "--mlx-path"
+        )
+
+
+def _is_empty_folder(place: Path) -> bool:
+    return place.is_dir() and not any(place.iterdir())
+
+
+def _check_room(target: Path, place: Path, size: int) -> None:
+    free = shutil.disk_usage(place.parent).free
     if free < size + _MARGIN_BYTES:
         raise UserError(
             f"not enough disk for {target}: it needs {size / 1e9:.1f} GB and "
@@ -168,15 +191,19 @@ def _check_room(target: Path, size: int) -> None:
         )
 
 
-def _put_in_place(partial: Path, target: Path) -> None:
-    """Gives the finished folder its name; an old one under it is moved aside first."""
-    if not target.exists():
-        partial.rename(target)
+def _put_in_place(partial: Path, place: Path) -> None:
+    """Gives the finished folder its name; an old one under it goes when the new one is there."""
+    if not place.exists():
+        partial.rename(place)
         return
-    old = target.with_name(f".{target.name}.replaced-{os.getpid()}")
-    target.rename(old)
-    partial.rename(target)
-    shutil.rmtree(old)
+    old = place.with_name(f".{place.name}.replaced-{os.getpid()}")
+    place.rename(old)
+    try:
+        partial.rename(place)
+    except BaseException:
+        old.rename(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _plain_dtypes(steps: list[Step]) -> tuple[str, ...]:

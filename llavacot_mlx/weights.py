@@ -121,7 +121,7 @@ def quantize_modules(
 
 
 def check_tree(model: nn.Module, tensors: Mapping[str, SourceTensor], folder: Path) -> None:
-    """Compares names and shapes with the model's own; the first that differs is an error."""
+    """Compares names, shapes and types with the model's own; the first misfit is an error."""
     expected = dict(tree_flatten(model.parameters()))
     for name in expected:
         if name not in tensors:
@@ -137,6 +137,19 @@ def check_tree(model: nn.Module, tensors: Mapping[str, SourceTensor], folder: Pa
                 f"{folder}: the weight {tensor.entry.name} in {tensor.entry.file.name} has the "
                 f"shape {list(tensor.shape)}; config.json asks for {list(expected[name].shape)}"
             )
+        readable = _readable_types(expected[name].dtype)
+        if tensor.entry.dtype not in readable:
+            raise UserError(
+                f"{folder}: the weight {tensor.entry.name} in {tensor.entry.file.name} is stored "
+                f"as {tensor.entry.dtype}; {', '.join(sorted(readable))} can be read"
+            )
+
+
+def _readable_types(wanted: mx.Dtype) -> frozenset[str]:
+    """The types of a file that a weight of type `wanted` can come in."""
+    if mx.issubdtype(wanted, mx.floating):
+        return _FLOATS
+    return frozenset({"U32"} if wanted == mx.uint32 else {"U8"})  # of a quantised module
 
 
 def runtime_dtype(dtype: str, tensors: Mapping[str, SourceTensor]) -> mx.Dtype:
