@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -66,7 +67,9 @@ def main() -> None:
     print(f"written to {file}")
 
 
-def _compare(title, rounds, run):
+def _compare(
+    title: str, rounds: int, run: Callable[[str], dict[str, float]]
+) -> dict[str, dict[str, object]]:
     """Runs the programs in turn; prints and returns medians and the medians of paired ratios."""
     runs: dict[str, list[dict[str, float]]] = {program: [] for program in PROGRAMS}
     for _ in range(rounds):
@@ -74,7 +77,7 @@ def _compare(title, rounds, run):
             runs[program].append(run(program))
     print(f"\n{title}")
     print(f"{'':16}{'ours':>14}{'mlx-vlm':>14}{'mlx-vlm / ours':>18}")
-    summary = {}
+    summary: dict[str, dict[str, object]] = {}
     for figure in runs["ours"][0]:
         ours, theirs = ([one[figure] for one in runs[program]] for program in PROGRAMS)
         ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
@@ -110,21 +113,12 @@ def _start(program: str) -> dict[str, float]:
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
     ) as process:
         assert process.stdout is not None
-        _read_until_answer(process.stdout, program)
+        while not (chunk := process.stdout.read1(4096)).strip():
+            if not chunk:
+                sys.exit(f"{program} printed no answer")
         seconds = time.perf_counter() - started
         process.stdout.read()
     return {"first_token_s": seconds}
-
-
-def _read_until_answer(stdout, program: str) -> None:
-    """mlx-vlm prints the prompt before the answer, up to the assistant's header."""
-    wanted = b"assistant<|end_header_id|>" if program == "mlx-vlm" else b""
-    seen = b""
-    while chunk := stdout.read1(4096):
-        seen += chunk
-        if wanted in seen and seen.split(wanted, 1)[-1].strip():
-            return
-    sys.exit(f"{program} printed no answer: {seen.decode(errors='replace')}")
 
 
 def _machine() -> dict[str, object]:

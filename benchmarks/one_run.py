@@ -82,7 +82,6 @@ def _mlx_vlm(model: Path, picture: Path, max_tokens: int) -> list[float]:
         image=[str(picture)],
         max_tokens=max_tokens,
         temperature=0.0,
-        add_special_tokens=False,
     ):
         if response.generation_tokens >= len(times):
             times.append(time.perf_counter())
