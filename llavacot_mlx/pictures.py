@@ -60,7 +60,8 @@ class TileCutter:
             nested = folder / "processor_config.json"
             if not nested.exists():
                 raise UserError(f"{file} is missing: it says how pictures are cut into tiles")
-            file, settings = nested, read_json(nested, "").get("image_processor")
+            file, settings = nested, read_json(nested, "")
+            settings = settings.get("image_processor") if isinstance(settings, dict) else None
         if not isinstance(settings, dict):
             raise UserError(f"{file} holds no settings of a picture processor")
         return _cutter(file, settings, vision)
@@ -123,9 +124,19 @@ def _cutter(file: Path, settings: dict[str, Any], vision: VisionConfig) -> TileC
             raise UserError(f"{file}: {key} is missing, and the result depends on it")
         return settings[key]
 
-    size, max_tiles = get("size"), get("max_image_tiles")
-    if size.get("height") != vision.image_size or size.get("width") != vision.image_size:
+    def numbers(key: str, least: float) -> np.ndarray:
+        values = get(key) if isinstance(get(key), list) else [get(key)]
+        if not all(type(value) in (int, float) and least < value < 1e30 for value in values):
+            raise UserError(f"{file}: {key} is {get(key)!r}, which makes no colours")
+        return np.array(values, dtype=np.float64)
+
+    size, max_tiles, resample = get("size"), get("max_image_tiles"), get("resample")
+    if not isinstance(size, dict) or not (
+        size.get("height") == size.get("width") == vision.image_size
+    ):
         raise UserError(f"{file}: size {size} is not config.json's tile of {vision.image_size} px")
+    if resample not in list(Image.Resampling):
+        raise UserError(f"{file}: resample is {resample!r}; PIL's filters are 0 to 5")
     if max_tiles != vision.max_num_tiles:
         raise UserError(
             f"{file}: max_image_tiles is {max_tiles}, and config.json's max_num_tiles is "
@@ -134,13 +145,16 @@ def _cutter(file: Path, settings: dict[str, Any], vision: VisionConfig) -> TileC
     for key in ("do_resize", "do_pad", "do_rescale", "do_normalize", "do_convert_rgb"):
         if settings.get(key, True) is not True:
             raise UserError(f"{file}: {key} is {settings[key]!r}; only true can be run")
-    mean, std = get("image_mean"), get("image_std")
+    mean, std = numbers("image_mean", least=-1e30), numbers("image_std", least=0)
     if not len(mean) == len(std) == vision.num_channels:
         raise UserError(f"{file}: image_mean and image_std need {vision.num_channels} values each")
     # The reference multiplies in float64, stores float32, and normalises in float32.
-    rescaled = (np.arange(256, dtype=np.float64) * get("rescale_factor")).astype(np.float32)
-    levels = (rescaled[:, None] - np.float32(mean)) / np.float32(std)
-    return TileCutter(vision.image_size, max_tiles, get("resample"), levels)
+    factor = numbers("rescale_factor", least=0)
+    if len(factor) != 1:
+        raise UserError(f"{file}: rescale_factor must be one number, not {get('rescale_factor')}")
+    rescaled = (np.arange(256, dtype=np.float64) * factor).astype(np.float32)
+    levels = (rescaled[:, None] - mean.astype(np.float32)) / std.astype(np.float32)
+    return TileCutter(vision.image_size, max_tiles, resample, levels)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -157,7 +171,7 @@ def open_picture(source: ImageSource) -> Image.Image:
     Raises UserError when there is no such file or no whole, reasonable picture in it.
     """
     if isinstance(source, Image.Image):
-        return ImageOps.exif_transpose(source)
+        return _with_pixels(ImageOps.exif_transpose(source), "the picture")
     name = "the picture" if isinstance(source, bytes) else str(source)
     data = source if isinstance(source, bytes) else _read(Path(source))
     if not data:
@@ -166,10 +180,14 @@ def open_picture(source: ImageSource) -> Image.Image:
         _register_heif(name)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # of large pictures and of odd metadata
             image = Image.open(io.BytesIO(data))
+            if image.format == "EPS":  # a program: PIL would have Ghostscript run it
+                raise UnidentifiedImageError
             image.load()
-            return ImageOps.exif_transpose(image)
+            return _with_pixels(ImageOps.exif_transpose(image), name)
+    except UserError:
+        raise
     except UnidentifiedImageError:
         raise UserError(
             f"{name} is not a picture that can be read (PNG, JPEG, WebP, GIF and the like)"
@@ -179,8 +197,15 @@ def open_picture(source: ImageSource) -> Image.Image:
         raise UserError(
             f"{name} is too large: more than {limit} million pixels; scale it down first"
         ) from None
-    except (OSError, SyntaxError, ValueError) as problem:
-        raise UserError(f"{name} is a damaged picture: {problem}") from None
+    except Exception as problem:  # decoders raise whatever they stumble over
+        reason = " ".join(str(problem).split()) or type(problem).__name__
+        raise UserError(f"{name} is a damaged picture: {reason}") from None
+
+
+def _with_pixels(image: Image.Image, name: str) -> Image.Image:
+    if 0 in image.size:
+        raise UserError(f"{name} has no pixels: it is {image.width}×{image.height}")
+    return image
 
 
 def _read(path: Path) -> bytes:
