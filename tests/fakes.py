@@ -81,8 +81,8 @@ class FakeAssistant:
         script = self.script
         yield Prepared(prompt_tokens=7, tiles=1)
         answer = _FakeAnswer()
-        # Words and single white space, as tokens roughly are.
-        pieces = re.findall(r"\s|\S{1,6}", script.text)[:max_tokens]
+        # Beginnings of words with the space before them, as tokens roughly are.
+        pieces = re.findall(r" ?\S{1,6}|\s", script.text)[:max_tokens]
         for piece in pieces:
             time.sleep(script.pause)
             yield from answer.push(piece)

@@ -16,6 +16,7 @@ from typing import Self
 
 from fakes import FakeTerminal
 
+_NOT_INHERITED = ("NO_COLOR", "COLUMNS", "LINES", "PYTHONUNBUFFERED")
 _PATIENCE = 20.0  # seconds; only a test that fails waits for so long
 
 
@@ -33,7 +34,7 @@ class TerminalSession:
         self.terminal = FakeTerminal(width, height)
         self.output = b""
         self._decoder = codecs.getincrementaldecoder("utf-8")()
-        plain = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "LINES")}
+        plain = {k: v for k, v in os.environ.items() if k not in _NOT_INHERITED}
         self.pid, self._fd = pty.fork()
         if self.pid == 0:  # the child
             _set_size(0, width, height)

@@ -16,7 +16,7 @@ import pytest
 from fakes import command
 from PIL import Image
 
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -178,6 +178,7 @@ def test_a_reader_that_leaves_early_is_no_error(desk: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=desk,
+        env=ENVIRONMENT,
     )
     assert process.stdout is not None
     assert process.stderr is not None
@@ -205,7 +206,9 @@ def test_an_interrupt_keeps_what_was_printed_and_exits_with_130(desk: Path) -> N
         [*command(desk, {"pause": 0.05}), "ask", "example.png", "?", "--model", "demo"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        bufsize=0,
         cwd=desk,
+        env=ENVIRONMENT,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"SUMMARY\n"
