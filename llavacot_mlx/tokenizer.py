@@ -61,6 +61,12 @@ class Tokenizer:
         for token in _FORMAT_TOKENS:
             if tokenizer.token_to_id(token) is None:
                 raise UserError(f"{file}: there is no {token}, so this is no Llama 3 tokenizer")
+        image_id = tokenizer.token_to_id("<|image|>")
+        if image_id not in (None, config.image_token_id):
+            raise UserError(
+                f"{file}: <|image|> is {image_id}, and config.json's image_token_index is "
+                f"{config.image_token_id}: this is another model's tokenizer"
+            )
         return cls(tokenizer, config.image_token_id, _stop_ids(folder, tokenizer))
 
     def encode(self, text: str) -> list[int]:
@@ -129,6 +135,10 @@ def _stop_ids(folder: Path, tokenizer: HFTokenizer) -> frozenset[int]:
     ids = {tokenizer.token_to_id(token) for token in _STOP_TOKENS}
     file = folder / "generation_config.json"
     if file.exists():
-        listed = read_json(file, "").get("eos_token_id")
-        ids |= set(listed if isinstance(listed, list) else [listed])
+        settings = read_json(file, "")
+        listed = settings.get("eos_token_id") if isinstance(settings, dict) else settings
+        listed = listed if isinstance(listed, list) else [listed]
+        if not all(token_id is None or type(token_id) is int for token_id in listed):
+            raise UserError(f"{file}: eos_token_id must be one token's id or a list of them")
+        ids |= set(listed)
     return frozenset(token_id for token_id in ids if token_id is not None)
