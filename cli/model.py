@@ -29,7 +29,7 @@ class Model:
 
     @property
     def short_name(self) -> str:
-        return self.folder.name if Path(self.name).is_dir() else self.name
+        return self.folder.resolve().name if Path(self.name).is_dir() else self.name
 
 
 def model_named(name: str | None) -> Model:

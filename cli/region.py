@@ -66,12 +66,16 @@ class Region:
         """
         if self._away:
             return
-        resized = bool(self._lines) and width != self._width
-        if not above and not resized and list(lines) == list(self._lines):
+        # A window that became narrower has folded the lines that no longer fit, and one that
+        # became lower has pushed the first ones out.
+        rows = sum(max(1, -(-line.columns // width)) for line in self._lines[:-1])
+        moved = bool(self._lines) and (width != self._width or rows >= height)
+        if not above and not moved and list(lines) == list(self._lines):
             return
-        steps = [_BEGIN_UPDATE, self._to_first_line(width, height)]
+        up = min(rows, height - 1)
+        steps = [_BEGIN_UPDATE, "\r", f"\x1b[{up}A" if up else ""]
         before = self._lines
-        if resized or len(above) + len(lines) < len(before):
+        if moved or len(above) + len(lines) < len(before):
             steps.append(_ERASE_BELOW)
             before = ()
         for index, line in enumerate([*above, *lines]):
@@ -88,12 +92,6 @@ class Region:
         steps += ["\r", _END_UPDATE]
         self._lines, self._width = tuple(lines), width
         self._write("".join(steps))
-
-    def _to_first_line(self, width: int, height: int) -> str:
-        # A window that became narrower has folded the lines that no longer fit.
-        rows = sum(max(1, -(-line.columns // width)) for line in self._lines[:-1])
-        up = min(rows, height - 1)
-        return "\r" + (f"\x1b[{up}A" if up else "")
 
     def _write(self, text: str) -> None:
         self._out.write(text)

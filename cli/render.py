@@ -86,7 +86,7 @@ class LiveView:
         self._doing = ""
         self._doing_since = 0.0
         self._spinner = itertools.cycle(_SPINNER)
-        self._drawn: tuple[tuple[object, ...], list[Line]] | None = None  # the open panel's lines
+        self._drawn: tuple[tuple[int, ...], list[Line]] | None = None  # the open block's lines
         self._keyboard = quiet_keyboard(self._region.leave, self._region.come_back)
         self._lock = threading.Lock()  # both threads draw
         self._failure: Exception | None = None  # of the other thread
@@ -158,7 +158,7 @@ class LiveView:
 
     def _finish_block(self, note: str = "", *, warn: bool = False) -> None:
         """Prints the open block for good."""
-        block, self._block = self._block, None
+        block, self._block, self._drawn = self._block, None, None
         if block is not None and self._shown(block):
             self._draw(above=self._lines(_picture(block, self._width, note=note, warn=warn)))
 
@@ -192,7 +192,7 @@ class LiveView:
         room = self._console.size.height - 1  # the status line is below
         if block is None or not self._shown(block) or room < 4:
             return []
-        key = (id(block), len(block.parts), self._width, room)
+        key = (len(block.parts), self._width, room)
         if self._drawn is None or self._drawn[0] != key:
             self._drawn = (key, self._lines(_picture(block, self._width, highest=room)))
         return self._drawn[1]

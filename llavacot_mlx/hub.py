@@ -47,6 +47,8 @@ def find(model: str, report: Callable[[Download], None]) -> Path:
     Raises UserError when there is no such folder, when the files are neither here nor to be had,
     or when the disk has no room for them.
     """
+    if not model:
+        raise UserError("the model's name is empty; give a folder or an id like owner/name")
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder

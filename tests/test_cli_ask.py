@@ -121,3 +121,8 @@ def test_a_model_that_is_no_folder_is_refused(name: str) -> None:
 @pytest.mark.usefixtures("unloadable")
 def test_a_model_that_is_a_file_is_refused() -> None:
     assert refused("example.png", "?", "--model", "example.png").startswith("example.png: a file;")
+
+
+@pytest.mark.usefixtures("unloadable")
+def test_an_empty_name_is_not_the_current_folder() -> None:
+    assert "name is empty" in refused("example.png", "?", "--model", "")

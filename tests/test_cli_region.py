@@ -72,3 +72,17 @@ def test_a_narrower_window_folds_the_region_and_it_is_still_replaced_whole() -> 
     region.draw(lines(["c" * 9, "d" * 9]), width=10, height=HEIGHT)
     terminal.feed(out.getvalue()[seen:])
     assert terminal.lines == ["kept", "c" * 9, "d" * 9]
+
+
+def test_a_lower_window_pushes_the_region_out_and_it_is_drawn_anew() -> None:
+    out = io.StringIO()
+    region = Region(out)
+    terminal = FakeTerminal(WIDTH, HEIGHT)
+    region.draw(lines(["1", "2", "3", "4", "5"]), width=WIDTH, height=HEIGHT)
+    terminal.feed(out.getvalue())
+    terminal.narrow(WIDTH, 3)
+    assert terminal.screen == ["3", "4", "5"]
+    seen = len(out.getvalue())
+    region.draw(lines(["1", "4", "6"]), width=WIDTH, height=3)
+    terminal.feed(out.getvalue()[seen:])
+    assert terminal.screen == ["1", "4", "6"]
