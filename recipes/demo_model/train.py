@@ -331,10 +331,11 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--decay", type=int, default=0)
-    parser.add_argument("--judge-from", type=int, default=1500)
-    parser.add_argument("--evaluate-every", type=int, default=750)
-    parser.add_argument("--muon-rate", type=float, default=2e-3, help="0: AdamW for all")
-    parser.add_argument("--adam-rate", type=float, default=1e-3)
+    parser.add_argument("--judge-from", type=int, default=300)
+    parser.add_argument("--judged", type=float, default=0.2, help="share of the rows")
+    parser.add_argument("--evaluate-every", type=int, default=500)
+    parser.add_argument("--muon-rate", type=float, default=1e-3, help="0: AdamW for all")
+    parser.add_argument("--adam-rate", type=float, default=7e-4)
     arguments = parser.parse_args()
     joint = arguments.phase == "joint"
     plan = Plan(
@@ -344,7 +345,7 @@ def main() -> None:
         parts=4,
         pictures=4 if joint else 8,
         rows_a_picture=3 if joint else 0,
-        judged=0.15 if joint else 0.0,
+        judged=arguments.judged if joint else 0.0,
         judge_from=arguments.judge_from,
         muon_rate=arguments.muon_rate,
         adam_rate=arguments.adam_rate,
