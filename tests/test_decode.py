@@ -1,0 +1,215 @@
+"""Prefill and decoding: the same answer however a prompt is read, and work counted where done."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import CONFIG, IMAGE_TOKEN_ID
+
+from llavacot_mlx import decode as decode_module
+from llavacot_mlx.decode import decode, prefill
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.model.mllama import Mllama
+from llavacot_mlx.pictures import Tiles
+from llavacot_mlx.prompt import Prompt
+from llavacot_mlx.sampling import Sampling
+from llavacot_mlx.trace import Timings, Usage
+
+GREEDY = Sampling(0.0)
+
+
+def tiles(count: int, seed: int = 0) -> Tiles:
+    """A picture of one or two tiles."""
+    pixels = np.random.default_rng(seed).standard_normal((count, 8, 8, 3)).astype(np.float32)
+    return Tiles(pixels, rows=1, columns=count, aspect_ratio_id=count)
+
+
+def words(count: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(0, 100, count).tolist()
+
+
+def prompt(*parts: list[int] | Tiles) -> Prompt:
+    """A prompt of words and pictures, in order."""
+    ids = [token for part in parts for token in ([100] if isinstance(part, Tiles) else part)]
+    return Prompt(tuple(ids), tuple(part for part in parts if isinstance(part, Tiles)))
+
+
+def answer(
+    model: Mllama,
+    question: Prompt,
+    count: int = 20,
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
+    stop_ids: frozenset[int] = frozenset(),
+) -> tuple[list[int], Usage]:
+    usage = Usage()
+    context = prefill(model, question, usage, Timings())
+    return list(decode(model, context, sampling, seed, stop_ids, count, usage)), usage
+
+
+def uncached(model: Mllama, question: Prompt, count: int) -> list[int]:
+    """Greedy decoding that reads everything again for each token."""
+    ids = list(question.token_ids)
+    for _ in range(count):
+        again = Prompt(tuple(ids), question.pictures)
+        ids.append(int(mx.argmax(prefill(model, again, Usage(), Timings()).logits).item()))
+    return ids[len(question.token_ids) :]
+
+
+# A prompt whose picture comes amid text, one with two, one with two side by side, one without.
+PROMPTS = {
+    "long text, picture, text": prompt(words(40), tiles(1), words(15, 1)),
+    "picture first": prompt(tiles(2), words(9, 2)),
+    "two": prompt(words(5), tiles(1), words(11, 1), tiles(2, 1), words(7, 2)),
+    "side by side": prompt(words(3), tiles(2), tiles(1, 1), words(11, 1)),
+    "picture last": prompt(words(12), tiles(1)),
+    "none": prompt(words(30, 3)),
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_decoding_is_reading_everything_again(name: str, model: Mllama) -> None:
+    """K/V that are kept change nothing, those of absent tiles are not missed."""
+    ids, _ = answer(model, PROMPTS[name], 12)
+    assert ids == uncached(model, PROMPTS[name], 12)
+    assert len(set(ids)) >= 3  # a model that repeats itself would prove little
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 41, 42])
+@pytest.mark.parametrize("name", PROMPTS)
+def test_a_prompt_in_several_passes(
+    name: str, rows: int, model: Mllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the passes are cut: before, in or behind the rows that a picture begins at."""
+    whole = prefill(model, PROMPTS[name], Usage(), Timings())
+    monkeypatch.setattr(decode_module, "_PREFILL_ROWS", rows)
+    usage = Usage()
+    cut = prefill(model, PROMPTS[name], usage, Timings())
+    assert usage.prefilled_tokens == len(PROMPTS[name].token_ids) == cut.cache.length
+    assert np.abs(np.array(whole.logits - cut.logits)).max() < 1e-3
+    run = list(decode(model, cut, GREEDY, 0, frozenset(), 8, usage))
+    assert run == list(decode(model, whole, GREEDY, 0, frozenset(), 8, usage))
+
+
+def test_the_picture_is_seen(model: Mllama) -> None:
+    """Or the comparisons here would compare nothing."""
+    one, other = (
+        prefill(model, prompt(words(5), tiles(1, seed), words(4)), Usage(), Timings()).logits
+        for seed in (0, 1)
+    )
+    assert np.abs(np.array(one - other)).max() > 0.1
+
+
+def test_what_is_done_is_counted(model: Mllama) -> None:
+    question = PROMPTS["two"]
+    ids, usage = answer(model, question, 20)
+    assert len(ids) == 20
+    assert usage == Usage(
+        images_encoded=2, prefilled_tokens=len(question.token_ids), decoded_tokens=20
+    )
+
+
+def test_a_token_is_counted_when_it_is_handed_out(model: Mllama) -> None:
+    """Whoever stops reading pays for what was read."""
+    usage = Usage()
+    context = prefill(model, PROMPTS["none"], usage, Timings())
+    run = decode(model, context, GREEDY, 0, frozenset(), 20, usage)
+    for n in range(1, 4):
+        next(run)
+        assert usage.decoded_tokens == n
+    run.close()
+    assert usage.decoded_tokens == 3
+
+
+def test_timings_add_up(model: Mllama) -> None:
+    """A second prompt's times are added to the first's."""
+    timings = Timings()
+    prefill(model, PROMPTS["two"], Usage(), timings)
+    first = (timings.vision_s, timings.prefill_s)
+    assert min(first) > 0
+    prefill(model, PROMPTS["two"], Usage(), timings)
+    assert timings.vision_s > first[0]
+    assert timings.prefill_s > first[1]
+
+
+def test_a_stop_token_ends_the_answer_and_is_its_last(model: Mllama) -> None:
+    free, _ = answer(model, PROMPTS["two"], 20)
+    last = next(n for n in range(4, 20) if free[n] not in free[:n])
+    stopped, usage = answer(model, PROMPTS["two"], 20, stop_ids=frozenset({free[last], 9999}))
+    assert stopped == free[: last + 1]
+    assert usage.decoded_tokens == last + 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_limit_of_tokens(count: int, model: Mllama) -> None:
+    ids, usage = answer(model, PROMPTS["none"], count)
+    assert len(ids) == usage.decoded_tokens == count
+    assert ids == answer(model, PROMPTS["none"], 20)[0][:count]
+
+
+def test_no_step_is_run_for_nothing(model: Mllama, monkeypatch: pytest.MonkeyPatch) -> None:
+    """n tokens take the prefill and n - 1 steps: the last token is not fed back."""
+    calls = []
+    original = Mllama.hidden
+
+    def counted(self: Mllama, *arguments: object) -> mx.array:
+        calls.append(arguments)
+        return original(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Mllama, "hidden", counted)
+    answer(model, PROMPTS["none"], 5)
+    assert len(calls) == 5
+
+
+def test_the_seed_chooses_the_text(model: Mllama) -> None:
+    hot = Sampling(1.5, 0.95)
+    texts = [tuple(answer(model, PROMPTS["none"], 15, hot, seed)[0]) for seed in (0, 1, 2, 0)]
+    assert texts[0] == texts[3]
+    assert len(set(texts)) == 3
+
+
+def test_each_token_has_a_key_of_its_own(model: Mllama, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0, 1, 2 …: with the same random number for all, a text circles."""
+    positions = []
+
+    def watched(seed: int, node: int, position: int) -> mx.array:
+        positions.append((seed, node, position))
+        return mx.random.key(0)
+
+    monkeypatch.setattr(decode_module, "token_key", watched)
+    answer(model, PROMPTS["none"], 6, Sampling(1.0), seed=7)
+    assert positions == [(7, 0, n) for n in range(6)]
+
+
+def test_two_answers_at_a_time(model: Mllama) -> None:
+    """Two generators read in turns say what each says alone."""
+    alone = [answer(model, PROMPTS[name], 10)[0] for name in ("two", "none")]
+    runs = []
+    for name in ("two", "none"):
+        usage = Usage()
+        context = prefill(model, PROMPTS[name], usage, Timings())
+        runs.append(decode(model, context, GREEDY, 0, frozenset(), 10, usage))
+    in_turns = list(zip(*runs, strict=True))
+    assert [list(ids) for ids in zip(*in_turns, strict=True)] == alone
+
+
+def test_emptying_the_buffers_changes_nothing(
+    model: Mllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = answer(model, PROMPTS["two"], 12)
+    monkeypatch.setattr(decode_module, "_CLEAR_EVERY", 2)
+    assert answer(model, PROMPTS["two"], 12)[0] == expected
+
+
+def test_a_prompt_that_does_not_fit(model: Mllama, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One token must have room. Refused before a picture is encoded."""
+    limit = CONFIG.text.max_position_embeddings
+    assert len(answer(model, prompt(words(limit - 1)), 1)[0]) == 1
+    monkeypatch.setattr(Mllama, "image_features", None)
+    with pytest.raises(UserError, match=f"{limit} tokens, and this model reads at most"):
+        prefill(model, prompt(tiles(1), words(limit - 1)), Usage(), Timings())
+
+
+def test_the_image_token_is_the_configurations() -> None:
+    assert prompt(tiles(1)).token_ids == (CONFIG.image_token_id,) == (IMAGE_TOKEN_ID,)

@@ -1,0 +1,113 @@
+"""The record of an answer: its fields are an interface, and JSON keeps them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from llavacot_mlx.stages import Stage
+from llavacot_mlx.trace import SearchRecord, StageRecord, Timings, Trace, Usage
+
+STAGES = tuple(
+    StageRecord(stage, text, closed=True, tokens=n)
+    for n, (stage, text) in enumerate(zip(Stage, "abc2", strict=True), start=5)
+)
+TRACE = Trace(
+    question="How many? 🙂",
+    image="a.png",
+    model="somewhere",
+    seed=3,
+    stages=STAGES,
+    text="<SUMMARY>a</SUMMARY>…",
+    prompt_token_ids=(1, 2),
+    token_ids=(3, 4, 5),
+    search=SearchRecord("greedy"),
+    usage=Usage(prompt_tokens=2, decoded_tokens=3),
+    timings=Timings(load_s=0.5),
+    peak_memory_bytes=7,
+)
+
+
+def test_the_json_of_a_trace() -> None:
+    """Fields may be added; these stay."""
+    assert json.loads(TRACE.to_json()) == {
+        "question": "How many? 🙂",
+        "image": "a.png",
+        "model": "somewhere",
+        "seed": 3,
+        "answer": "2",
+        "stages": [
+            {
+                "stage": stage,
+                "text": text,
+                "closed": True,
+                "tokens": tokens,
+                "score": None,
+                "candidates": 1,
+            }
+            for stage, text, tokens in (
+                ("summary", "a", 5),
+                ("caption", "b", 6),
+                ("reasoning", "c", 7),
+                ("conclusion", "2", 8),
+            )
+        ],
+        "text": "<SUMMARY>a</SUMMARY>…",
+        "prompt_token_ids": [1, 2],
+        "token_ids": [3, 4, 5],
+        "search": {"method": "greedy", "retraces": 0, "nodes": []},
+        "usage": {
+            "prompt_tokens": 2,
+            "images_encoded": 0,
+            "prefilled_tokens": 0,
+            "decoded_tokens": 3,
+            "judge_tokens": 0,
+            "reused_tokens": 0,
+        },
+        "timings": {
+            "load_s": 0.5,
+            "vision_s": 0.0,
+            "prefill_s": 0.0,
+            "first_token_s": 0.0,
+            "decode_s": 0.0,
+            "judge_s": 0.0,
+            "total_s": 0.0,
+        },
+        "peak_memory_bytes": 7,
+    }
+
+
+def test_the_json_is_one_line_and_starts_with_what_was_asked() -> None:
+    text = TRACE.to_json()
+    assert "\n" not in text
+    assert list(json.loads(text))[:5] == ["question", "image", "model", "seed", "answer"]
+
+
+def test_the_answer_is_the_last_conclusion() -> None:
+    two = (*STAGES, StageRecord(Stage.CONCLUSION, " 3 ", closed=False, tokens=1))
+    assert replace(TRACE, stages=two).answer == "3"
+
+
+def test_no_conclusion_is_no_answer() -> None:
+    trace = replace(TRACE, stages=STAGES[:3])
+    assert trace.answer is None
+    assert json.loads(trace.to_json())["answer"] is None
+
+
+@pytest.mark.parametrize(
+    ("stages", "expected"),
+    [
+        (STAGES, True),
+        (STAGES[:3], False),
+        (STAGES[::-1], False),
+        ((*STAGES, STAGES[3]), False),
+        ((*STAGES[:3], replace(STAGES[3], closed=False)), False),
+        ((*STAGES[:3], replace(STAGES[3], text=" \n")), False),
+        ((), False),
+    ],
+    ids=["good", "one missing", "backwards", "one twice", "unclosed", "empty", "none"],
+)
+def test_well_formed(stages: tuple[StageRecord, ...], expected: bool) -> None:
+    assert replace(TRACE, stages=stages).well_formed is expected
