@@ -62,12 +62,7 @@ def test_the_convolution_is_turned_by_its_name(
 
 @pytest.mark.parametrize(
     ("stored", "dtype"),
-    [
-        (mx.float32, "bfloat16"),
-        (mx.bfloat16, "float32"),
-        (mx.float16, "float32"),
-        (mx.float32, "float32"),
-    ],
+    [(mx.float32, "bfloat16"), (mx.bfloat16, "float32")],
 )
 def test_loading_takes_little_more_than_the_weights(
     stored: mx.Dtype, dtype: str, tmp_path: Path, of_config: Any
