@@ -19,7 +19,14 @@ import random
 import re
 from dataclasses import dataclass, replace
 
-from llavacot_mlx.demo.questions import LETTERS, Question, answered, question_of, tagged
+from llavacot_mlx.demo.questions import (
+    LETTERS,
+    QUESTION_KINDS,
+    Question,
+    answered,
+    question_of,
+    tagged,
+)
 from llavacot_mlx.demo.scenes import COLOURS, HORIZONTAL, KINDS, SIZES, VERTICAL, Scene, Shape
 from llavacot_mlx.stages import Stage
 
@@ -88,7 +95,10 @@ def _planted(
 ) -> tuple[Question, str]:
     """A question whose stages come before the judged one, and the judged text, mostly wrong."""
     if stage is Stage.SUMMARY:
-        other = question_of(question.kind, scene, rng)
+        if _SLIPPERY.search(question.summary):
+            return question, slip(question.summary, rng)
+        others = [kind for kind in QUESTION_KINDS if kind != question.kind]
+        other = question_of(rng.choice(others), scene, rng)
         return question, (other or question).summary
     if rng.random() < 0.45:
         for _ in range(4):  # most misread shapes leave a conclusion as it was

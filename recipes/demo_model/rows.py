@@ -60,17 +60,22 @@ TOKEN_CLASSES = (
     "conclusion",
     "judge",
 )
-JUDGE_WEIGHT = 20.0  # a judge row has one token that counts, another row about a hundred
+JUDGE_WEIGHT = 10.0  # a judge row has one token that counts, another row about a hundred
 TURN = f"{HEADER}{{role}}{HEADER_END}\n\n{{content}}{EOT}"
 ANSWERING = f"{HEADER}assistant{HEADER_END}\n\n"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One conversation. `classes` says for each token how it counts as a thing to be learned."""
+    """One conversation. `classes` says for each token how it counts as a thing to be learned.
+
+    `so_far` is what the auxiliary head should say after each token of a judged stage: 1 while
+    what was written is right, 0 from the first mistake on, IGNORE elsewhere.
+    """
 
     token_ids: list[int]
     classes: list[int]
+    so_far: list[int]
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class Batch:
     cells: dict[str, np.ndarray]  # by head: (pictures, tiles * tokens), IGNORE where not asked
     token_ids: np.ndarray  # (rows, length); empty where only pictures were wanted
     classes: np.ndarray  # (rows, length)
+    so_far: np.ndarray  # (rows, length)
 
 
 def prompt(question: str) -> str:
@@ -112,16 +118,29 @@ def answer_row(tokenizer: Tokenizer, question: Question) -> Row:
         learned = begin >= start
         word = text[begin:end].strip()
         classes.append(TOKEN_CLASSES.index(_class_of(stage, word) if learned else "unlearned"))
-    return Row(encoded.ids, classes)
+    return Row(encoded.ids, classes, [IGNORE] * len(classes))
 
 
 def judge_row(tokenizer: Tokenizer, asked: JudgeQuestion) -> Row:
-    """A judge's question; only the yes or no and the end of the turn are learned."""
-    before = tokenizer.encode(judge_prompt(asked), add_special_tokens=False).ids
+    """A judge's question; of its text only the yes or no and the end of the turn are learned."""
+    text = judge_prompt(asked)
+    before = tokenizer.encode(text, add_special_tokens=False)
     after = tokenizer.encode(asked.answer + EOT, add_special_tokens=False).ids
     assert len(after) == 2, "yes and no are one token each"
+    start = len(prompt(asked.question.text)) + asked.partial.rindex(asked.judged)
+    truth = asked.question.stage_text(asked.stage)
+    so_far = [
+        _right_so_far(asked, truth, end - start) if end > start else IGNORE
+        for _, end in before.offsets
+    ]
     learned = [TOKEN_CLASSES.index("judge"), TOKEN_CLASSES.index("frame")]
-    return Row(before + after, [0] * len(before) + learned)
+    return Row(before.ids + after, [0] * len(before.ids) + learned, [*so_far, IGNORE, IGNORE])
+
+
+def _right_so_far(asked: JudgeQuestion, truth: str, written: int) -> int:
+    if written > len(asked.judged):  # after the judged text the verdict stands
+        return int(asked.answer == "yes")
+    return int(truth.startswith(asked.judged[:written]))
 
 
 _WORDS = {
@@ -216,7 +235,9 @@ def assemble(worlds: list[Scene], rows: list[Row]) -> Batch:
     length = -(-longest // LENGTH_STEP) * LENGTH_STEP
     token_ids = np.zeros((len(rows), length), dtype=np.int64)
     classes = np.zeros((len(rows), length), dtype=np.int64)
+    so_far = np.full((len(rows), length), IGNORE, dtype=np.int64)
     for index, row in enumerate(rows):
+        so_far[index, : len(row.so_far)] = row.so_far
         token_ids[index, : len(row.token_ids)] = row.token_ids
         classes[index, : len(row.classes)] = row.classes
     return Batch(
@@ -226,6 +247,7 @@ def assemble(worlds: list[Scene], rows: list[Row]) -> Batch:
         cells={name: np.stack([head[name] for head in heads]) for name in CELL_HEADS},
         token_ids=token_ids,
         classes=classes,
+        so_far=so_far,
     )
 
 

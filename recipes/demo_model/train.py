@@ -39,6 +39,7 @@ from llavacot_mlx.demo.world import VALIDATION, draw
 
 SEED = 0
 CELLS_WEIGHT = 0.5  # of the auxiliary loss beside the text's
+SO_FAR_WEIGHT = 0.3  # of the other auxiliary loss, whether a judged text is right so far
 CELL_WEIGHTS = {"kind": 3.0}  # the last thing to be learned: it takes several patches' outlines
 WARMUP = 100  # steps
 SAVE_EVERY = 240.0  # seconds
@@ -84,13 +85,19 @@ def cell_losses(
 
 
 def text_losses(
-    model: MllamaForConditionalGeneration, seen: Tensor, tile_mask: Tensor, batch: Batch
+    model: MllamaForConditionalGeneration,
+    head: nn.Module,
+    seen: Tensor,
+    tile_mask: Tensor,
+    batch: Batch,
 ) -> tuple[Tensor, dict[str, float]]:
     """The weighted mean cross-entropy of the learned tokens, and the mean by class of token."""
     token_ids, classes = torch.from_numpy(batch.token_ids), torch.from_numpy(batch.classes)
     shared = len(token_ids) // len(seen)
     mask = tile_mask.repeat_interleave(shared, dim=0)
-    hidden = hidden_states(model, token_ids, seen, mask)[:, :-1]
+    hidden = hidden_states(model, token_ids, seen, mask)
+    mistakes, by_class = so_far_loss(head, hidden, torch.from_numpy(batch.so_far))
+    hidden = hidden[:, :-1]
     target, kinds = token_ids[:, 1:], classes[:, 1:]
     learned = kinds != 0
     logits = hidden[learned].bfloat16() @ model.lm_head.weight.bfloat16().T
@@ -99,12 +106,33 @@ def text_losses(
     weights = torch.where(kinds == TOKEN_CLASSES.index("judge"), JUDGE_WEIGHT, 1.0)
     total = (losses * weights).sum() / weights.sum()
     values = losses.detach()
-    by_class = {
+    by_class |= {
         name: values[kinds == number].mean().item()
         for number, name in enumerate(TOKEN_CLASSES)
         if (kinds == number).any()
     }
-    return total, by_class
+    return total + SO_FAR_WEIGHT * mistakes, by_class
+
+
+def so_far_loss(
+    head: nn.Module, hidden: Tensor, target: Tensor
+) -> tuple[Tensor, dict[str, float]]:
+    """Whether a judged stage is right so far, asked after each of its tokens.
+
+    One yes or no at the end of a row teaches little; where the first mistake stands is what a
+    judge has to notice.
+    """
+    asked = target != IGNORE
+    if not asked.any():
+        return torch.zeros(()), {}
+    logits = head(hidden[asked])
+    loss = F.cross_entropy(logits, target[asked])
+    right = (logits.argmax(-1) == target[asked]).float()
+    wrong_ones = target[asked] == 0
+    figures = {"so far": loss.item(), "so far share": right.mean().item()}
+    if wrong_ones.any():
+        figures["so far share of wrong"] = right[wrong_ones].mean().item()
+    return loss, figures
 
 
 @dataclass(frozen=True)
@@ -133,7 +161,9 @@ class Learner:
         loss, figures = cell_losses(self.heads, seen, batch)
         figures["cells"] = loss.item()
         if plan.phase == "joint":
-            text, by_class = text_losses(self.model, seen, tile_mask, batch)
+            text, by_class = text_losses(
+                self.model, self.heads["so far"], seen, tile_mask, batch
+            )
             figures |= by_class
             figures["text"] = text.item()
             loss = text + CELLS_WEIGHT * loss
@@ -148,6 +178,7 @@ def new_learner(tokenizer_file: Path, plan: Plan) -> Learner:
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     model = new_model(tokenizer, SEED)
     heads = nn.ModuleDict({name: nn.Linear(TEXT_WIDTH, n) for name, n in CELL_HEADS.items()})
+    heads["so far"] = nn.Linear(TEXT_WIDTH, 2)
     return Learner(model.train(), heads, tokenizer, plan)
 
 
