@@ -329,9 +329,7 @@ def test_stage_tags_are_ordinary_text(tokenizer: Tokenizer) -> None:
             assert len(tokenizer.encode(f" x. {tag}", add_special_tokens=False).ids) > 3
 
 
-def test_special_tokens_are_laid_out_as_in_llama(
-    recipe: ModuleType, tokenizer: Tokenizer
-) -> None:
+def test_special_tokens_are_laid_out_as_in_llama(recipe: ModuleType, tokenizer: Tokenizer) -> None:
     added = tokenizer.get_added_tokens_decoder()
     assert all(token.special for token in added.values())
     image = tokenizer.token_to_id(recipe.IMAGE)

@@ -84,9 +84,7 @@ def main() -> None:
             "figures": {
                 name: {"hits": share.hits, "count": share.count} for name, share in figures.items()
             },
-            "answers": [
-                row | asdict(result) for row, result in zip(rows, results, strict=True)
-            ],
+            "answers": [row | asdict(result) for row, result in zip(rows, results, strict=True)],
         }
         arguments.out.write_text(json.dumps(record, indent=1) + "\n")
 

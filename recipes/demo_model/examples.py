@@ -1,6 +1,6 @@
 """Draws the package's example pictures from held-out seeds.
 
-    python recipes/demo_model/examples.py [OUT]
+python recipes/demo_model/examples.py [OUT]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Writes a training run's model as a Hugging Face folder, complete with tokenizer and settings.
 
-    python recipes/demo_model/export.py RUN OUT
+python recipes/demo_model/export.py RUN OUT
 """
 
 from __future__ import annotations

@@ -249,5 +249,3 @@ def assemble(worlds: list[Scene], rows: list[Row]) -> Batch:
         classes=classes,
         so_far=so_far,
     )
-
-

@@ -114,9 +114,7 @@ def text_losses(
     return total + SO_FAR_WEIGHT * mistakes, by_class
 
 
-def so_far_loss(
-    head: nn.Module, hidden: Tensor, target: Tensor
-) -> tuple[Tensor, dict[str, float]]:
+def so_far_loss(head: nn.Module, hidden: Tensor, target: Tensor) -> tuple[Tensor, dict[str, float]]:
     """Whether a judged stage is right so far, asked after each of its tokens.
 
     One yes or no at the end of a row teaches little; where the first mistake stands is what a
@@ -161,9 +159,7 @@ class Learner:
         loss, figures = cell_losses(self.heads, seen, batch)
         figures["cells"] = loss.item()
         if plan.phase == "joint":
-            text, by_class = text_losses(
-                self.model, self.heads["so far"], seen, tile_mask, batch
-            )
+            text, by_class = text_losses(self.model, self.heads["so far"], seen, tile_mask, batch)
             figures |= by_class
             figures["text"] = text.item()
             loss = text + CELLS_WEIGHT * loss
