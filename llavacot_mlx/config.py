@@ -35,6 +35,8 @@ _WITHOUT_EFFECT = frozenset({
     "transformers_version", "typical_p", "use_bfloat16", "use_cache",
 })  # fmt: skip
 
+_MOST_LAYERS = 1000  # a slip of the pen beyond it would build modules for minutes
+
 
 @dataclass(frozen=True)
 class Llama3Scaling:
@@ -151,10 +153,12 @@ class _Section:
             return self.values[present[0]]
         raise self.error(" or ".join(spellings), "is missing, and the result depends on it")
 
-    def integer(self, *spellings: str) -> int:
+    def integer(self, *spellings: str, most: int = 2**31 - 1) -> int:
         value = self.get(*spellings)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.error(spellings[0], f"must be a positive whole number, not {value!r}")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise self.error(
+                spellings[0], f"must be a whole number from 1 to {most}, not {value!r}"
+            )
         return value
 
     def number(self, *spellings: str) -> float:
@@ -233,7 +237,7 @@ def parse_config(values: Any, file: Path) -> ModelConfig:
 
 def _text_config(section: _Section) -> TextConfig:
     theta, scaling = _rope(section)
-    layers = section.integer("num_hidden_layers")
+    layers = section.integer("num_hidden_layers", most=_MOST_LAYERS)
     config = TextConfig(
         vocab_size=section.integer("vocab_size"),
         hidden_size=section.integer("hidden_size"),
@@ -300,13 +304,13 @@ def _rope_scaling(rope: _Section) -> Llama3Scaling | None:
 
 
 def _vision_config(section: _Section) -> VisionConfig:
-    layers = section.integer("num_hidden_layers")
+    layers = section.integer("num_hidden_layers", most=_MOST_LAYERS)
     tiles = section.integer("max_num_tiles")
     config = VisionConfig(
         hidden_size=section.integer("hidden_size"),
         intermediate_size=section.integer("intermediate_size"),
         num_hidden_layers=layers,
-        num_global_layers=section.integer("num_global_layers"),
+        num_global_layers=section.integer("num_global_layers", most=_MOST_LAYERS),
         num_attention_heads=section.integer("attention_heads", "num_attention_heads"),
         num_channels=section.integer("num_channels"),
         image_size=section.integer("image_size"),

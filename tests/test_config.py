@@ -274,6 +274,9 @@ def test_a_contradiction_is_named(path: str, value: object) -> None:
         ("image_token_index", 99),
         ("image_token_index", 108),
         ("text_config.hidden_size", 0),
+        ("text_config.intermediate_size", 2**31),
+        ("text_config.num_hidden_layers", 10_000_000),
+        ("vision_config.num_global_layers", 10_000_000),
         ("text_config.rms_norm_eps", -1e-5),
         ("text_config.rms_norm_eps", float("nan")),
         ("text_config.rope_parameters.rope_theta", float("inf")),
@@ -284,6 +287,7 @@ def test_a_contradiction_is_named(path: str, value: object) -> None:
     ],
 )
 def test_what_cannot_be_run_is_named(path: str, value: object) -> None:
+    """Absurd sizes were once an OverflowError, and absurd numbers of layers an endless load."""
     said = message(changed(path, value))
     key = path.rpartition(".")[2]
     assert key in said or key.removesuffix("_config") in said
