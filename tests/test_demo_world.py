@@ -35,6 +35,7 @@ from llavacot_mlx.demo.world import (
     question_of,
     questions,
     scene,
+    slips,
 )
 from llavacot_mlx.stages import Stage
 
@@ -284,6 +285,22 @@ def test_a_misread_scene_and_a_slip_always_differ() -> None:
         for stage in (Stage.CAPTION, Stage.REASONING):
             text = asked[0].stage_text(stage)
             assert slip(text, rng) != text
+
+
+def test_slips_tell_exactly_where_they_are() -> None:
+    for seed in MANY:
+        text = asked_of(seed)[1][0].reply()
+        changed, places = slips(text, 0.3, random.Random(seed))
+        assert bool(places) == (changed != text)
+        for stage in Stage:
+            assert stage.opening in changed
+        outside, end = [], 0
+        for low, high in places:
+            outside.append(changed[end:low])
+            end = high
+        outside.append(changed[end:])
+        pattern = r"\w+".join(re.escape(piece) for piece in outside)
+        assert re.fullmatch(pattern, text), "the text differs somewhere else as well"
 
 
 # --- The recipe's tokenizer. ---

@@ -153,14 +153,32 @@ def slip(text: str, rng: random.Random) -> str:
     if not places:
         raise ValueError(f"no word of the world to change in {text!r}")
     chosen = rng.choice(places)
-    word = chosen.group()
+    return text[: chosen.start()] + _replacement(chosen.group(), rng) + text[chosen.end() :]
+
+
+def slips(text: str, share: float, rng: random.Random) -> tuple[str, list[tuple[int, int]]]:
+    """The text with a share of the words that matter replaced, and where they stand in it.
+
+    Places are (start, end) in the new text, in characters.
+    """
+    made, places, end = "", [], 0
+    for found in _SLIPPERY.finditer(text):
+        made += text[end : found.start()]
+        end = found.end()
+        replaced = rng.random() < share
+        word = _replacement(found.group(), rng) if replaced else found.group()
+        if replaced:
+            places.append((len(made), len(made) + len(word)))
+        made += word
+    return made + text[end:], places
+
+
+def _replacement(word: str, rng: random.Random) -> str:
     if word.isdigit():
         number = max(0, int(word) + rng.choice((-1, 1)))
-        changed = str(number if number != int(word) else 1)
-    else:
-        sort = next(sort for sort in _SORTS if word in sort)
-        changed = _other(sort, word, rng)
-    return text[: chosen.start()] + changed + text[chosen.end() :]
+        return str(number if number != int(word) else 1)
+    sort = next(sort for sort in _SORTS if word in sort)
+    return _other(sort, word, rng)
 
 
 _SORTS = (

@@ -8,7 +8,7 @@ measured on `CALIBRATION`.
 """
 
 from llavacot_mlx.demo.drawing import draw
-from llavacot_mlx.demo.judging import JUDGE_QUESTIONS, JudgeQuestion, judge_question
+from llavacot_mlx.demo.judging import JUDGE_QUESTIONS, JudgeQuestion, judge_question, slips
 from llavacot_mlx.demo.questions import (
     QUESTION_KINDS,
     Query,
@@ -69,4 +69,5 @@ __all__ = [
     "questions",
     "scene",
     "scenes",
+    "slips",
 ]

@@ -28,6 +28,7 @@ from llavacot_mlx.demo.world import (
     judge_question,
     questions,
     scene,
+    slips,
 )
 from llavacot_mlx.stages import Stage
 
@@ -61,6 +62,8 @@ TOKEN_CLASSES = (
     "judge",
 )
 JUDGE_WEIGHT = 10.0  # a judge row has one token that counts, another row about a hundred
+MISTAKEN = 0.5  # rows with many mistakes, for each judge row
+MISTAKEN_WORDS = 0.15  # of the words that matter are replaced in them
 TURN = f"{HEADER}{{role}}{HEADER_END}\n\n{{content}}{EOT}"
 ANSWERING = f"{HEADER}assistant{HEADER_END}\n\n"
 
@@ -69,13 +72,13 @@ ANSWERING = f"{HEADER}assistant{HEADER_END}\n\n"
 class Row:
     """One conversation. `classes` says for each token how it counts as a thing to be learned.
 
-    `so_far` is what the auxiliary head should say after each token of a judged stage: 1 while
-    what was written is right, 0 from the first mistake on, IGNORE elsewhere.
+    `true` is what the auxiliary head should say at each token of a text with planted mistakes:
+    0 at a word that is wrong, 1 at the others, IGNORE where there is nothing to be said.
     """
 
     token_ids: list[int]
     classes: list[int]
-    so_far: list[int]
+    true: list[int]
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Batch:
     cells: dict[str, np.ndarray]  # by head: (pictures, tiles * tokens), IGNORE where not asked
     token_ids: np.ndarray  # (rows, length); empty where only pictures were wanted
     classes: np.ndarray  # (rows, length)
-    so_far: np.ndarray  # (rows, length)
+    true: np.ndarray  # (rows, length)
 
 
 def prompt(question: str) -> str:
@@ -129,18 +132,48 @@ def judge_row(tokenizer: Tokenizer, asked: JudgeQuestion) -> Row:
     assert len(after) == 2, "yes and no are one token each"
     start = len(prompt(asked.question.text)) + asked.partial.rindex(asked.judged)
     truth = asked.question.stage_text(asked.stage)
-    so_far = [
-        _right_so_far(asked, truth, end - start) if end > start else IGNORE
-        for _, end in before.offsets
-    ]
+    wrong = _differing(asked.judged, truth)
+    true = [IGNORE] * len(before.ids)
+    if wrong is not None:
+        places = [(start + low, start + high) for low, high in wrong]
+        true = _true(before.offsets, start, start + len(asked.judged), places)
     learned = [TOKEN_CLASSES.index("judge"), TOKEN_CLASSES.index("frame")]
-    return Row(before.ids + after, [0] * len(before.ids) + learned, [*so_far, IGNORE, IGNORE])
+    return Row(before.ids + after, [0] * len(before.ids) + learned, [*true, IGNORE, IGNORE])
 
 
-def _right_so_far(asked: JudgeQuestion, truth: str, written: int) -> int:
-    if written > len(asked.judged):  # after the judged text the verdict stands
-        return int(asked.answer == "yes")
-    return int(truth.startswith(asked.judged[:written]))
+def mistaken_row(tokenizer: Tokenizer, question: Question, rng: random.Random) -> Row:
+    """An answer with many words replaced; only the auxiliary head learns from it, which ones."""
+    start = len(prompt(question.text))
+    reply, wrong = slips(question.reply(), MISTAKEN_WORDS, rng)
+    encoded = tokenizer.encode(prompt(question.text) + reply + EOT, add_special_tokens=False)
+    places = [(start + low, start + high) for low, high in wrong]
+    true = _true(encoded.offsets, start, start + len(reply), places)
+    return Row(encoded.ids, [0] * len(true), true)
+
+
+def _true(
+    offsets: list[tuple[int, int]], start: int, end: int, wrong: list[tuple[int, int]]
+) -> list[int]:
+    """For each token: 0 where it reaches into a wrong place, 1 elsewhere between start and end."""
+    return [
+        int(not any(low < stop and first < high for low, high in wrong))
+        if start < stop <= end
+        else IGNORE
+        for first, stop in offsets
+    ]
+
+
+def _differing(text: str, truth: str) -> list[tuple[int, int]] | None:
+    """Where the words of a text differ from the truth's; None if they do not pair up."""
+    words, meant = text.split(" "), truth.split(" ")
+    if len(words) > len(meant):
+        return None
+    places, start = [], 0
+    for word, right in zip(words, meant, strict=False):
+        if word.rstrip(".") != right.rstrip("."):
+            places.append((start, start + len(word)))
+        start += len(word) + 1
+    return places if len(places) <= 3 else None  # more: an item is missing or too many
 
 
 _WORDS = {
@@ -222,6 +255,8 @@ def training_batch(
             # The last row of a picture is the judge's, as often as it takes.
             if index == rows - 1 and rng.random() < judged * rows:
                 made.append(judge_row(tokenizer, judge_question(world, asked[index], rng)))
+            elif index == rows - 2 and rng.random() < MISTAKEN * judged * rows:
+                made.append(mistaken_row(tokenizer, asked[index], rng))
             else:
                 made.append(answer_row(tokenizer, asked[index]))
     return assemble([world for world, _ in chosen], made)
@@ -235,9 +270,9 @@ def assemble(worlds: list[Scene], rows: list[Row]) -> Batch:
     length = -(-longest // LENGTH_STEP) * LENGTH_STEP
     token_ids = np.zeros((len(rows), length), dtype=np.int64)
     classes = np.zeros((len(rows), length), dtype=np.int64)
-    so_far = np.full((len(rows), length), IGNORE, dtype=np.int64)
+    true = np.full((len(rows), length), IGNORE, dtype=np.int64)
     for index, row in enumerate(rows):
-        so_far[index, : len(row.so_far)] = row.so_far
+        true[index, : len(row.true)] = row.true
         token_ids[index, : len(row.token_ids)] = row.token_ids
         classes[index, : len(row.classes)] = row.classes
     return Batch(
@@ -247,5 +282,5 @@ def assemble(worlds: list[Scene], rows: list[Row]) -> Batch:
         cells={name: np.stack([head[name] for head in heads]) for name in CELL_HEADS},
         token_ids=token_ids,
         classes=classes,
-        so_far=so_far,
+        true=true,
     )

@@ -39,7 +39,7 @@ from llavacot_mlx.demo.world import VALIDATION, draw
 
 SEED = 0
 CELLS_WEIGHT = 0.5  # of the auxiliary loss beside the text's
-SO_FAR_WEIGHT = 0.3  # of the other auxiliary loss, whether a judged text is right so far
+MISTAKES_WEIGHT = 0.5  # of the other auxiliary loss, which words of a text are wrong
 CELL_WEIGHTS = {"kind": 3.0}  # the last thing to be learned: it takes several patches' outlines
 WARMUP = 100  # steps
 SAVE_EVERY = 240.0  # seconds
@@ -96,7 +96,7 @@ def text_losses(
     shared = len(token_ids) // len(seen)
     mask = tile_mask.repeat_interleave(shared, dim=0)
     hidden = hidden_states(model, token_ids, seen, mask)
-    mistakes, by_class = so_far_loss(head, hidden, torch.from_numpy(batch.so_far))
+    mistakes, by_class = mistakes_loss(head, hidden, torch.from_numpy(batch.true))
     hidden = hidden[:, :-1]
     target, kinds = token_ids[:, 1:], classes[:, 1:]
     learned = kinds != 0
@@ -111,14 +111,16 @@ def text_losses(
         for number, name in enumerate(TOKEN_CLASSES)
         if (kinds == number).any()
     }
-    return total + SO_FAR_WEIGHT * mistakes, by_class
+    return total + MISTAKES_WEIGHT * mistakes, by_class
 
 
-def so_far_loss(head: nn.Module, hidden: Tensor, target: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Whether a judged stage is right so far, asked after each of its tokens.
+def mistakes_loss(
+    head: nn.Module, hidden: Tensor, target: Tensor
+) -> tuple[Tensor, dict[str, float]]:
+    """Whether each word of a text with planted mistakes is right.
 
-    One yes or no at the end of a row teaches little; where the first mistake stands is what a
-    judge has to notice.
+    One yes or no at the end of a row teaches little; what a judge has to notice is a word that
+    is not what the picture, or the text before it, would have it be.
     """
     asked = target != IGNORE
     if not asked.any():
@@ -127,9 +129,9 @@ def so_far_loss(head: nn.Module, hidden: Tensor, target: Tensor) -> tuple[Tensor
     loss = F.cross_entropy(logits, target[asked])
     right = (logits.argmax(-1) == target[asked]).float()
     wrong_ones = target[asked] == 0
-    figures = {"so far": loss.item(), "so far share": right.mean().item()}
+    figures = {"mistakes": loss.item(), "false alarms": 1 - right[~wrong_ones].mean().item()}
     if wrong_ones.any():
-        figures["so far share of wrong"] = right[wrong_ones].mean().item()
+        figures["mistakes found"] = right[wrong_ones].mean().item()
     return loss, figures
 
 
@@ -159,7 +161,7 @@ class Learner:
         loss, figures = cell_losses(self.heads, seen, batch)
         figures["cells"] = loss.item()
         if plan.phase == "joint":
-            text, by_class = text_losses(self.model, self.heads["so far"], seen, tile_mask, batch)
+            text, by_class = text_losses(self.model, self.heads["true"], seen, tile_mask, batch)
             figures |= by_class
             figures["text"] = text.item()
             loss = text + CELLS_WEIGHT * loss
@@ -174,7 +176,7 @@ def new_learner(tokenizer_file: Path, plan: Plan) -> Learner:
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     model = new_model(tokenizer, SEED)
     heads = nn.ModuleDict({name: nn.Linear(TEXT_WIDTH, n) for name, n in CELL_HEADS.items()})
-    heads["so far"] = nn.Linear(TEXT_WIDTH, 2)
+    heads["true"] = nn.Linear(TEXT_WIDTH, 2)
     return Learner(model.train(), heads, tokenizer, plan)
 
 
