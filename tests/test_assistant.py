@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -131,6 +132,20 @@ def test_an_answer_without_stages(assistant: Assistant, picture: Image.Image, sa
     assert answered.trace.answer is None
     assert answered.trace.stages == ()
     assert "".join(e.text for e in events if isinstance(e, FreeText)) == "It is a circle."
+
+
+def test_the_token_that_ends_a_turn_is_no_text(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where generation_config.json names an ordinary one."""
+    tokenizer = Tokenizer.load(folder, load_config(folder))
+    (end,) = tokenizer.encode("!")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
+    ids = tokenizer.encode("Yes!")
+    monkeypatch.setattr(assistant_module, "decode", lambda *arguments: iter(ids))
+    trace = Assistant.load(folder).ask(None, "Is it?")
+    assert trace.text == "Yes"
+    assert list(trace.token_ids) == ids
 
 
 def test_a_tag_in_the_question_is_no_stage(assistant: Assistant, picture: Image.Image) -> None:

@@ -213,3 +213,12 @@ def test_a_prompt_that_does_not_fit(model: Mllama, monkeypatch: pytest.MonkeyPat
 
 def test_the_image_token_is_the_configurations() -> None:
     assert prompt(tiles(1)).token_ids == (CONFIG.image_token_id,) == (IMAGE_TOKEN_ID,)
+
+
+def test_of_a_small_picture_only_its_own_tiles_are_kept(model: Mllama) -> None:
+    """A picture of one tile of two: half the K/V, for every token to come."""
+    context = prefill(model, prompt(words(5), tiles(1), words(4)), Usage(), Timings())
+    assert context.memory is not None
+    assert len(context.memory.keys) == 2  # cross-attention layers
+    per_tile = CONFIG.vision.tokens_per_tile
+    assert {a.shape[2] for a in (*context.memory.keys, *context.memory.values)} == {per_tile}
