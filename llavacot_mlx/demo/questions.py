@@ -368,14 +368,15 @@ def _work_out_number(query: Query, scene: Scene) -> tuple[str, str]:
 
 
 def _work_out_pair(query: Query, scene: Scene) -> tuple[str, str]:
+    """Both numbers stand at every step: each then follows from the step before it alone."""
     items, first, second = [], 0, 0
     for shape in scene.shapes:
         if query.first.matches(shape):
             first += 1
-            items.append(_item(shape, f"{query.first.one} ({first})"))
+            items.append(_item(shape, f"{query.first.one} ({first}, {second})"))
         elif query.second.matches(shape):
             second += 1
-            items.append(_item(shape, f"{query.second.one} ({second})"))
+            items.append(_item(shape, f"{query.second.one} ({first}, {second})"))
         else:
             items.append(_item(shape, "no"))
     items.append(f"{query.first.many}: {first}, {query.second.many}: {second}.")

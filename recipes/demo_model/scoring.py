@@ -11,9 +11,12 @@ from llavacot_mlx.demo.world import QUESTION_KINDS, Question, Scene
 from llavacot_mlx.stages import Stage
 
 # Strict: the four stages, each once, in order, with one space inside the tags and a blank line
-# between, and nothing before, between or after.
+# between, and nothing before, between or after; no tag inside a stage (a `<` alone may be).
 WELL_FORMED = re.compile(
-    r"\n\n".join(f"{stage.opening} (?P<{stage.value}>[^<]*) {stage.closing}" for stage in Stage)
+    r"\n\n".join(
+        rf"{stage.opening} (?P<{stage.value}>(?:(?!</?[A-Z]).)*) {stage.closing}" for stage in Stage
+    ),
+    re.DOTALL,
 )
 
 
