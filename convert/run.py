@@ -105,6 +105,7 @@ def convert(
             targets = [planned for step in shard for planned in step.targets]
             write_shard(partial / file, targets, _arrays(shard, reporter))
         write_index(partial, shards)
+        _check_replaceable(target, place, source, force)  # what came in the meantime, too
         _put_in_place(partial, place)
     except OSError as problem:
         if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -429,6 +429,19 @@ def test_force_replaces_models_only(tiny: Path, out: Path) -> None:
     assert same_model(tiny, out)
 
 
+def test_what_comes_in_the_meantime_is_not_replaced(tiny: Path, out: Path) -> None:
+    """A conversion takes minutes; a folder made at its target by then was once deleted."""
+
+    def made(_: Progress) -> None:
+        out.mkdir(exist_ok=True)
+        (out / "thesis.tex").write_text("mine")
+
+    for force in (False, True):
+        with pytest.raises(UserError, match="--mlx-path"):
+            convert(tiny, out, progress=made, force=force)
+        assert [path.name for path in out.parent.rglob("*")] == ["out", "thesis.tex"]
+
+
 def test_values_too_large_for_the_type(folder: Path, out: Path) -> None:
     """float16 ends at 65504; bfloat16 does not, and the error says so."""
     file = str(folder / "model.safetensors")
