@@ -373,10 +373,10 @@ def _work_out_pair(query: Query, scene: Scene) -> tuple[str, str]:
     for shape in scene.shapes:
         if query.first.matches(shape):
             first += 1
-            items.append(_item(shape, f"{query.first.one} ({first}, {second})"))
+            items.append(_item(shape, f"first ({first}, {second})"))
         elif query.second.matches(shape):
             second += 1
-            items.append(_item(shape, f"{query.second.one} ({first}, {second})"))
+            items.append(_item(shape, f"second ({first}, {second})"))
         else:
             items.append(_item(shape, "no"))
     items.append(f"{query.first.many}: {first}, {query.second.many}: {second}.")
