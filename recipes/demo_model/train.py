@@ -129,7 +129,9 @@ def mistakes_loss(
     loss = F.cross_entropy(logits, target[asked])
     right = (logits.argmax(-1) == target[asked]).float()
     wrong_ones = target[asked] == 0
-    figures = {"mistakes": loss.item(), "false alarms": 1 - right[~wrong_ones].mean().item()}
+    figures = {"mistakes": loss.item()}
+    if not wrong_ones.all():
+        figures["false alarms"] = 1 - right[~wrong_ones].mean().item()
     if wrong_ones.any():
         figures["mistakes found"] = right[wrong_ones].mean().item()
     return loss, figures
