@@ -9,12 +9,14 @@ from pathlib import Path
 import mlx.core as mx
 from PIL import Image
 
+from .cache import VisionMemory
 from .config import load_config
 from .decode import decode, prefill
 from .device import on_generation_stream, wired_memory
 from .errors import UserError
 from .events import (
     Answered,
+    CandidateText,
     Event,
     FreeText,
     Prepared,
@@ -22,13 +24,20 @@ from .events import (
     StageStarted,
     StageText,
 )
+from .judges import Judge
+from .judges.logprob import LogprobJudge
+from .judges.majority import MajorityJudge
+from .judges.self_judge import SelfJudge
 from .model.mllama import Mllama
 from .pictures import ImageSource, TileCutter, open_picture
+from .plans import JudgeName, plan_of
 from .prompt import Prompt
+from .reader import Reader
 from .sampling import Sampling
-from .stages import Closed, Opened, Stage, StageEvent, StageParser
+from .search import Search
+from .stages import Closed, Opened, StageEvent
 from .tokenizer import Tokenizer, Turn
-from .trace import SearchRecord, StageRecord, Timings, Trace, Usage
+from .trace import SearchRecord, Timings, Trace, Usage
 from .weights import load_model
 
 
@@ -64,21 +73,33 @@ class Assistant:
         image: ImageSource | None,
         question: str,
         *,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
+        search: str | None = None,
+        candidates: int | None = None,
+        judge: str | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
         max_tokens: int = 2048,
         seed: int = 0,
     ) -> Trace:
         """Answers a question about a picture, and returns the record of the answer.
 
         `image` is a path, the bytes of a file, a PIL image, or None for a question without one.
-        At temperature 0 the likeliest token is always taken; above it, tokens are drawn from the
-        `top_p` nucleus, the same ones for the same `seed`. Raises UserError for a picture that
-        cannot be read, an empty question, or settings that make no sense.
+
+        `search` is the name of a method (`plans.Method`); by default "sample" where a temperature
+        is given and "greedy" otherwise. `candidates` and `judge` ("self", "logprob", "majority")
+        change a method's own. Temperature 0 always takes the likeliest token; above it, tokens are
+        drawn from the `top_p` nucleus, the same ones for the same `seed`. Everything but greedy
+        draws at temperature 0.6 and top-p 0.9 unless told otherwise.
+
+        Raises UserError for a picture that cannot be read, an empty question, or settings that
+        make no sense.
         """
         for event in self.stream(
             image,
             question,
+            search=search,
+            candidates=candidates,
+            judge=judge,
             temperature=temperature,
             top_p=top_p,
             max_tokens=max_tokens,
@@ -93,13 +114,17 @@ class Assistant:
         image: ImageSource | None,
         question: str,
         *,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
+        search: str | None = None,
+        candidates: int | None = None,
+        judge: str | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
         max_tokens: int = 2048,
         seed: int = 0,
     ) -> Iterator[Event]:
         """Like `ask`, but yields the events of the answer as they happen; the last is Answered."""
-        _check(question, temperature, top_p, max_tokens)
+        plan = plan_of(search, candidates, judge, temperature, top_p)
+        _check(question, plan.sampling, max_tokens)
         mx.reset_peak_memory()
         started = time.perf_counter()
         usage, timings = Usage(), Timings(load_s=self._load_s)
@@ -107,28 +132,42 @@ class Assistant:
         ids = self._tokenizer.prompt([Turn("user", question, images=len(pictures))])
         prompt = Prompt(tuple(ids), pictures)
         usage.prompt_tokens = len(ids)
+        # A prompt and its answer share the model's context.
+        limit = min(max_tokens, self._model.config.text.max_position_embeddings - len(ids))
 
+        reader = Reader(self._tokenizer)
+        record = SearchRecord(plan.method)
         with wired_memory():
             with on_generation_stream():
                 context = prefill(self._model, prompt, usage, timings)
             yield Prepared(len(ids), sum(len(picture.pixels) for picture in pictures))
-            # A prompt and its answer share the model's context.
-            room = self._model.config.text.max_position_embeddings - len(ids)
-            tokens = decode(
-                self._model,
-                context,
-                Sampling(temperature, top_p),
-                seed,
-                self._tokenizer.stop_ids,
-                min(max_tokens, room),
-                usage,
-            )
-            answer = _Answer(self._tokenizer)
-            for token_id in tokens:
-                if not answer.token_ids:
-                    timings.first_token_s = time.perf_counter() - started
-                yield from answer.push(token_id)
-            yield from answer.finish()
+            if plan.single:
+                tokens = decode(
+                    self._model,
+                    context,
+                    plan.sampling,
+                    seed,
+                    self._tokenizer.stop_ids,
+                    limit,
+                    usage,
+                )
+                for token_id in tokens:
+                    if not reader.token_ids:
+                        timings.first_token_s = time.perf_counter() - started
+                    yield from _told(reader.push(token_id), reader)
+                yield from _told(reader.finish(), reader)
+            else:
+                chooser = self._judge(plan.judge, context.memory, usage)
+                engine = Search(
+                    self._model, self._tokenizer, context.memory, plan, chooser, seed, limit, usage
+                )
+                for event in engine.run(context.ready()):
+                    if isinstance(event, CandidateText) and not timings.first_token_s:
+                        timings.first_token_s = time.perf_counter() - started
+                    yield event
+                record = engine.record()
+                reader = Reader.after(self._tokenizer, engine.chosen_ids)
+                reader.finish()
         timings.total_s = time.perf_counter() - started
         timings.decode_s = timings.total_s - timings.first_token_s
         yield Answered(
@@ -137,71 +176,45 @@ class Assistant:
                 image=_image_name(image),
                 model=self._name,
                 seed=seed,
-                stages=tuple(answer.records),
-                text=answer.text,
+                stages=tuple(reader.records),
+                text=reader.text,
                 prompt_token_ids=tuple(ids),
-                token_ids=tuple(answer.token_ids),
-                search=SearchRecord("greedy" if temperature == 0 else "sample"),
+                token_ids=tuple(reader.token_ids),
+                search=record,
                 usage=usage,
                 timings=timings,
                 peak_memory_bytes=mx.get_peak_memory(),
             )
         )
 
-
-class _Answer:
-    """The answer while it is generated: ids to text, text to stages, stages to records."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.token_ids: list[int] = []
-        self.text = ""
-        self.records: list[StageRecord] = []
-        self._stop_ids = tokenizer.stop_ids
-        self._decoder = tokenizer.stream()
-        self._parser = StageParser()
-        self._stage_text = ""
-        self._counted = 0  # tokens that belong to the stages that ended
-
-    def push(self, token_id: int) -> Iterator[Event]:
-        self.token_ids.append(token_id)
-        if token_id not in self._stop_ids:
-            yield from self._read(self._decoder.push(token_id))
-
-    def finish(self) -> Iterator[Event]:
-        yield from self._read(self._decoder.finish())
-        yield from self._told(self._parser.finish())
-
-    def _read(self, text: str) -> Iterator[Event]:
-        self.text += text
-        yield from self._told(self._parser.feed(text))
-
-    def _told(self, events: list[StageEvent]) -> Iterator[Event]:
-        for event in events:
-            if isinstance(event, Opened):
-                self._stage_text = ""
-                yield StageStarted(event.stage)
-            elif isinstance(event, Closed):
-                yield self._ended(event.stage, event.by_tag)
-            elif event.stage is None:
-                yield FreeText(event.text)
-            else:
-                self._stage_text += event.text
-                yield StageText(event.stage, event.text)
-
-    def _ended(self, stage: Stage, closed: bool) -> StageEnded:
-        tokens = len(self.token_ids) - self._counted
-        self._counted = len(self.token_ids)
-        self.records.append(StageRecord(stage, self._stage_text.strip(), closed, tokens))
-        return StageEnded(stage, closed, tokens)
+    def _judge(self, name: JudgeName, memory: VisionMemory | None, usage: Usage) -> Judge:
+        if name is JudgeName.SELF:
+            return SelfJudge(self._model, self._tokenizer, memory, usage)
+        return MajorityJudge() if name is JudgeName.MAJORITY else LogprobJudge()
 
 
-def _check(question: str, temperature: float, top_p: float, max_tokens: int) -> None:
+def _told(events: list[StageEvent], reader: Reader) -> Iterator[Event]:
+    """What the reader found, as the events of an answer."""
+    ended = len(reader.records) - sum(isinstance(event, Closed) for event in events)
+    for event in events:
+        if isinstance(event, Opened):
+            yield StageStarted(event.stage)
+        elif isinstance(event, Closed):
+            yield StageEnded(event.stage, event.by_tag, reader.records[ended].tokens)
+            ended += 1
+        elif event.stage is None:
+            yield FreeText(event.text)
+        else:
+            yield StageText(event.stage, event.text)
+
+
+def _check(question: str, sampling: Sampling, max_tokens: int) -> None:
     if not question.strip():
         raise UserError("the question is empty")
-    if not 0 <= temperature < float("inf"):
-        raise UserError(f"temperature must be 0 or more, not {temperature}")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p must be above 0 and at most 1, not {top_p}")
+    if not 0 <= sampling.temperature < float("inf"):
+        raise UserError(f"temperature must be 0 or more, not {sampling.temperature}")
+    if not 0 < sampling.top_p <= 1:
+        raise UserError(f"top_p must be above 0 and at most 1, not {sampling.top_p}")
     if max_tokens < 1:
         raise UserError(f"max_tokens must be at least 1, not {max_tokens}")
 

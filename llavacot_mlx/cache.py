@@ -3,10 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
 
+from .model.attention import attend
+
 _STEP = 256
+
+
+class SelfAttentionCache(Protocol):
+    """Where the self-attention layers of a forward pass keep and find the text's K/V."""
+
+    @property
+    def offset(self) -> int | mx.array:
+        """The position of each row's next token: one number, or (rows,)."""
+
+    def attend(self, layer: int, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+        """Appends K/V of new tokens, and lets their queries attend to all up to themselves."""
+
+    def advance(self, tokens: int) -> None:
+        """Counts tokens that were appended in every layer."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """K/V of consecutive tokens of a path, one pair of arrays a self-attention layer.
+
+    Arrays are (1, kv heads, tokens, head_dim) and are never written to again, so any number of
+    paths may share a segment.
+    """
+
+    keys: tuple[mx.array, ...]
+    values: tuple[mx.array, ...]
+    length: int
 
 
 class TextCache:
@@ -21,12 +51,28 @@ class TextCache:
         self._keys: list[mx.array | None] = [None] * num_layers
         self._values: list[mx.array | None] = [None] * num_layers
 
-    def extend(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Appends K/V of new tokens and returns those of all.
+    @property
+    def offset(self) -> int:
+        """The position of the next token."""
+        return self.length
 
-        `keys` and `values` are (1, kv heads, new tokens, head_dim); so are the results, with all
-        tokens. `advance` must follow once every layer was extended.
+    def attend(self, layer: int, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+        """Appends K/V of new tokens, and lets their queries attend to all up to themselves.
+
+        `keys` and `values` are (1, kv heads, new tokens, head_dim), `queries` and the result (1,
+        heads, new tokens, head_dim). `advance` must follow once every layer was called.
         """
+        return attend(queries, *self._extended(layer, keys, values), mask="causal")
+
+    def segment(self) -> Segment:
+        """K/V of all tokens, to be shared: nothing may be appended afterwards."""
+        return Segment(
+            tuple(keys[..., : self.length, :] for keys in self._keys if keys is not None),
+            tuple(values[..., : self.length, :] for values in self._values if values is not None),
+            self.length,
+        )
+
+    def _extended(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         end = self.length + keys.shape[2]
         all_keys = _written(self._keys[layer], keys, self.length, end)
         all_values = _written(self._values[layer], values, self.length, end)

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from .branches import Branch
 from .cache import Sight, TextCache, VisionMemory
+from .candidates import Ready
 from .device import on_generation_stream
 from .errors import UserError
 from .model.mllama import Mllama
@@ -32,6 +34,10 @@ class Context:
     """K/V of the images that the next token sees."""
     logits: mx.array
     """(1, vocabulary), of the last token read."""
+
+    def ready(self) -> Ready:
+        """The prompt as what candidates begin from; nothing else may be decoded from here."""
+        return Ready(Branch((self.cache.segment(),)), self.logits)
 
 
 def prefill(model: Mllama, prompt: Prompt, usage: Usage, timings: Timings) -> Context:
@@ -85,7 +91,7 @@ def decode(
     costs no time. `context` is used up.
     """
     with on_generation_stream():
-        token = sample(context.logits, sampling, token_key(seed, 0, 0))
+        token = sample(context.logits, sampling, token_key(seed, "0", 0))
         mx.async_eval(token)
     for position in range(max_tokens):
         following = None
@@ -93,7 +99,7 @@ def decode(
             with on_generation_stream():
                 hidden = model.hidden(token[:, None], context.cache, _all_rows(context.memory, 1))
                 logits = model.logits(hidden[:, -1])
-                following = sample(logits, sampling, token_key(seed, 0, position + 1))
+                following = sample(logits, sampling, token_key(seed, "0", position + 1))
                 mx.async_eval(following)
         token_id = int(token.item())  # type: ignore[arg-type]
         usage.decoded_tokens += 1

@@ -1,7 +1,10 @@
 """What an engine yields while it answers: frozen values that a view, a file or a server consume.
 
-The order is always: Prepared, then for each stage StageStarted, StageText …, StageEnded, with Text
-in between for what belongs to no stage, and Answered last.
+Prepared comes first and Answered last. Between them, a method that follows one path tells its
+stages: StageStarted, StageText …, StageEnded, with FreeText for what belongs to no stage. A search
+tells its candidates instead, by their numbers: each one's CandidateStarted, CandidateText …,
+CandidateEnded, its CandidateScored where a judge was asked, then CandidatesKept, and Retraced where
+the search goes back.
 """
 
 from __future__ import annotations
@@ -51,10 +54,67 @@ class FreeText:
 
 
 @dataclass(frozen=True)
+class CandidateStarted:
+    """A candidate begins to write."""
+
+    node: int
+    parent: int | None
+    """The candidate that it goes on from; None for the prompt."""
+    stage: Stage | None
+    """The stage that it is about to write, as far as one can tell."""
+    round: int
+    """How often the search had gone back when it began."""
+
+
+@dataclass(frozen=True)
+class CandidateText:
+    """A piece of what a candidate writes, tags included; never half a character."""
+
+    node: int
+    text: str
+
+
+@dataclass(frozen=True)
+class CandidateEnded:
+    node: int
+    stage: Stage | None
+    """The stage that it wrote last; None where it opened none."""
+    closed: bool
+    """False when that stage's closing tag never came."""
+    tokens: int
+
+
+@dataclass(frozen=True)
+class CandidateScored:
+    node: int
+    score: float | None
+    """None when the judge came to no verdict."""
+
+
+@dataclass(frozen=True)
+class CandidatesKept:
+    """Those that the search goes on with, the best first."""
+
+    nodes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Retraced:
+    """No candidate was good enough: the search goes back to write `stage` again."""
+
+    stage: Stage | None
+    round: int
+    """Counted from 1."""
+
+
+@dataclass(frozen=True)
 class Answered:
     """The end, with the record of everything before it."""
 
     trace: Trace
 
 
-Event = Prepared | StageStarted | StageText | StageEnded | FreeText | Answered
+SearchEvent = (
+    CandidateStarted | CandidateText | CandidateEnded | CandidateScored | CandidatesKept | Retraced
+)
+Event = Prepared | StageStarted | StageText | StageEnded | FreeText | SearchEvent | Answered

@@ -16,7 +16,7 @@ class Sampling:
     top_p: float = 1.0
 
 
-def token_key(seed: int, node: int, position: int) -> mx.array:
+def token_key(seed: int, node: str, position: int) -> mx.array:
     """The key of the random number that chooses token `position` of candidate `node`.
 
     It depends on nothing else, so a candidate's text is the same whatever is decoded beside it.

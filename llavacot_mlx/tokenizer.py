@@ -90,6 +90,11 @@ class Tokenizer:
             ids.append(self._special("<|eot_id|>"))
         return ids + self._header("assistant") + self.encode("\n\n")
 
+    def next_turn(self, text: str) -> list[int]:
+        """Ids that end the assistant's turn, put a user's turn after it, and open the next."""
+        end = self._special("<|eot_id|>")
+        return [end, *self._header("user"), *self.encode(text), end, *self._header("assistant")]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, special tokens left out."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)

@@ -28,12 +28,32 @@ class StageRecord:
 
 
 @dataclass(frozen=True)
+class NodeRecord:
+    """One candidate of a search."""
+
+    id: int
+    parent: int | None
+    """The candidate that it goes on from; None for the prompt."""
+    stage: Stage | None
+    """The stage that it wrote last; None where it opened none."""
+    text: str
+    """What it wrote, tags included."""
+    tokens: int
+    closed: bool
+    """Whether its last stage was closed by its tag."""
+    score: float | None
+    kept: bool
+    round: int
+    """How often the search had gone back when it was written."""
+
+
+@dataclass(frozen=True)
 class SearchRecord:
     """How the answer was searched for."""
 
     method: str
     retraces: int = 0
-    nodes: tuple[dict[str, Any], ...] = ()
+    nodes: tuple[NodeRecord, ...] = ()
     """The tree, one node a candidate; empty for the methods that follow a single path."""
 
 

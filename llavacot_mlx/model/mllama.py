@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from llavacot_mlx.cache import Sight, TextCache
+from llavacot_mlx.cache import SelfAttentionCache, Sight
 from llavacot_mlx.config import ModelConfig
 
 from .text import LanguageModel
@@ -31,7 +31,7 @@ class Mllama(nn.Module):
         """
         return self.multi_modal_projector(self.vision_tower(pixels, aspect_ratio_id))[None]
 
-    def hidden(self, ids: mx.array, cache: TextCache, sights: Sequence[Sight]) -> mx.array:
+    def hidden(self, ids: mx.array, cache: SelfAttentionCache, sights: Sequence[Sight]) -> mx.array:
         """(1, tokens) → the normed last hidden states, (1, tokens, hidden)."""
         return self.language_model.model(ids, cache, sights)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from llavacot_mlx.cache import Sight, TextCache, VisionMemory
+from llavacot_mlx.cache import SelfAttentionCache, Sight, TextCache, VisionMemory
 from llavacot_mlx.config import Llama3Scaling, TextConfig
 
 from .activations import silu
@@ -31,7 +31,7 @@ class SelfAttention(nn.Module):
         self.o_proj = nn.Linear(self.num_heads * self.head_dim, size, bias=False)
 
     def __call__(
-        self, rows: mx.array, wavelengths: mx.array, cache: TextCache, layer: int
+        self, rows: mx.array, wavelengths: mx.array, cache: SelfAttentionCache, layer: int
     ) -> mx.array:
         queries = _heads(self.q_proj(rows), self.num_heads)
         keys = _heads(self.k_proj(rows), self.num_kv_heads)
@@ -43,13 +43,12 @@ class SelfAttention(nn.Module):
                 traditional=False,
                 base=None,
                 scale=1.0,
-                offset=cache.length,
+                offset=cache.offset,
                 freqs=wavelengths,
             )
             for x in (queries, keys)
         )
-        keys, values = cache.extend(layer, keys, values)
-        return self.o_proj(_joined(attend(queries, keys, values, mask="causal")))
+        return self.o_proj(_joined(cache.attend(layer, queries, keys, values)))
 
 
 class CrossAttention(nn.Module):
@@ -75,7 +74,7 @@ class CrossAttention(nn.Module):
         """`index` counts the cross-attention layers; the sights cover all rows, in order."""
         queries = self.q_norm(_heads(self.q_proj(rows), self.num_heads))
         seen = [
-            attend(
+            _attend_together(
                 queries[:, :, sight.start : sight.stop],
                 sight.memory.keys[index],
                 sight.memory.values[index],
@@ -105,7 +104,7 @@ class SelfAttentionLayer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def __call__(
-        self, rows: mx.array, wavelengths: mx.array, cache: TextCache, layer: int
+        self, rows: mx.array, wavelengths: mx.array, cache: SelfAttentionCache, layer: int
     ) -> mx.array:
         rows = rows + self.self_attn(self.input_layernorm(rows), wavelengths, cache, layer)
         return rows + self.mlp(self.post_attention_layernorm(rows))
@@ -150,7 +149,9 @@ class TextModel(nn.Module):
     def cross_layers(self) -> list[CrossAttentionLayer]:
         return [layer for layer in self.layers if isinstance(layer, CrossAttentionLayer)]
 
-    def __call__(self, ids: mx.array, cache: TextCache, sights: Sequence[Sight]) -> mx.array:
+    def __call__(
+        self, ids: mx.array, cache: SelfAttentionCache, sights: Sequence[Sight]
+    ) -> mx.array:
         """(1, tokens) → (1, tokens, hidden), and appends the tokens to `cache`.
 
         Without sights there is no image, and the cross-attention layers are skipped.
@@ -187,12 +188,23 @@ class LanguageModel(nn.Module):
 
 
 def _heads(rows: mx.array, heads: int) -> mx.array:
-    """(1, tokens, heads * head_dim) → (1, heads, tokens, head_dim)."""
+    """(batch, tokens, heads * head_dim) → (batch, heads, tokens, head_dim)."""
     return rows.reshape(*rows.shape[:2], heads, -1).swapaxes(1, 2)
 
 
+def _attend_together(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+    """Lets all rows of a batch read the same K/V in one call, the batch folded into the queries.
+
+    `queries` and the result are (batch, heads, tokens, head_dim); K/V have no batch.
+    """
+    batch, heads, tokens, head_dim = queries.shape
+    folded = queries.swapaxes(0, 1).reshape(1, heads, batch * tokens, head_dim)
+    seen = attend(folded, keys, values)
+    return seen.reshape(heads, batch, tokens, head_dim).swapaxes(0, 1)
+
+
 def _joined(rows: mx.array) -> mx.array:
-    """(1, heads, tokens, head_dim) → (1, tokens, heads * head_dim)."""
+    """(batch, heads, tokens, head_dim) → (batch, tokens, heads * head_dim)."""
     return rows.swapaxes(1, 2).reshape(rows.shape[0], rows.shape[2], -1)
 
 

@@ -1,0 +1,152 @@
+"""Decoding many candidates together: one forward pass for all of them, a token each.
+
+Every candidate continues a branch whose next logits are known. A token is counted and its K/V
+computed once; when a candidate ends, its row leaves the batch and takes its K/V along, so that
+whatever continues it starts without computing anything again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from .branches import Branch, BranchBatch
+from .cache import Sight, VisionMemory
+from .device import on_generation_stream
+from .model.mllama import Mllama
+from .sampling import Sampling, sample, token_key
+from .trace import Usage
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A branch and the logits of its next token: where a candidate can begin."""
+
+    branch: Branch
+    logits: mx.array
+    """(1, vocabulary)."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where one candidate begins, and the name that its random numbers depend on."""
+
+    ready: Ready
+    key: str
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of one candidate."""
+
+    candidate: int
+    """Its place among the starts."""
+    token_id: int
+    logprob: float
+    """Of this token under the model, before temperature and nucleus."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A candidate that ended, with this token or by its limit."""
+
+    candidate: int
+    ready: Ready
+
+
+def extend(
+    model: Mllama,
+    memory: VisionMemory | None,
+    starts: Sequence[Start],
+    sampling: Sampling,
+    seed: int,
+    ends: Callable[[Token], bool],
+    max_tokens: int,
+    usage: Usage,
+) -> Iterator[Token | Ended]:
+    """Continues all candidates until `ends` says of each one's last token that it is complete.
+
+    Yields the tokens as they come, in the candidates' order, and Ended after a candidate's last. A
+    candidate of `max_tokens` tokens ends whatever `ends` says.
+
+    The next step is queued before a step's tokens are handed out. So the last token of a candidate
+    has been computed when it ends, and nothing that follows it computes it again.
+    """
+    live = list(range(len(starts)))
+    with on_generation_stream():
+        batch = BranchBatch([start.ready.branch for start in starts])
+        logits = mx.concatenate([start.ready.logits for start in starts])
+        chosen = _choose(logits, sampling, seed, [start.key for start in starts], 0)
+        mx.async_eval(*chosen)
+    for position in range(max_tokens):
+        token_ids, logprobs = chosen
+        with on_generation_stream():
+            rows = [] if memory is None else [Sight(0, 1, memory, open=True)]
+            logits = model.logits(model.hidden(token_ids[:, None], batch, rows)[:, -1])
+            keys = [starts[candidate].key for candidate in live]
+            chosen = _choose(logits, sampling, seed, keys, position + 1)
+            mx.async_eval(*chosen)
+        usage.decoded_tokens += len(live)
+        staying = []
+        chances = np.array(logprobs)
+        for row, (candidate, token_id) in enumerate(zip(live, np.array(token_ids), strict=True)):
+            token = Token(candidate, int(token_id), float(chances[row]))
+            yield token
+            if ends(token) or position + 1 == max_tokens:
+                with on_generation_stream():
+                    segment = batch.segment(row, position + 1)
+                branch = starts[candidate].ready.branch.followed_by(segment)
+                yield Ended(candidate, Ready(branch, logits[row : row + 1]))
+            else:
+                staying.append(row)
+        if not staying:
+            return
+        if len(staying) < len(live):
+            live = [live[row] for row in staying]
+            with on_generation_stream():
+                batch.keep(staying)
+                kept = mx.array(staying)
+                chosen = (chosen[0][kept], chosen[1][kept])
+
+
+def ask(
+    model: Mllama,
+    memory: VisionMemory | None,
+    branches: Sequence[Branch],
+    token_ids: Sequence[int],
+    usage: Usage,
+) -> mx.array:
+    """The logits after the same `token_ids` on top of each branch: (branches, vocabulary).
+
+    One forward pass for all of them; the branches stay as they are.
+    """
+    with on_generation_stream():
+        batch = BranchBatch(branches)
+        ids = mx.array([list(token_ids)] * len(branches))
+        rows = [] if memory is None else [Sight(0, len(token_ids), memory, open=True)]
+        logits = model.logits(model.hidden(ids, batch, rows)[:, -1])
+        mx.eval(logits)
+    usage.judge_tokens += len(token_ids) * len(branches)
+    return logits
+
+
+def _choose(
+    logits: mx.array, sampling: Sampling, seed: int, keys: Sequence[str], position: int
+) -> tuple[mx.array, mx.array]:
+    """Ids and log-probabilities of the next tokens, (rows,) each.
+
+    Each row draws with a key of its own, so what it draws does not depend on the other rows.
+    """
+    token_ids = mx.concatenate(
+        [
+            sample(logits[row : row + 1], sampling, token_key(seed, key, position))
+            for row, key in enumerate(keys)
+        ]
+    )
+    normalised = logits.astype(mx.float32)
+    normalised = normalised - mx.logsumexp(normalised, axis=-1, keepdims=True)
+    logprobs = mx.take_along_axis(normalised, token_ids[:, None], axis=-1)[:, 0]
+    return token_ids, logprobs
