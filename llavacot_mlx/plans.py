@@ -1,7 +1,8 @@
 """The search methods, as data.
 
 A plan is a list of steps; a step says what is written next, how many candidates write it and how
-many of them are kept. The engine in `search.py` runs any plan.
+many of them are kept. The engine in `search.py` runs any plan. Nothing here computes, so that the
+command line can check its flags without loading mlx.
 """
 
 from __future__ import annotations
@@ -11,8 +12,16 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from .errors import UserError
-from .sampling import Sampling
 from .stages import Stage
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen. Temperature 0 takes the likeliest; `top_p` then has no effect."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+
 
 PUBLISHED_SAMPLING = Sampling(temperature=0.6, top_p=0.9)
 """Of the LLaVA-CoT authors (arXiv 2411.10440v6, appendix D)."""
@@ -38,7 +47,7 @@ class Method(enum.StrEnum):
 
 
 class Unit(enum.StrEnum):
-    """How far a candidate writes in one step."""
+    """How far a candidate writes in one step. A plan's last step goes to the end of the answer."""
 
     STAGE = "stage"
     ANSWER = "answer"
@@ -144,7 +153,8 @@ def make_plan(
     if method is Method.BEST_OF_N:
         return Plan(method, (Step(Unit.ANSWER, candidates, 1),), sampling, judge)
     if method is Method.STAGE_BEAM:
-        steps = (Step(Unit.STAGE, candidates, 1),) * len(Stage)
+        stage = Step(Unit.STAGE, candidates, 1)
+        steps = (stage,) * (len(Stage) - 1) + (Step(Unit.ANSWER, candidates, 1),)
         return Plan(method, steps, sampling, judge)
     return _swires(sampling, candidates)
 
@@ -161,7 +171,7 @@ def _swires(sampling: Sampling, candidates: int) -> Plan:
         Step(Unit.STAGE, 1, 1),
         Step(Unit.STAGE, candidates, keep),
         Step(Unit.STAGE, candidates, keep),
-        Step(Unit.STAGE, keep, 1),
+        Step(Unit.ANSWER, keep, 1),
     )
     if candidates == 1:
         return Plan(Method.SWIRES, steps, sampling, JudgeName.SELF)

@@ -1,0 +1,107 @@
+"""K/V of many paths at once: every row as if it were alone, and what is shared is not copied."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from test_decode import prompt, tiles, words
+
+from llavacot_mlx.branches import Branch, BranchBatch
+from llavacot_mlx.cache import Sight, VisionMemory
+from llavacot_mlx.candidates import Ready
+from llavacot_mlx.decode import prefill
+from llavacot_mlx.model.mllama import Mllama
+from llavacot_mlx.trace import Timings, Usage
+
+QUESTION = prompt(words(5), tiles(1), words(9, 1))
+LENGTHS = (3, 8, 5)
+
+
+def read(model: Mllama) -> tuple[Ready, VisionMemory]:
+    context = prefill(model, QUESTION, Usage(), Timings())
+    assert context.memory is not None
+    return context.ready(), context.memory
+
+
+def run(model: Mllama, cache: object, ids: list[list[int]], memory: VisionMemory) -> np.ndarray:
+    """Logits (rows, tokens, vocabulary) of the same number of new tokens in every row."""
+    sights = [Sight(0, len(ids[0]), memory, open=True)]
+    return np.array(model.logits(model.hidden(mx.array(ids), cache, sights)))  # type: ignore[arg-type]
+
+
+def alone(model: Mllama, ids: list[int]) -> np.ndarray:
+    """Logits (tokens, vocabulary) of the ids after the question, in a conversation of their own."""
+    context = prefill(model, QUESTION, Usage(), Timings())
+    assert context.memory is not None
+    return run(model, context.cache, [ids], context.memory)[0]
+
+
+@pytest.fixture
+def paths(model: Mllama) -> list[list[int]]:
+    return [words(length + 2, seed=length) for length in LENGTHS]
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_rows_of_different_lengths_are_as_if_alone(
+    model: Mllama, paths: list[list[int]], at_once: int
+) -> None:
+    """Branches of 3, 8 and 5 tokens go on together, a token or two at a time."""
+    ready, memory = read(model)
+    branches = []
+    for ids in paths:
+        batch = BranchBatch([ready.branch])
+        run(model, batch, [ids[:-2]], memory)
+        branches.append(ready.branch.followed_by(batch.segment(0, len(ids) - 2)))
+    batch = BranchBatch(branches)
+    for start in range(-2, 0, at_once):
+        stop = start + at_once or None
+        logits = run(model, batch, [ids[start:stop] for ids in paths], memory)
+        for row, ids in enumerate(paths):
+            np.testing.assert_allclose(logits[row], alone(model, ids)[start:stop], atol=2e-4)
+
+
+def test_rows_leave_and_change_places(model: Mllama, paths: list[list[int]]) -> None:
+    ready, memory = read(model)
+    batch = BranchBatch([ready.branch] * 3)
+    run(model, batch, [ids[:3] for ids in paths], memory)
+    batch.keep([2, 0])
+    logits = run(model, batch, [paths[2][3:4], paths[0][3:4]], memory)
+    for row, ids in enumerate((paths[2], paths[0])):
+        np.testing.assert_allclose(logits[row, 0], alone(model, ids[:4])[-1], atol=2e-4)
+
+
+def test_siblings_do_not_disturb_each_other(model: Mllama, paths: list[list[int]]) -> None:
+    """What a batch writes changes no segment that another one begins with.
+
+    `cache[a:b] = x` changes the handle that MLX gave out, so a shallow copy of a cache would be
+    corrupted by its sibling's writes.
+    """
+    ready, memory = read(model)
+    first, second = BranchBatch([ready.branch]), BranchBatch([ready.branch])
+    run(model, first, [paths[0]], memory)
+    segment = first.segment(0, len(paths[0]))
+    run(model, first, [paths[2]], memory)  # goes on after the segment was taken
+    run(model, second, [paths[1]], memory)
+    again = BranchBatch([ready.branch.followed_by(segment)])
+    logits = run(model, again, [[7]], memory)
+    np.testing.assert_allclose(logits[0, 0], alone(model, [*paths[0], 7])[-1], atol=2e-4)
+
+
+def test_what_all_rows_share_is_not_copied(model: Mllama) -> None:
+    """Eight candidates take little more memory than one, apart from what is their own."""
+    ready, _ = read(model)
+    mx.eval(ready.branch.segments[0].keys, ready.branch.segments[0].values)
+    before = mx.get_active_memory()
+    batch = BranchBatch([ready.branch] * 8)
+    mx.eval(batch.offset)
+    assert mx.get_active_memory() - before < sum(k.nbytes for k in ready.branch.segments[0].keys)
+
+
+def test_the_length_of_a_branch(model: Mllama) -> None:
+    ready, memory = read(model)
+    batch = BranchBatch([ready.branch])
+    run(model, batch, [[1, 2, 3]], memory)
+    longer = ready.branch.followed_by(batch.segment(0, 3))
+    assert (ready.branch.length, longer.length) == (15, 18)
+    assert isinstance(longer, Branch)
