@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 import math
 import os
 import sys
@@ -20,29 +19,12 @@ from llavacot_mlx.cli.printable import printable
 from llavacot_mlx.cli.view import NoView, Show, View
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.events import Answered
+from llavacot_mlx.plans import JudgeName, Method, Plan, Unit, plan_of
 from llavacot_mlx.trace import Trace
 
 if TYPE_CHECKING:
     from PIL import Image
 
-
-class Search(enum.StrEnum):
-    """`--search`: how the answer is found."""
-
-    GREEDY = "greedy"
-    SAMPLE = "sample"
-
-
-@dataclass(frozen=True)
-class _Sampling:
-    """How the next token is picked; temperature 0 takes the likeliest."""
-
-    temperature: float
-    top_p: float
-
-
-_GREEDY = _Sampling(temperature=0.0, top_p=1.0)
-_PUBLISHED = _Sampling(temperature=0.6, top_p=0.9)  # what the LLaVA-CoT authors sample with
 
 HELP = """\
 Ask about a picture. The answer comes in four stages: what is asked, what the picture shows, \
@@ -53,6 +35,7 @@ Examples:
   llavacot ask shapes.png "How many red circles are there?"
   llavacot ask chart.png "Which year was best?" --model ./llava-cot-4bit
   llavacot ask chart.png "Which year was best?" --answer-only
+  llavacot ask chart.png "Which year was best?" --search swires
   curl -s https://example.com/a.jpg | llavacot ask - "What is this?" --json
 """
 
@@ -79,15 +62,33 @@ def ask(
         ),
     ] = None,
     search: Annotated[
-        Search | None,
+        Method | None,
         typer.Option(
-            help="greedy: always the likeliest token. sample: draw, at temperature 0.6 and top-p "
-            "0.9 unless you say otherwise. [default: greedy]"
+            help="greedy: always the likeliest token. sample: draw. best-of-n: the answer that the "
+            "judge likes best. majority: the conclusion that most answers reach. stage-beam: the "
+            "best of each stage. swires: several captions and reasonings, and back to the captions "
+            "when none is good enough. All but greedy draw at temperature 0.6 and top-p 0.9 unless "
+            "you say otherwise. [default: greedy]"
+        ),
+    ] = None,
+    candidates: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="How many a search chooses from. [default: 4; stage-beam: 2]"
+        ),
+    ] = None,
+    judge: Annotated[
+        JudgeName | None,
+        typer.Option(
+            help="self: the model is asked whether what it wrote is right. logprob: how likely it "
+            "found its own words. majority: how many answers conclude the same. [default: self]"
         ),
     ] = None,
     temperature: Annotated[
         float | None,
-        typer.Option("--temperature", "--temp", help="More than 0 means --search sample."),
+        typer.Option(
+            "--temperature", "--temp", help="More than 0 draws; alone it means --search sample."
+        ),
     ] = None,
     top_p: Annotated[
         float | None, typer.Option("--top-p", help="Draw from the likeliest tokens only.")
@@ -112,14 +113,18 @@ def ask(
     ] = False,
 ) -> None:
     with ending_well(debug=debug):
-        sampling = _sampling(search, temperature, top_p)
+        plan = _plan(search, candidates, judge, temperature, top_p)
         _check_rest(max_tokens, show, as_json=as_json, answer_only=answer_only)
         if image == question == "-":
             raise UserError("IMAGE and QUESTION are both -; stdin can only be one of them")
         asked = _Asked(
             question=_question(question),
             image=_picture(image),
-            sampling=sampling,
+            search=plan.method,
+            candidates=candidates,
+            judge=judge,
+            temperature=temperature,
+            top_p=top_p,
             max_tokens=max_tokens,
             seed=seed,
         )
@@ -127,7 +132,7 @@ def ask(
         if as_json or answer_only:
             trace = _answer(asked, chosen, _quiet_view())
         else:
-            trace = _answer(asked, chosen, _view(show or Show.ALL, plain=plain))
+            trace = _answer(asked, chosen, _view(show or Show.ALL, plan.steps[0].unit, plain=plain))
         trace = dataclasses.replace(trace, image=image, model=chosen.name)
         if as_json:
             _print_json(trace)
@@ -143,7 +148,11 @@ class _Asked:
 
     question: str
     image: Image.Image
-    sampling: _Sampling
+    search: Method
+    candidates: int | None
+    judge: JudgeName | None
+    temperature: float | None
+    top_p: float | None
     max_tokens: int
     seed: int
 
@@ -159,8 +168,11 @@ def _answer(asked: _Asked, model: Model, view: View) -> Trace:
         for event in assistant.stream(
             asked.image,
             asked.question,
-            temperature=asked.sampling.temperature,
-            top_p=asked.sampling.top_p,
+            search=asked.search,
+            candidates=asked.candidates,
+            judge=asked.judge,
+            temperature=asked.temperature,
+            top_p=asked.top_p,
             max_tokens=asked.max_tokens,
             seed=asked.seed,
         ):
@@ -169,29 +181,33 @@ def _answer(asked: _Asked, model: Model, view: View) -> Trace:
     return event.trace
 
 
-def _sampling(search: Search | None, temperature: float | None, top_p: float | None) -> _Sampling:
-    """What the three flags mean together; a contradiction is an error."""
+def _plan(
+    search: Method | None,
+    candidates: int | None,
+    judge: JudgeName | None,
+    temperature: float | None,
+    top_p: float | None,
+) -> Plan:
+    """What the flags mean together, as the engine will take them; a contradiction is an error."""
     if temperature is not None and not (math.isfinite(temperature) and temperature >= 0):
         raise UserError(f"--temperature {temperature:g}: must be 0 or more, such as 0.6")
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(f"--top-p {top_p:g}: must be more than 0 and at most 1, such as 0.9")
-    if search is None:
-        search = Search.SAMPLE if temperature else Search.GREEDY
-    if search is Search.SAMPLE:
-        if temperature == 0:
-            raise UserError("--search sample with --temperature 0: drop one; 0 is greedy")
-        return _Sampling(
-            temperature=_PUBLISHED.temperature if temperature is None else temperature,
-            top_p=_PUBLISHED.top_p if top_p is None else top_p,
-        )
-    if temperature:
+    if search is Method.SAMPLE and temperature == 0:
+        raise UserError("--search sample with --temperature 0: drop one; 0 is greedy")
+    if search is Method.GREEDY and temperature:
         raise UserError(
             f"--search greedy with --temperature {temperature:g}: greedy never draws; "
             "drop one, or --search sample"
         )
-    if top_p is not None:
+    if search in (None, Method.GREEDY) and not temperature and top_p is not None:
         raise UserError(f"--top-p {top_p:g}: greedy never draws; add --search sample")
-    return _GREEDY
+    try:
+        return plan_of(search, candidates, judge, temperature, top_p)
+    except UserError as error:
+        flags = {"--search": search, "--candidates": candidates, "--judge": judge}
+        given = " ".join(f"{flag} {value}" for flag, value in flags.items() if value is not None)
+        raise UserError(f"{given}: {error}") from None
 
 
 def _check_rest(max_tokens: int, show: Show | None, *, as_json: bool, answer_only: bool) -> None:
@@ -229,12 +245,12 @@ def _question(question: str) -> str:
     return question
 
 
-def _view(show: Show, *, plain: bool) -> View:
+def _view(show: Show, unit: Unit, *, plain: bool) -> View:
     if plain or not _can_redraw(sys.stdout.isatty()):
-        return PlainView(sys.stdout, show)
+        return PlainView(sys.stdout, show, unit)
     from llavacot_mlx.cli.render import LiveView
 
-    return LiveView(sys.stdout, show)
+    return LiveView(sys.stdout, show, unit)
 
 
 def _quiet_view() -> View:

@@ -24,6 +24,21 @@ def figures(trace: Trace) -> str:
     return " · ".join(parts)
 
 
+def search_figures(trace: Trace) -> str:
+    """Such as `12 candidates · 1 retrace · 420 tokens decoded, 3210 reused, 4105 without reuse`.
+
+    The last is what the same search would compute with every candidate from a cold start.
+    """
+    usage, count, retraces = trace.usage, len(trace.search.nodes), trace.search.retraces
+    computed = usage.prefilled_tokens + usage.decoded_tokens + usage.judge_tokens
+    return (
+        f"{count} candidate{'s' if count != 1 else ''} · "
+        f"{retraces} retrace{'s' if retraces != 1 else ''} · "
+        f"{usage.decoded_tokens} tokens decoded, {usage.reused_tokens} reused, "
+        f"{computed + usage.reused_tokens} without reuse"
+    )
+
+
 def seconds(value: float) -> str:
     """A time for people: `0.032 s`, `4.1 s`, `2 min 05 s`."""
     if value >= 60:

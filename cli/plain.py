@@ -5,27 +5,42 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self, TextIO
 
-from llavacot_mlx.cli.figures import figures
+from llavacot_mlx.cli.candidates import Candidate, Round, SearchSoFar, retold, step_back
+from llavacot_mlx.cli.figures import figures, search_figures
 from llavacot_mlx.cli.printable import printable
 from llavacot_mlx.cli.view import Show
 from llavacot_mlx.events import (
     Answered,
+    CandidateEnded,
+    CandidateScored,
+    CandidatesKept,
+    CandidateStarted,
+    CandidateText,
     Event,
     FreeText,
     Prepared,
+    Retraced,
     StageEnded,
     StageStarted,
     StageText,
 )
+from llavacot_mlx.plans import Unit
 from llavacot_mlx.stages import Stage
+
+_LINE = 80  # columns that a candidate's line may fill
 
 
 class PlainView:
-    """Writes a heading and the text of each stage, a blank line between any two."""
+    """Writes a heading and the text of each stage, a blank line between any two.
 
-    def __init__(self, out: TextIO, show: Show) -> None:
+    Of a search, a line for each candidate once its round was chosen from, then the chosen answer.
+    """
+
+    def __init__(self, out: TextIO, show: Show, unit: Unit = Unit.STAGE) -> None:
         self._out = out
         self._show = show
+        self._search = SearchSoFar(unit)
+        self._searched = False
         self._begun = False  # something was written
         self._line_open = False  # the last thing written was not a line break
         self._in_free_text = False
@@ -42,6 +57,8 @@ class PlainView:
     ) -> None:
         if not isinstance(error, BrokenPipeError):
             self._end_line()
+            if self._search.round is not None:
+                self._write_round(self._search.round)
 
     def waiting(self, doing: str) -> None:
         """Nothing to write: a plain text has no progress in it."""
@@ -64,11 +81,55 @@ class PlainView:
                     self._in_free_text = True
                 if self._in_free_text:
                     self._write_trimmed(text)
-            case Answered(trace) if self._show is Show.ALL:
+            case CandidateStarted():
+                self._searched = True
+                self._search.started(event)
+            case CandidateText() | CandidateEnded() | CandidateScored():
+                self._search.take(event)
+            case CandidatesKept():
+                ended = self._search.chosen(event)
+                if ended is not None:
+                    self._write_round(ended)
+            case Retraced() if self._show is Show.ALL:
                 self._begin_block()
-                self._write(f"{figures(trace)}\n")
-            case Prepared() | StageStarted() | StageText() | StageEnded() | FreeText() | Answered():
+                self._write(f"{step_back(event)}\n")
+            case Answered(trace):
+                if self._searched:
+                    for told in retold(trace):
+                        self.show(told)
+                if self._show is Show.ALL:
+                    self._begin_block()
+                    if self._searched:
+                        self._write(f"{search_figures(trace)}\n")
+                    self._write(f"{figures(trace)}\n")
+            case Prepared() | StageStarted() | StageText() | StageEnded() | FreeText() | Retraced():
                 pass  # not asked for
+
+    def _write_round(self, round: Round) -> None:
+        """The candidates; of a round that was interrupted, what there is."""
+        if self._show is not Show.ALL:
+            return
+        self._begin_block()
+        self._write(f"{round.title}\n")
+        if round.identical:
+            text = round.candidates[0].text
+            self._write(f"{_cut(f'all {len(round.candidates)} wrote the same: {text}')}\n")
+        digits = len(str(round.candidates[-1].number))
+        for candidate in round.candidates:
+            origin = f"from {candidate.parent}" if round.forked else ""
+            number = f"{candidate.number:>{digits}}"
+            fields = [number, origin, candidate.verdict, _fate(candidate, round)]
+            line = " ".join(field for field in fields if field)
+            if not round.identical:
+                gist = round.gist(candidate)
+                line += ": "
+                if len(line + gist) > _LINE and round.shared:
+                    gist = f"…{gist[round.shared :]}"  # where they differ says more
+                line += gist
+            self._write(f"{_cut(line)}\n")
+        if round.kept_from_before:
+            numbers = ", ".join(map(str, round.kept_from_before))
+            self._write(f"kept from before: {numbers}\n")
 
     def _begin_block(self) -> None:
         self._end_line()
@@ -97,6 +158,20 @@ class PlainView:
         self._out.write(printable(text))
         self._out.flush()
         self._line_open = not text.endswith("\n")
+
+
+def _fate(candidate: Candidate, round: Round) -> str:
+    """What became of a candidate, in a word or two."""
+    if not candidate.ended:
+        return "unfinished"
+    fate = [] if candidate.closed else ["unclosed"]
+    if round.kept:
+        fate.append("kept" if candidate.kept else "dropped")
+    return " ".join(fate)
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= _LINE else f"{line[: _LINE - 1]}…"
 
 
 def not_closed(stage: Stage) -> str:

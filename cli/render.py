@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from rich.box import HEAVY, ROUNDED
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.progress import (
@@ -25,7 +25,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from llavacot_mlx.cli.figures import figures, seconds
+from llavacot_mlx.cli.candidates import Candidate, Round, SearchSoFar, retold, step_back
+from llavacot_mlx.cli.figures import figures, search_figures, seconds
 from llavacot_mlx.cli.keyboard import quiet_keyboard
 from llavacot_mlx.cli.plain import not_closed
 from llavacot_mlx.cli.printable import printable
@@ -33,19 +34,30 @@ from llavacot_mlx.cli.region import Line, Region
 from llavacot_mlx.cli.view import Show
 from llavacot_mlx.events import (
     Answered,
+    CandidateEnded,
+    CandidateScored,
+    CandidatesKept,
+    CandidateStarted,
+    CandidateText,
     Event,
     FreeText,
     Prepared,
+    Retraced,
     StageEnded,
     StageStarted,
     StageText,
 )
+from llavacot_mlx.plans import Unit
 from llavacot_mlx.stages import Stage
 from llavacot_mlx.trace import Trace
 
 _DRAWINGS_PER_SECOND = 12
 _WIDEST = 100  # longer lines are hard to read
 _NARROWEST_PANEL = 24  # below, a frame costs more than it gives
+_LONG_ROWS_UP_TO = 8  # candidates of a round that get two lines each; more get one
+_SCORE_COLUMNS = 5
+_TAIL = 1000  # characters at the end of a candidate that is being written that are looked at
+_KEPT = "✓"
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _COLOURS = {
     Stage.SUMMARY: "cyan",
@@ -74,15 +86,20 @@ class LiveView:
     longer than the screen scrolls by and is all there in the end. An open panel higher than the
     screen shows its last lines, and is printed whole when its stage ends.
 
+    Of a search, the open panel has the candidates of a round, and is printed when it is known which
+    are kept; the chosen answer follows in the end.
+
     With `show=None` there is but a line that says what is being done, gone at the end: for output
     that goes elsewhere.
     """
 
-    def __init__(self, out: TextIO, show: Show | None) -> None:
+    def __init__(self, out: TextIO, show: Show | None, unit: Unit = Unit.STAGE) -> None:
         self._console = Console(file=out, highlight=False, markup=False, emoji=False)
         self._region = Region(out)
         self._show = show
         self._block: _Block | None = None
+        self._search = SearchSoFar(unit)
+        self._searched = False
         self._doing = ""
         self._doing_since = 0.0
         self._spinner = itertools.cycle(_SPINNER)
@@ -112,6 +129,8 @@ class LiveView:
         try:
             with contextlib.suppress(OSError):  # the terminal may be what is gone
                 self._finish_block(note=stopped, warn=True)
+                round, self._search.round = self._search.round, None
+                self._print_round(round, note=stopped, warn=True)
                 self._draw()
         finally:
             with contextlib.suppress(OSError):
@@ -127,28 +146,63 @@ class LiveView:
         if self._failure is not None:
             raise self._failure
         with self._lock:
-            match event:
-                case Prepared():
-                    self.waiting("waiting for the first word")
-                case StageStarted(stage):
-                    self._finish_block()
-                    self._block = _Block(stage)
-                    self.waiting(f"writing the {stage}")
-                case StageText(stage, text):
-                    self._open_block(stage).parts.append(text)
-                case StageEnded(stage, closed, tokens):
-                    self._open_block(stage)
-                    self._finish_block(
-                        note=f"{tokens} tokens" if closed else not_closed(stage),
-                        warn=not closed,
-                    )
-                case FreeText(text):
-                    self._open_block(None).parts.append(text)
-                case Answered(trace):
-                    self._finish_block()
-                    self._doing = ""
-                    if self._show is Show.ALL:
-                        self._draw(above=self._lines(Text(figures(trace), style="dim")))
+            self._take(event)
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case Prepared():
+                self.waiting("waiting for the first word")
+            case StageStarted(stage):
+                self._finish_block()
+                self._block = _Block(stage)
+                self.waiting(f"writing the {stage}")
+            case StageText(stage, text):
+                self._open_block(stage).parts.append(text)
+            case StageEnded(stage, closed, tokens):
+                self._open_block(stage)
+                self._finish_block(
+                    note=f"{tokens} tokens" if closed else not_closed(stage),
+                    warn=not closed,
+                )
+            case FreeText(text):
+                self._open_block(None).parts.append(text)
+            case CandidateStarted():
+                self._searched = True
+                self.waiting(f"writing {self._search.started(event).writing}")
+            case CandidateText() | CandidateEnded() | CandidateScored():
+                self._search.take(event)
+                round = self._search.round
+                if isinstance(event, CandidateEnded) and round is not None and round.ended:
+                    self.waiting("choosing")
+            case CandidatesKept():
+                self._drawn = None
+                self._print_round(self._search.chosen(event))
+            case Retraced() if self._show is Show.ALL:
+                self._draw(above=self._lines(Text(step_back(event), style="yellow")))
+            case Retraced():
+                pass  # not asked for
+            case Answered(trace):
+                self._finish_block()
+                self._doing = ""
+                self._print_ending(trace)
+
+    def _print_ending(self, trace: Trace) -> None:
+        """What is known of an answer when it is there: of a search, what it chose."""
+        if self._searched:
+            if self._show is Show.ALL:
+                self._draw(above=self._lines(Text("chosen:", style="dim")))
+            for told in retold(trace):
+                self._take(told)
+            self._finish_block()
+            self._doing = ""
+        if self._show is Show.ALL:
+            lines = [search_figures(trace)] if self._searched else []
+            self._draw(above=self._lines(Text("\n".join([*lines, figures(trace)]), style="dim")))
+
+    def _print_round(self, round: Round | None, *, note: str = "", warn: bool = False) -> None:
+        """Prints the candidates of a round for good."""
+        if round is not None and self._show is Show.ALL:
+            self._draw(above=self._lines(_candidates(round, self._width, note=note, warn=warn)))
 
     def _open_block(self, stage: Stage | None) -> _Block:
         if self._block is None or self._block.stage is not stage:
@@ -188,9 +242,16 @@ class LiveView:
         )
 
     def _block_lines(self) -> list[Line]:
-        block = self._block
+        block, round = self._block, self._search.round
         room = self._console.size.height - 1  # the status line is below
-        if block is None or not self._shown(block) or room < 4:
+        if room < 4:
+            return []
+        if round is not None and self._show is Show.ALL:
+            key = (round.changes, self._width, room)
+            if self._drawn is None or self._drawn[0] != key:
+                self._drawn = (key, self._lines(_candidates(round, self._width, highest=room)))
+            return self._drawn[1]
+        if block is None or not self._shown(block):
             return []
         key = (len(block.parts), self._width, room)
         if self._drawn is None or self._drawn[0] != key:
@@ -250,6 +311,120 @@ def _picture(
         border_style=colour if answer else f"dim {colour}",
         width=width,
     )
+
+
+def _candidates(
+    round: Round, width: int, *, note: str = "", warn: bool = False, highest: int | None = None
+) -> RenderableType:
+    """The candidates of a round, in `highest` rows: then those that fit, and how many do not."""
+    framed = width >= _NARROWEST_PANEL
+    inner = width - 4 if framed else width
+    rows: list[Text]
+    if round.identical:
+        rows = _identical(round, inner)
+    else:
+        count = len(round.candidates)
+        room = None if highest is None else highest - (2 if framed else 1)
+        long = count <= _LONG_ROWS_UP_TO and (room is None or 2 * count <= room)
+        fitting = count if room is None or count <= room else room - 1
+        wrapper = Console(width=inner)
+        digits = len(str(round.candidates[-1].number))
+        rows = []
+        for candidate in round.candidates[:fitting]:
+            rows += _candidate(round, candidate, digits, inner, 2 if long else 1, wrapper)
+        if fitting < count:
+            rows.append(Text(f"⋮ {count - fitting} more", style="dim"))
+    if round.kept and not note:
+        kept = ", ".join(map(str, round.kept))
+        note = f"kept {kept} · {round.tokens} tokens"
+    colour = _COLOURS[round.stage or Stage.CONCLUSION]
+    title = Text(round.title, style=f"not dim {colour}")
+    if not framed:
+        return Group(title, *rows)
+    return Panel(
+        Group(*rows),
+        box=ROUNDED,
+        title=title,
+        title_align="left",
+        subtitle=Text(note, style="yellow" if warn else "dim") if note else None,
+        subtitle_align="right",
+        border_style=f"dim {colour}",
+        width=width,
+    )
+
+
+def _identical(round: Round, width: int) -> list[Text]:
+    """Candidates that all wrote the same: what they wrote, once, and what became of each."""
+    text = f"all {len(round.candidates)} wrote the same: {round.candidates[0].text}"
+    fates = Text("   ").join(
+        Text(" ").join([*_fate(candidate), Text(str(candidate.number)), Text(candidate.verdict)])
+        for candidate in round.candidates
+    )
+    fates.truncate(width, overflow="ellipsis")
+    return [*map(Text, _head(text, width, 2, Console(width=width))), fates]
+
+
+def _fate(candidate: Candidate) -> list[Text]:
+    return [Text(_KEPT, style="bold green")] if candidate.kept else []
+
+
+def _candidate(
+    round: Round, candidate: Candidate, digits: int, width: int, rows: int, wrapper: Console
+) -> list[Text]:
+    """One candidate in at most `rows` lines: where it is while it writes, then what it wrote."""
+    prefix = Text.assemble(
+        (_KEPT if candidate.kept else " ", "bold green"),
+        f" {candidate.number:>{digits}} ",
+        (f"←{candidate.parent:<{digits}} " if round.forked else "", "dim"),
+        (f"{candidate.verdict:>{_SCORE_COLUMNS}} ", "bold" if candidate.kept else ""),
+    )
+    room = max(1, width - len(prefix))
+    label = ""
+    if candidate.ended:
+        label = "" if candidate.closed else "not closed · "
+        gist = round.gist(candidate)
+        if round.shared and cell_len(label + gist) > room * rows:
+            gist = f"…{gist[round.shared :]}"  # where they differ says more than how they begin
+        texts = _head(label + gist, room, rows, wrapper)
+    else:
+        texts = _tail(candidate.text, room, rows, wrapper)
+    lines = [Text(text) for text in texts] or [Text()]
+    lines[0].stylize("yellow", 0, len(label))
+    pictures = [
+        Text.assemble(prefix if not index else " " * len(prefix), line)
+        for index, line in enumerate(lines)
+    ]
+    if round.kept and not candidate.kept:
+        for picture in pictures:
+            picture.stylize("dim")
+    return pictures
+
+
+def _head(text: str, width: int, rows: int, wrapper: Console) -> list[str]:
+    """The first `rows` lines of a text, marked where it goes on."""
+    # No line takes more characters than this, and wrapping a long text takes its time.
+    lines = [line.plain for line in Text(text[: 2 * width * (rows + 1)]).wrap(wrapper, width)]
+    shown = [line.rstrip() for line in lines[:rows]]
+    if len(lines) > rows:
+        shown[-1] = set_cell_size(shown[-1], min(cell_len(shown[-1]), width - 1)) + "…"
+    return shown
+
+
+def _tail(text: str, width: int, rows: int, wrapper: Console) -> list[str]:
+    """The last lines of a text, marked where something came before."""
+    if rows == 1:
+        end = text[-width:]
+        while cell_len(end) > width - (len(end) < len(text)):
+            end = end[1:]
+        return [f"…{end}" if len(end) < len(text) else end]
+    # Only the end of a long text is wrapped, from a place that seldom moves, so that the words
+    # above the last one stay where they are.
+    begin = max(0, len(text) - _TAIL) // _TAIL * _TAIL
+    lines = [line.plain.rstrip() for line in Text(text[begin:]).wrap(wrapper, max(1, width - 1))]
+    if begin or len(lines) > rows:
+        lines = lines[-rows:]
+        lines[0] = f"…{lines[0]}"
+    return lines
 
 
 def finished(trace: Trace, width: int) -> RenderableType:

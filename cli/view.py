@@ -14,7 +14,7 @@ class Show(enum.StrEnum):
     """`--show`: how much of an answer is shown."""
 
     ALL = "all"
-    """The stages, text outside them, and the figures."""
+    """The stages, text outside them, a search's candidates, and the figures."""
     STAGES = "stages"
     """The stages alone."""
     ANSWER = "answer"

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 
 import mlx.core as mx
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is chosen. Temperature 0 takes the likeliest; `top_p` then has no effect."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
+from .plans import Sampling
 
 
 def token_key(seed: int, node: str, position: int) -> mx.array:

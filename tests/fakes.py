@@ -9,8 +9,9 @@ import sys
 import time
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypedDict
 
 from PIL import Image
 from rich.cells import cell_len
@@ -18,15 +19,22 @@ from rich.cells import cell_len
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.events import (
     Answered,
+    CandidateEnded,
+    CandidateScored,
+    CandidatesKept,
+    CandidateStarted,
+    CandidateText,
     Event,
     FreeText,
     Prepared,
+    Retraced,
     StageEnded,
     StageStarted,
     StageText,
 )
-from llavacot_mlx.stages import Closed, Opened, StageEvent, StageParser
-from llavacot_mlx.trace import SearchRecord, StageRecord, Timings, Trace, Usage
+from llavacot_mlx.plans import plan_of
+from llavacot_mlx.stages import Closed, Opened, Stage, StageEvent, StageParser
+from llavacot_mlx.trace import NodeRecord, SearchRecord, StageRecord, Timings, Trace, Usage
 
 GOOD_ANSWER = (
     "<SUMMARY> I need to count the red circles. </SUMMARY>\n\n"
@@ -35,6 +43,58 @@ GOOD_ANSWER = (
     "</REASONING>\n\n"
     "<CONCLUSION> 2 </CONCLUSION>"
 )
+
+
+class ScriptedRound(TypedDict, total=False):
+    """A round of candidates as it stands in a script; nodes are numbered as the engine does."""
+
+    stage: str | None
+    parents: list[int | None]
+    """One a candidate; without, all go on from the first that was kept."""
+    texts: list[str]
+    scores: list[float | None]
+    kept: list[int]
+    back_to: str
+    """The stage that the search goes back to after this round."""
+
+
+# As `swires` would: captions, reasonings, back to the captions, and on.
+RETRACING: list[ScriptedRound] = [
+    {"stage": "summary", "texts": ["<SUMMARY> I count. </SUMMARY>"], "kept": [0]},
+    {
+        "stage": "caption",
+        "texts": ["<CAPTION> One circle. </CAPTION>", "<CAPTION> A square. </CAPTION>"],
+        "scores": [0.61, 0.2],
+        "kept": [1],
+    },
+    {
+        "stage": "reasoning",
+        "texts": ["<REASONING> There is one. </REASONING>", "<REASONING> None, so"],
+        "scores": [0.41, None],
+        "kept": [3],
+        "back_to": "caption",
+    },
+    {
+        "stage": "caption",
+        "parents": [0, 0],
+        "texts": ["<CAPTION> Two circles. </CAPTION>", "<CAPTION> A line. </CAPTION>"],
+        "scores": [0.93, 0.1],
+        "kept": [5],
+    },
+    {
+        "stage": "reasoning",
+        "texts": ["<REASONING> 1 + 1 = 2. </REASONING>", "<REASONING> 1 + 2 = 3. </REASONING>"],
+        "scores": [0.97, 0.03],
+        "kept": [7, 3],
+    },
+    {
+        "stage": "conclusion",
+        "parents": [7, 3],
+        "texts": ["<CONCLUSION> 2 </CONCLUSION>", "<CONCLUSION> 1 </CONCLUSION>"],
+        "scores": [0.98, 0.4],
+        "kept": [9],
+    },
+]
 
 
 @dataclass(frozen=True)
@@ -53,6 +113,8 @@ class Script:
     """The name of a file that cannot be read after the text."""
     bug: str = ""
     """Raised after the text, as only a mistake of ours would be."""
+    rounds: tuple[ScriptedRound, ...] = ()
+    """What a search does; without, the answer is written in one go whatever the method."""
 
 
 class FakeAssistant:
@@ -73,20 +135,39 @@ class FakeAssistant:
         image: Image.Image,
         question: str,
         *,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
+        search: str | None = None,
+        candidates: int | None = None,
+        judge: str | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
         max_tokens: int = 2048,
         seed: int = 0,
     ) -> Iterator[Event]:
         script = self.script
+        plan = plan_of(search, candidates, judge, temperature, top_p)
+        widest = max(step.candidates for step in plan.steps)
+        drawn = plan.sampling
+        record = SearchRecord(
+            f"{plan.method} of {widest} by {plan.judge}, "
+            f"temperature {drawn.temperature:g}, top-p {drawn.top_p:g}"
+        )
         yield Prepared(prompt_tokens=7, tiles=1)
         answer = _FakeAnswer()
-        # Beginnings of words with the space before them, as tokens roughly are.
-        pieces = re.findall(r" ?\S{1,6}|\s", script.text)[:max_tokens]
+        pieces = _pieces(script.text)[:max_tokens]
+        if script.rounds:
+            tree = _FakeSearch(script)
+            yield from tree.run()
+            record = replace(record, retraces=tree.retraces, nodes=tuple(tree.nodes))
+            pieces = _pieces(tree.chosen_text)
         for piece in pieces:
-            time.sleep(script.pause)
-            yield from answer.push(piece)
-        yield from answer.finish()
+            if not script.rounds:  # the candidates have taken their time already
+                time.sleep(script.pause)
+            for event in answer.push(piece):
+                if not script.rounds:
+                    yield event
+        for event in answer.finish():
+            if not script.rounds:
+                yield event
         if script.user_error:
             raise UserError(script.user_error)
         if script.os_error:
@@ -103,8 +184,15 @@ class FakeAssistant:
                 text="".join(pieces),
                 prompt_token_ids=tuple(range(7)),
                 token_ids=tuple(range(len(pieces))),
-                search=SearchRecord(f"temperature {temperature:g}, top-p {top_p:g}"),
-                usage=Usage(prompt_tokens=7, images_encoded=1, decoded_tokens=len(pieces)),
+                search=record,
+                usage=Usage(
+                    prompt_tokens=7,
+                    images_encoded=1,
+                    prefilled_tokens=7,
+                    decoded_tokens=sum(n.tokens for n in record.nodes) or len(pieces),
+                    judge_tokens=sum(n.score is not None for n in record.nodes),
+                    reused_tokens=7 * max(0, len(record.nodes) - 1),
+                ),
                 timings=Timings(
                     load_s=4.1, vision_s=0.32, first_token_s=1.5, decode_s=len(pieces) / 18.0
                 ),
@@ -121,6 +209,69 @@ def command(folder: Path, script: Mapping[str, object] | None = None) -> list[st
     (folder / "script.json").write_text(json.dumps(script or {}), encoding="utf-8")
     program = Path(__file__).with_name("fake_llavacot.py")
     return [sys.executable, str(program), str(folder / "script.json")]
+
+
+def _pieces(text: str) -> list[str]:
+    """Beginnings of words with the space before them, as tokens roughly are."""
+    return re.findall(r" ?\S{1,6}|\s", text)
+
+
+class _FakeSearch:
+    """Candidates that write the texts of a script, a piece each in turn."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self.nodes: list[NodeRecord] = []
+        self.retraces = 0
+        self._kept: list[int] = []
+
+    @property
+    def chosen_text(self) -> str:
+        texts: list[str] = []
+        node: int | None = self._kept[0]
+        while node is not None:
+            texts.insert(0, self.nodes[node].text)
+            node = self.nodes[node].parent
+        return "\n\n".join(texts)
+
+    def run(self) -> Iterator[Event]:
+        for scripted in self._script.rounds:
+            yield from self._round(scripted)
+
+    def _round(self, scripted: ScriptedRound) -> Iterator[Event]:
+        first = len(self.nodes)
+        stage = Stage(scripted["stage"]) if scripted.get("stage") else None
+        parents = scripted.get("parents", [next(iter(self._kept), None)] * len(scripted["texts"]))
+        writing = {}
+        for place, (text, parent) in enumerate(zip(scripted["texts"], parents, strict=True)):
+            pieces = _pieces(text)
+            writing[first + place] = iter(pieces)
+            closed = text.endswith(">")
+            node = NodeRecord(
+                first + place, parent, stage, text, len(pieces), closed, None, False, self.retraces
+            )
+            self.nodes.append(node)
+            yield CandidateStarted(node.id, parent, stage, self.retraces)
+        while writing:
+            for number, rest in list(writing.items()):
+                time.sleep(self._script.pause)
+                piece = next(rest, None)
+                if piece is not None:
+                    yield CandidateText(number, piece)
+                else:
+                    del writing[number]
+                    node = self.nodes[number]
+                    yield CandidateEnded(number, stage, node.closed, node.tokens)
+        for place, score in enumerate(scripted.get("scores", [])):
+            self.nodes[first + place] = replace(self.nodes[first + place], score=score)
+            yield CandidateScored(first + place, score)
+        self._kept = scripted["kept"]
+        for number in self._kept:
+            self.nodes[number] = replace(self.nodes[number], kept=True)
+        yield CandidatesKept(tuple(self._kept))
+        if "back_to" in scripted:
+            self.retraces += 1
+            yield Retraced(Stage(scripted["back_to"]), self.retraces)
 
 
 class _FakeAnswer:

@@ -49,18 +49,38 @@ def refused(*arguments: str) -> str:
 
 @pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize(
-    ("flags", "sampling"),
+    ("flags", "meant"),
     [
-        ([], "temperature 0, top-p 1"),
-        (["--search", "greedy", "--temperature", "0"], "temperature 0, top-p 1"),
-        (["--search", "sample"], "temperature 0.6, top-p 0.9"),
-        (["--temperature", "0.3"], "temperature 0.3, top-p 0.9"),
-        (["--temp", "1.2", "--top-p", "1"], "temperature 1.2, top-p 1"),
+        ([], "greedy of 1 by logprob, temperature 0, top-p 1"),
+        (
+            ["--search", "greedy", "--temperature", "0"],
+            "greedy of 1 by logprob, temperature 0, top-p 1",
+        ),
+        (["--search", "sample"], "sample of 1 by logprob, temperature 0.6, top-p 0.9"),
+        (["--temperature", "0.3"], "sample of 1 by logprob, temperature 0.3, top-p 0.9"),
+        (["--temp", "1.2", "--top-p", "1"], "sample of 1 by logprob, temperature 1.2, top-p 1"),
+        (["--search", "swires"], "swires of 4 by self, temperature 0.6, top-p 0.9"),
+        (
+            ["--search", "majority", "--candidates", "9"],
+            "majority of 9 by majority, temperature 0.6, top-p 0.9",
+        ),
+        (
+            ["--search", "best-of-n", "--judge", "logprob", "--temp", "0"],
+            "best-of-n of 4 by logprob, temperature 0, top-p 0.9",
+        ),
+        (
+            ["--search", "stage-beam", "--top-p", "0.5"],
+            "stage-beam of 2 by self, temperature 0.6, top-p 0.5",
+        ),
+        (
+            ["--search", "greedy", "--candidates", "1"],
+            "greedy of 1 by logprob, temperature 0, top-p 1",
+        ),
     ],
 )
-def test_sampling_flags_mean(flags: list[str], sampling: str) -> None:
+def test_search_and_sampling_flags_mean(flags: list[str], meant: str) -> None:
     search = ask("example.png", "How many?", *flags)["search"]
-    assert search == {"method": sampling, "retraces": 0, "nodes": []}
+    assert search == {"method": meant, "retraces": 0, "nodes": []}
 
 
 @pytest.mark.usefixtures("unloadable")
@@ -74,6 +94,21 @@ def test_sampling_flags_mean(flags: list[str], sampling: str) -> None:
         (["--temperature", "nan"], "--temperature nan"),
         (["--search", "sample", "--top-p", "0"], "--top-p 0"),
         (["--search", "sample", "--top-p", "1.1"], "--top-p 1.1"),
+        (["--candidates", "4"], "--candidates 4: greedy follows one path"),
+        (["--search", "sample", "--candidates", "4"], "--search sample --candidates 4: "),
+        (["--search", "greedy", "--judge", "self"], "--search greedy --judge self: "),
+        (["--search", "swires", "--candidates", "0"], "--search swires --candidates 0: "),
+        (
+            ["--search", "majority", "--candidates", "10000"],
+            "--search majority --candidates 10000: ",
+        ),
+        (["--search", "majority", "--judge", "self"], "--search majority --judge self: "),
+        (["--search", "swires", "--judge", "logprob"], "--search swires --judge logprob: "),
+        (
+            ["--search", "stage-beam", "--judge", "majority"],
+            "--search stage-beam --judge majority: ",
+        ),
+        (["--search", "swires", "--temp", "-1"], "--temperature -1"),
         (["--max-tokens", "0"], "--max-tokens 0"),
         (["--json", "--answer-only"], "--json with --answer-only"),
         (["--json", "--show", "all"], "--show all with --json"),

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = """
 import sys
 sys.argv[1:] = ["ask", "example.png", "How many?", "--max-tokens", "3", "--model", sys.argv[1]]
@@ -53,6 +55,46 @@ def test_json_of_the_real_engine_has_the_promised_fields(tiny: Path, desk: Path)
         "judge_s",
         "total_s",
     }
+
+
+@pytest.mark.parametrize(
+    ("flags", "count"),
+    [(["majority", "--candidates", "3"], 3), (["stage-beam"], 2)],
+)
+def test_json_of_a_search_has_its_tree(
+    tiny: Path, desk: Path, flags: list[str], count: int
+) -> None:
+    words = ["ask", "example.png", "How many?", "--model", str(tiny), "--max-tokens", "4"]
+    done = subprocess.run(
+        [sys.executable, "-m", "llavacot_mlx", *words, "--json", "--search", *flags],
+        cwd=desk,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    record = json.loads(done.stdout)
+    nodes = record["search"]["nodes"]
+    assert record["search"]["method"] == flags[0]
+    assert [node["id"] for node in nodes] == list(range(count))
+    assert sum(node["kept"] for node in nodes) == 1
+    assert record["usage"]["decoded_tokens"] == sum(node["tokens"] for node in nodes)
+
+
+@pytest.mark.parametrize("flag", ["--plain", "--answer-only"])
+def test_a_search_with_the_real_engine_is_shown(tiny: Path, desk: Path, flag: str) -> None:
+    words = ["ask", "example.png", "How many?", "--model", str(tiny), "--max-tokens", "4"]
+    done = subprocess.run(
+        [sys.executable, "-m", "llavacot_mlx", *words, "--search", "best-of-n", flag],
+        cwd=desk,
+        capture_output=True,
+        text=True,
+    )
+    if flag == "--plain":
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("Answer · 4 candidates · their conclusions\n1 ")
+        assert "4 candidates · 0 retraces · 16 tokens decoded, " in done.stdout
+    else:  # a random model concludes nothing
+        assert done.stderr.startswith("error: the model wrote no conclusion")
 
 
 def test_the_pictures_problem_is_the_engines_line(tiny: Path, desk: Path) -> None:

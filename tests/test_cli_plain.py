@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Sequence
 
 import pytest
-from fakes import GOOD_ANSWER, FakeAssistant, Script
+from fakes import GOOD_ANSWER, RETRACING, FakeAssistant, Script, ScriptedRound
 from PIL import Image
 
 from llavacot_mlx.cli.plain import PlainView
 from llavacot_mlx.cli.printable import printable, printable_line
 from llavacot_mlx.cli.view import Show
+from llavacot_mlx.events import CandidateStarted, CandidateText
+from llavacot_mlx.plans import Unit
+from llavacot_mlx.stages import Stage
 
 PICTURE = Image.new("RGB", (8, 8))
 
@@ -86,3 +91,115 @@ def test_printable_keeps_what_is_text() -> None:
     assert printable("a\tb\r\nc 漢字 👩‍👩‍👧 é [bold]") == "a\tb\nc 漢字 👩‍👩‍👧 é [bold]"
     assert printable("\rover\x00") == "␍over␀"
     assert printable_line(" two\n lines\x1b ") == "two lines␛"
+
+
+# -- searches -------------------------------------------------------------------------------------
+
+
+def searched(
+    monkeypatch: pytest.MonkeyPatch,
+    rounds: Sequence[ScriptedRound],
+    show: Show = Show.ALL,
+    unit: Unit = Unit.STAGE,
+) -> str:
+    monkeypatch.setattr(FakeAssistant, "script", Script(rounds=tuple(rounds)))
+    out = io.StringIO()
+    with PlainView(out, show, unit) as view:
+        for event in FakeAssistant.load("demo").stream(PICTURE, "?"):
+            view.show(event)
+    return out.getvalue()
+
+
+def test_a_search_is_told_candidate_by_candidate_and_then_the_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert searched(monkeypatch, RETRACING).split("\n\n") == [
+        "Summary · 1 candidate\n1 kept: I count.",
+        "Caption · 2 candidates\n2 0.61 kept: One circle.\n3 0.20 dropped: A square.",
+        "Reasoning · 2 candidates\n4 0.41 kept: There is one.\n5 – unclosed dropped: None, so",
+        "↩ not good enough: back to the captions, round 2",
+        "Caption · 2 candidates · round 2\n6 0.93 kept: Two circles.\n7 0.10 dropped: A line.",
+        "Reasoning · 2 candidates · round 2\n"
+        "8 0.97 kept: 1 + 1 = 2.\n9 0.03 dropped: 1 + 2 = 3.\nkept from before: 4",
+        "Conclusion · 2 candidates · round 2\n10 from 8 0.98 kept: 2\n11 from 4 0.40 dropped: 1",
+        "SUMMARY\nI count.",
+        "CAPTION\nTwo circles.",
+        "REASONING\n1 + 1 = 2.",
+        "CONCLUSION\n2",
+        # 7 prefilled + 74 decoded + 9 judged + 70 reused
+        "11 candidates · 1 retrace · 74 tokens decoded, 70 reused, 160 without reuse\n"
+        "load 4.1 s · image 0.3 s · first token 1.5 s · 34 tokens, 39/s · peak 7.3 GB\n",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("show", "shown"),
+    [
+        (
+            Show.STAGES,
+            "SUMMARY\nI count.\n\nCAPTION\nTwo circles.\n\n"
+            "REASONING\n1 + 1 = 2.\n\nCONCLUSION\n2\n",
+        ),
+        (Show.ANSWER, "2\n"),
+    ],
+)
+def test_of_a_search_the_stages_and_the_answer_are_the_chosen_ones(
+    monkeypatch: pytest.MonkeyPatch, show: Show, shown: str
+) -> None:
+    assert searched(monkeypatch, RETRACING, show) == shown
+
+
+def test_whole_answers_are_told_by_what_they_conclude(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [GOOD_ANSWER, GOOD_ANSWER.replace("<CONCLUSION> 2", "<CONCLUSION> 3"), "<SUMMARY> Oh"]
+    rounds: list[ScriptedRound] = [
+        {"stage": "summary", "texts": texts, "scores": [0.33, 0.33, None], "kept": [0]}
+    ]
+    shown = searched(monkeypatch, rounds, unit=Unit.ANSWER)
+    assert shown.startswith(
+        "Answer · 3 candidates · their conclusions\n"
+        "1 0.33 kept: 2\n2 0.33 dropped: 3\n3 – unclosed dropped: Oh\n\nSUMMARY\n"
+    )
+
+
+def test_candidates_that_wrote_the_same_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds: list[ScriptedRound] = [
+        {"stage": "caption", "texts": ["<CAPTION> A dot. </CAPTION>"] * 3, "kept": [0, 2]}
+    ]
+    assert searched(monkeypatch, rounds).startswith(
+        "Caption · 3 candidates\nall 3 wrote the same: A dot.\n1 kept\n2 dropped\n3 kept\n\n"
+    )
+
+
+def test_long_candidates_are_told_from_where_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = "a square, " * 12
+    texts = [f"<CAPTION> {begin}a {what} {'and more ' * 20}</CAPTION>" for what in ("dot", "dog")]
+    shown = searched(monkeypatch, [{"stage": "caption", "texts": texts, "kept": [0]}])
+    first, second = shown.splitlines()[1:3]
+    assert first.startswith("1 kept: …dot and more")
+    assert second.startswith("2 dropped: …dog and more")
+    assert [len(first), first[-1], len(second)] == [80, "…", 80]
+
+
+def test_candidates_cannot_write_to_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "<CAPTION> \x1b[31mred\x1b]0;title\x07\r\n [bold]x[/bold]</CAPTION>"
+    shown = searched(monkeypatch, [{"stage": "caption", "texts": [text], "kept": [0]}])
+    assert "1 kept: ␛[31mred␛]0;title␇ [bold]x[/bold]\n" in shown
+    assert not set(shown) & {"\x1b", "\x07", "\r"}
+
+
+def test_a_stage_that_its_parent_left_open_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a tag was forgotten, a stage is over where the next begins, inside a candidate."""
+    rounds: list[ScriptedRound] = [
+        {"stage": "summary", "texts": ["<SUMMARY> I count.\n<CAPTION> A"], "kept": [0]},
+        {"stage": "caption", "texts": [" dot. </CAPTION>"], "kept": [1]},
+    ]
+    assert "2 kept: dot.\n" in searched(monkeypatch, rounds)
+
+
+def test_an_interrupted_round_is_told_as_far_as_it_got() -> None:
+    out = io.StringIO()
+    with contextlib.suppress(KeyboardInterrupt), PlainView(out, Show.ALL) as view:
+        view.show(CandidateStarted(0, None, Stage.SUMMARY, 0))
+        view.show(CandidateText(0, "<SUMMARY> I co"))
+        raise KeyboardInterrupt
+    assert out.getvalue() == "Summary · 1 candidate\n1 unfinished: I co\n"

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from fakes import GOOD_ANSWER, command
+from fakes import GOOD_ANSWER, RETRACING, ScriptedRound, command
 from terminal_session import TerminalSession
 
 
@@ -205,3 +205,166 @@ def test_nothing_is_drawn_more_often_than_a_person_can_see(desk: Path) -> None:
         assert session.finish() == 0
     drawings = session.output.count(b"\x1b[?2026h")
     assert drawings < 100, "fewer than the 800 pieces of text that came"
+
+
+# -- searches -------------------------------------------------------------------------------------
+
+
+def search(
+    desk: Path,
+    rounds: list[ScriptedRound],
+    *flags: str,
+    pause: float = 0.0,
+    width: int = 80,
+    height: int = 24,
+) -> TerminalSession:
+    words = ["--search", "swires", *flags]
+    script = {"rounds": rounds, "pause": pause}
+    return ask(desk, *words, script=script, width=width, height=height)
+
+
+def captions(*texts: str, kept: int = 0) -> list[ScriptedRound]:
+    return [
+        {
+            "stage": "caption",
+            "texts": [f"<CAPTION> {text} </CAPTION>" for text in texts],
+            "kept": [kept],
+        }
+    ]
+
+
+def rows(session: TerminalSession) -> list[str]:
+    """What stands on the terminal, without frames and runs of spaces."""
+    return [" ".join(re.sub("[│╭╮╰╯─]", " ", line).split()) for line in session.text.splitlines()]
+
+
+def test_a_search_leaves_its_candidates_then_the_chosen_answer(desk: Path) -> None:
+    with search(desk, RETRACING) as session:
+        assert session.finish() == 0
+        shown = [row for row in rows(session) if row]
+    assert shown[:23] == [
+        "Summary · 1 candidate",
+        "✓ 1 I count.",
+        "kept 1 · 6 tokens",
+        "Caption · 2 candidates",
+        "✓ 2 0.61 One circle.",
+        "3 0.20 A square.",
+        "kept 2 · 14 tokens",
+        "Reasoning · 2 candidates",
+        "✓ 4 0.41 There is one.",
+        "5 – not closed · None, so",
+        "kept 4 · 11 tokens",
+        "↩ not good enough: back to the captions, round 2",
+        "Caption · 2 candidates · round 2",
+        "✓ 6 0.93 Two circles.",
+        "7 0.10 A line.",
+        "kept 6 · 13 tokens",
+        "Reasoning · 2 candidates · round 2",
+        "✓ 8 0.97 1 + 1 = 2.",
+        "9 0.03 1 + 2 = 3.",
+        "kept 8, 4 · 18 tokens",
+        "Conclusion · 2 candidates · round 2",
+        "✓ 10 ←8 0.98 2",
+        "11 ←4 0.40 1",
+    ]
+    assert "chosen:\n╭─ Summary ──" in session.text
+    assert shown[-2] == (
+        "11 candidates · 1 retrace · 74 tokens decoded, 70 reused, 160 without reuse"
+    )
+    assert shown[-1].startswith("load ")
+    assert session.text.index("chosen:") < session.text.index("┏━ Conclusion ━")
+    assert "┃ 2  " in session.text
+
+
+def test_candidates_grow_together_and_their_first_word_scrolls_out(desk: Path) -> None:
+    texts = [" ".join(f"{name}{n}" for n in range(60)) for name in ("a", "b", "c")]
+    with search(desk, captions(*texts), pause=0.01) as session:
+        session.wait_for("a3 ")
+        session.wait_for("c3 ")
+        assert "writing 3 captions" in session.text
+        session.wait_for("│   1       …")
+        session.wait_for("b40")
+        (title,) = [row for row in rows(session) if row.startswith("Caption")]
+        assert title == "Caption · 3 candidates"
+        assert session.finish() == 0
+        assert "writing" not in session.text
+
+
+def test_more_candidates_than_fit_are_counted(desk: Path) -> None:
+    texts = [f"number {n} is one that is written" for n in range(1, 31)]
+    with search(desk, captions(*texts), "--candidates", "30", pause=0.001, height=12) as session:
+        # 12 rows less the status line and the frame; one of the 9 is for this
+        session.wait_for("⋮ 22 more")
+        assert "│    8" in session.text
+        assert "│    9" not in session.text
+        assert session.finish() == 0
+        assert "⋮" not in session.text
+        assert [row.split()[-6] for row in rows(session) if "is one that" in row] == [
+            *map(str, range(1, 31)),
+            "1",  # the one that was chosen
+        ]
+
+
+def test_candidates_that_wrote_the_same_are_shown_once(desk: Path) -> None:
+    with search(desk, captions("A dot.", "A dot.", "A dot.", kept=1)) as session:
+        assert session.finish() == 0
+        assert session.text.partition("chosen:")[0].count("A dot.") == 1
+        assert rows(session)[1:3] == ["all 3 wrote the same: A dot.", "1 ✓ 2 3"]
+
+
+def test_long_candidates_are_shown_from_where_they_differ(desk: Path) -> None:
+    begin = "a square, " * 30
+    with search(desk, captions(f"{begin}a dot", f"{begin}a dog")) as session:
+        assert session.finish() == 0
+        assert rows(session)[1:3] == ["✓ 1 …dot", "2 …dog"]
+
+
+def test_an_interrupt_in_a_search_keeps_the_screen(desk: Path) -> None:
+    with search(desk, RETRACING, pause=0.03) as session:
+        session.wait_for("There is")
+        session.press(b"\x03")
+        assert session.finish() == 130
+        assert "✓ 2  0.61 One circle." in session.text
+        assert "4       There is" in session.text
+        assert "interrupted ─╯" in session.text
+        assert "chosen" not in session.text
+        assert session.terminal.cursor_visible
+
+
+def test_markup_and_escapes_in_a_candidate_are_shown_as_they_are(desk: Path) -> None:
+    text = "[bold]2[/bold] :smile: \x1b[31mred\x1b]0;title\x07 漢字"
+    with search(desk, captions(text, "a dot"), pause=0.01) as session:
+        assert session.finish() == 0
+        assert "✓ 1       [bold]2[/bold] :smile: ␛[31mred␛]0;title␇ 漢字" in session.text
+
+
+@pytest.mark.parametrize("width", [1, 5, 12, 25])
+def test_a_search_fits_a_very_narrow_window(desk: Path, width: int) -> None:
+    wide = "漢字" * 30
+    with search(desk, captions(wide, f"{wide}!"), pause=0.001, width=width, height=6) as session:
+        assert session.finish() == 0
+
+
+def test_a_window_that_becomes_narrower_in_a_search(desk: Path) -> None:
+    with search(desk, RETRACING, pause=0.03, width=90) as session:
+        session.wait_for("One circle")
+        session.resize(50, 24)
+        assert session.finish() == 0
+        assert session.text.count("Caption · 2 candidates ─") == 1
+
+
+def test_the_stages_of_a_search_are_the_chosen_ones(desk: Path) -> None:
+    with search(desk, RETRACING, "--show", "stages", pause=0.01) as session:
+        session.wait_for("writing 2 captions")
+        assert session.finish() == 0
+        assert session.text.startswith("╭─ Summary ──")
+        assert "A square." not in session.text
+        assert "↩" not in session.text
+
+
+@pytest.mark.parametrize("flags", [("--show", "answer"), ("--answer-only",)])
+def test_the_answer_of_a_search_stands_alone(desk: Path, flags: tuple[str, ...]) -> None:
+    with search(desk, RETRACING, *flags, pause=0.01) as session:
+        session.wait_for("writing 2 reasonings")
+        assert session.finish() == 0
+        assert re.sub(r"[━┏┓┗┛┃\s]", "", session.text) in ("Conclusion28tokens", "2")
