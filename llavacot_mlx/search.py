@@ -29,7 +29,7 @@ from .tokenizer import Tokenizer
 from .trace import NodeRecord, SearchRecord, StageRecord, Usage
 
 
-@dataclass
+@dataclass(eq=False)
 class Node:
     """One candidate: what it adds to its parent's path."""
 
@@ -119,8 +119,9 @@ class Search:
         while len(frontiers) <= len(steps):
             index = len(frontiers) - 1
             candidates = yield from self._extended(frontiers[index], steps[index])
-            yield from self._scored(candidates, steps[index])
             decides = retrace is not None and index == retrace.after
+            if decides or len(candidates) > steps[index].keep:
+                yield from self._scored(candidates)
             if decides:
                 pool += candidates
                 candidates = pool
@@ -207,9 +208,7 @@ class Search:
         self.nodes.append(node)
         return node
 
-    def _scored(self, candidates: Sequence[Node], step: Step) -> Iterator[SearchEvent]:
-        if len(candidates) <= step.keep and self._plan.retrace is None:
-            return  # there is nothing to choose
+    def _scored(self, candidates: Sequence[Node]) -> Iterator[SearchEvent]:
         unscored = [node for node in candidates if node.score is None]
         for node, score in zip(unscored, self._judge.scores(unscored), strict=True):
             node.score = score
