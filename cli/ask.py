@@ -97,7 +97,10 @@ def ask(
     seed: Annotated[int, typer.Option(help="The same seed draws the same answer.")] = 0,
     show: Annotated[
         Show | None,
-        typer.Option(help="all adds what it cost; answer is the conclusion. [default: all]"),
+        typer.Option(
+            help="all adds a search's candidates and what the answer cost; answer is the "
+            "conclusion. [default: all]"
+        ),
     ] = None,
     answer_only: Annotated[
         bool, typer.Option("--answer-only", help="Print the answer and nothing else.")

@@ -72,6 +72,12 @@ class Candidate:
         return printable_line(" ".join(text for _, text in self._joined()))
 
     @property
+    def newest(self) -> tuple[Stage | None, str]:
+        """The stage that it writes, and what it has of it in one printable line."""
+        stage, text = list(self._joined())[-1] if self.parts else (None, "")
+        return stage, printable_line(text)
+
+    @property
     def conclusion(self) -> str:
         """What it concluded, in one printable line; empty without a conclusion."""
         texts = [text for stage, text in self._joined() if stage is Stage.CONCLUSION]
@@ -140,6 +146,13 @@ class Round:
         if len(self.candidates) < 2 or not self.ended:
             return False
         return len({candidate.text for candidate in self.candidates}) == 1
+
+    @property
+    def told_once(self) -> str:
+        """What they all wrote, where that is the same."""
+        count = len(self.candidates)
+        who = "both" if count == 2 else f"all {count}"
+        return f"{who} wrote the same: {self.candidates[0].text}"
 
     @property
     def forked(self) -> bool:

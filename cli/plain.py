@@ -112,8 +112,7 @@ class PlainView:
         self._begin_block()
         self._write(f"{round.title}\n")
         if round.identical:
-            text = round.candidates[0].text
-            self._write(f"{_cut(f'all {len(round.candidates)} wrote the same: {text}')}\n")
+            self._write(f"{_cut(round.told_once)}\n")
         digits = len(str(round.candidates[-1].number))
         for candidate in round.candidates:
             origin = f"from {candidate.parent}" if round.forked else ""

@@ -355,17 +355,20 @@ def _candidates(
 
 def _identical(round: Round, width: int) -> list[Text]:
     """Candidates that all wrote the same: what they wrote, once, and what became of each."""
-    text = f"all {len(round.candidates)} wrote the same: {round.candidates[0].text}"
-    fates = Text("   ").join(
-        Text(" ").join([*_fate(candidate), Text(str(candidate.number)), Text(candidate.verdict)])
-        for candidate in round.candidates
-    )
+    fates = Text("   ").join(map(_fate, round.candidates))
     fates.truncate(width, overflow="ellipsis")
-    return [*map(Text, _head(text, width, 2, Console(width=width))), fates]
+    return [*map(Text, _head(round.told_once, width, 2, Console(width=width))), fates]
 
 
-def _fate(candidate: Candidate) -> list[Text]:
-    return [Text(_KEPT, style="bold green")] if candidate.kept else []
+def _fate(candidate: Candidate) -> Text:
+    parts = [Text(str(candidate.number))]
+    if candidate.kept:
+        parts.insert(0, Text(_KEPT, style="bold green"))
+    if candidate.verdict:
+        parts.append(Text(candidate.verdict))
+    if not candidate.closed:
+        parts.append(Text("not closed", style="yellow"))
+    return Text(" ").join(parts)
 
 
 def _candidate(
@@ -379,17 +382,24 @@ def _candidate(
         (f"{candidate.verdict:>{_SCORE_COLUMNS}} ", "bold" if candidate.kept else ""),
     )
     room = max(1, width - len(prefix))
+    stage, newest = candidate.newest
     label = ""
+    style = "dim"
     if candidate.ended:
+        style = "yellow"
         label = "" if candidate.closed else "not closed · "
         gist = round.gist(candidate)
         if round.shared and cell_len(label + gist) > room * rows:
             gist = f"…{gist[round.shared :]}"  # where they differ says more than how they begin
         texts = _head(label + gist, room, rows, wrapper)
+    elif round.unit is Unit.ANSWER:
+        label = f"{stage} · " if stage else ""
+        texts = _tail(newest, max(1, room - len(label)), rows, wrapper) or [""]
+        texts[0] = label + texts[0]
     else:
         texts = _tail(candidate.text, room, rows, wrapper)
     lines = [Text(text) for text in texts] or [Text()]
-    lines[0].stylize("yellow", 0, len(label))
+    lines[0].stylize(style, 0, len(label))
     pictures = [
         Text.assemble(prefix if not index else " " * len(prefix), line)
         for index, line in enumerate(lines)

@@ -312,6 +312,37 @@ def test_candidates_that_wrote_the_same_are_shown_once(desk: Path) -> None:
         assert rows(session)[1:3] == ["all 3 wrote the same: A dot.", "1 ✓ 2 3"]
 
 
+def test_two_unclosed_candidates_that_wrote_the_same_say_so(desk: Path) -> None:
+    rounds: list[ScriptedRound] = [
+        {"stage": "caption", "texts": ["<CAPTION> A dot"] * 2, "scores": [0.5, None], "kept": [0]}
+    ]
+    with search(desk, rounds) as session:
+        assert session.finish() == 0
+        assert rows(session)[1:3] == [
+            "both wrote the same: A dot",
+            "✓ 1 0.50 not closed 2 – not closed",
+        ]
+
+
+def test_whole_answers_tell_the_stage_that_they_write_and_then_their_conclusion(
+    desk: Path,
+) -> None:
+    texts = [GOOD_ANSWER, GOOD_ANSWER.replace("<CONCLUSION> 2", "<CONCLUSION> 3")]
+    rounds: list[ScriptedRound] = [
+        {"stage": "summary", "texts": texts, "scores": [0.5, 0.5], "kept": [0]}
+    ]
+    script: dict[str, object] = {"rounds": rounds, "pause": 0.01}
+    with ask(desk, "--search", "majority", script=script) as session:
+        session.wait_for("caption · Top left")
+        assert "writing 2 answers" in session.text
+        assert session.finish() == 0
+        assert rows(session)[:3] == [
+            "Answer · 2 candidates · their conclusions",
+            "✓ 1 0.50 2",
+            "2 0.50 3",
+        ]
+
+
 def test_long_candidates_are_shown_from_where_they_differ(desk: Path) -> None:
     begin = "a square, " * 30
     with search(desk, captions(f"{begin}a dot", f"{begin}a dog")) as session:
