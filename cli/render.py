@@ -56,6 +56,7 @@ _WIDEST = 100  # longer lines are hard to read
 _NARROWEST_PANEL = 24  # below, a frame costs more than it gives
 _LONG_ROWS_UP_TO = 8  # candidates of a round that get two lines each; more get one
 _SCORE_COLUMNS = 5
+_NARROWEST_TEXT = 6  # columns; below, a candidate's score makes room for its text
 _TAIL = 1000  # characters at the end of a candidate that is being written that are looked at
 _KEPT = "✓"
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
@@ -249,7 +250,8 @@ class LiveView:
         if round is not None and self._show is Show.ALL:
             key = (round.changes, self._width, room)
             if self._drawn is None or self._drawn[0] != key:
-                self._drawn = (key, self._lines(_candidates(round, self._width, highest=room)))
+                lines = self._lines(_candidates(round, self._width, highest=room))
+                self._drawn = (key, lines[:room])
             return self._drawn[1]
         if block is None or not self._shown(block):
             return []
@@ -339,6 +341,8 @@ def _candidates(
         note = f"kept {kept} · {round.tokens} tokens"
     colour = _COLOURS[round.stage or Stage.CONCLUSION]
     title = Text(round.title, style=f"not dim {colour}")
+    for line in [*rows] if framed else [title, *rows]:
+        line.truncate(inner)  # a line that folds would need another row
     if not framed:
         return Group(title, *rows)
     return Panel(
@@ -375,12 +379,15 @@ def _candidate(
     round: Round, candidate: Candidate, digits: int, width: int, rows: int, wrapper: Console
 ) -> list[Text]:
     """One candidate in at most `rows` lines: where it is while it writes, then what it wrote."""
+    mark = (_KEPT if candidate.kept else " ", "bold green")
     prefix = Text.assemble(
-        (_KEPT if candidate.kept else " ", "bold green"),
+        mark,
         f" {candidate.number:>{digits}} ",
         (f"←{candidate.parent:<{digits}} " if round.forked else "", "dim"),
         (f"{candidate.verdict:>{_SCORE_COLUMNS}} ", "bold" if candidate.kept else ""),
     )
+    if width < len(prefix) + _NARROWEST_TEXT:
+        prefix = Text.assemble(mark, f"{candidate.number} ")
     room = max(1, width - len(prefix))
     stage, newest = candidate.newest
     label = ""

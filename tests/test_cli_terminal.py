@@ -369,11 +369,13 @@ def test_markup_and_escapes_in_a_candidate_are_shown_as_they_are(desk: Path) -> 
         assert "✓ 1       [bold]2[/bold] :smile: ␛[31mred␛]0;title␇ 漢字" in session.text
 
 
-@pytest.mark.parametrize("width", [1, 5, 12, 25])
+@pytest.mark.parametrize("width", [2, 5, 12, 25])
 def test_a_search_fits_a_very_narrow_window(desk: Path, width: int) -> None:
     wide = "漢字" * 30
-    with search(desk, captions(wide, f"{wide}!"), pause=0.001, width=width, height=6) as session:
+    with search(desk, captions(wide, f"{wide}!"), pause=0.03, width=width, height=6) as session:
         assert session.finish() == 0
+        before = "".join(session.text.split()).partition("chosen:")[0]
+        assert before.count("Caption"[: width - 1]) == 1, session.text
 
 
 def test_a_window_that_becomes_narrower_in_a_search(desk: Path) -> None:
