@@ -168,6 +168,7 @@ class Assistant:
                 record = engine.record()
                 reader = Reader.after(self._tokenizer, engine.chosen_ids)
                 reader.finish()
+                reader.records = engine.chosen_stages
         timings.total_s = time.perf_counter() - started
         timings.decode_s = timings.total_s - timings.first_token_s
         yield Answered(

@@ -7,6 +7,7 @@ whatever continues it starts without computing anything again.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,8 @@ class Start:
 
     ready: Ready
     key: str
+    max_tokens: int
+    """It ends after so many tokens, complete or not."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,11 @@ def extend(
     sampling: Sampling,
     seed: int,
     ends: Callable[[Token], bool],
-    max_tokens: int,
     usage: Usage,
 ) -> Iterator[Token | Ended]:
     """Continues all candidates until `ends` says of each one's last token that it is complete.
 
-    Yields the tokens as they come, in the candidates' order, and Ended after a candidate's last. A
-    candidate of `max_tokens` tokens ends whatever `ends` says.
+    Yields the tokens as they come, in the candidates' order, and Ended after a candidate's last.
 
     The next step is queued before a step's tokens are handed out. So the last token of a candidate
     has been computed when it ends, and nothing that follows it computes it again.
@@ -81,7 +82,7 @@ def extend(
         logits = mx.concatenate([start.ready.logits for start in starts])
         chosen = _choose(logits, sampling, seed, [start.key for start in starts], 0)
         mx.async_eval(*chosen)
-    for position in range(max_tokens):
+    for position in itertools.count():
         token_ids, logprobs = chosen
         with on_generation_stream():
             rows = [] if memory is None else [Sight(0, 1, memory, open=True)]
@@ -95,7 +96,7 @@ def extend(
         for row, (candidate, token_id) in enumerate(zip(live, np.array(token_ids), strict=True)):
             token = Token(candidate, int(token_id), float(chances[row]))
             yield token
-            if ends(token) or position + 1 == max_tokens:
+            if ends(token) or position + 1 == starts[candidate].max_tokens:
                 with on_generation_stream():
                     segment = batch.segment(row, position + 1)
                 branch = starts[candidate].ready.branch.followed_by(segment)

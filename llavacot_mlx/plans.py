@@ -119,6 +119,8 @@ def plan_of(
         usual.temperature if temperature is None else temperature,
         usual.top_p if top_p is None else top_p,
     )
+    if method is Method.GREEDY and sampling.temperature > 0:
+        raise UserError(f"greedy never draws, so it has no temperature of {temperature:g}")
     return make_plan(
         method, sampling, candidates, None if judge is None else _named(JudgeName, judge, "judge")
     )

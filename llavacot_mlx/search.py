@@ -7,7 +7,7 @@ a prompt read once, and a generated token computed once, however many candidates
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .cache import VisionMemory
 from .candidates import Ended, Ready, Start, Token, extend
@@ -68,6 +68,11 @@ class Node:
             if record.stage is Stage.CONCLUSION:
                 return " ".join(record.text.casefold().split())
         return None
+
+    @property
+    def depth(self) -> int:
+        """How many steps of the plan lie before it."""
+        return self.key.count("/")
 
     @property
     def path_ids(self) -> list[int]:
@@ -141,6 +146,22 @@ class Search:
         assert self._best is not None
         return self._best.path_ids
 
+    @property
+    def chosen_stages(self) -> list[StageRecord]:
+        """The stages of the chosen path, with the scores and numbers of their candidates."""
+        path: list[Node] = []
+        node = self._best
+        while node is not None and node.parent is not None:
+            path.insert(0, node)
+            node = node.parent
+        records = []
+        for node in path:
+            assert node.parent is not None
+            rivals = sum(other.depth == node.depth for other in self.nodes)
+            for record in node.stages[len(node.parent.stages) :]:
+                records.append(replace(record, score=node.score, candidates=rivals))
+        return records
+
     def record(self) -> SearchRecord:
         """The whole tree."""
         nodes = tuple(node.record() for node in self.nodes)
@@ -170,8 +191,9 @@ class Search:
             stages = 0 if node.parent is None else len(node.parent.stages)
             return reader.turn_ended or (step.unit is Unit.STAGE and len(reader.records) > stages)
 
-        starts = [Start(node.ready, node.key) for node in new]
-        room = self._max_tokens - max(len(node.path_ids) for node in new)
+        starts = [
+            Start(node.ready, node.key, self._max_tokens - len(node.path_ids)) for node in new
+        ]
         for event in extend(
             self._model,
             self._memory,
@@ -179,7 +201,6 @@ class Search:
             self._plan.sampling,
             self._seed,
             ends,
-            room,
             self._usage,
         ):
             node, reader = new[event.candidate], readers[event.candidate]

@@ -42,7 +42,7 @@ def write(
         key = starts[token.candidate].key
         return len(written[key]) == lengths[key]
 
-    for event in extend(model, memory, starts, sampling, 3, ends, 30, usage):
+    for event in extend(model, memory, starts, sampling, 3, ends, usage):
         key = starts[event.candidate].key
         if isinstance(event, Token):
             written[key].append(event.token_id)
@@ -58,12 +58,14 @@ def test_a_candidate_alone_and_among_fifteen_others(model: Mllama) -> None:
     ready, memory = read(model, usage)
     keys = [str(number) for number in range(16)]
     lengths = {key: 4 + int(key) for key in keys}
-    together, _ = write(model, [Start(ready, key) for key in keys], memory, usage, lengths)
-    backwards, _ = write(model, [Start(ready, key) for key in keys[::-1]], memory, usage, lengths)
+    together, _ = write(model, [Start(ready, key, 30) for key in keys], memory, usage, lengths)
+    backwards, _ = write(
+        model, [Start(ready, key, 30) for key in keys[::-1]], memory, usage, lengths
+    )
     assert together == backwards
     assert len({tuple(ids[:4]) for ids in together.values()}) > 8  # they do differ
     for key in ("0", "7", "15"):
-        alone, _ = write(model, [Start(ready, key)], memory, usage, lengths)
+        alone, _ = write(model, [Start(ready, key, 30)], memory, usage, lengths)
         assert alone[key] == together[key]
 
 
@@ -72,7 +74,7 @@ def test_greedy_candidates_are_the_greedy_answer(model: Mllama) -> None:
     ready, memory = read(model, usage)
     context = prefill(model, QUESTION, Usage(), Timings())
     expected = list(decode(model, context, Sampling(), 0, frozenset(), 12, Usage()))
-    starts = [Start(ready, "0"), Start(ready, "1")]
+    starts = [Start(ready, "0", 30), Start(ready, "1", 30)]
     written, _ = write(model, starts, memory, usage, {"0": 12, "1": 5}, Sampling())
     assert written == {"0": expected, "1": expected[:5]}
 
@@ -83,9 +85,9 @@ def test_going_on_is_as_if_never_stopped(model: Mllama) -> None:
     ready, memory = read(model, usage)
     context = prefill(model, QUESTION, Usage(), Timings())
     expected = list(decode(model, context, Sampling(), 0, frozenset(), 15, Usage()))
-    starts = [Start(ready, "0"), Start(ready, "1")]
+    starts = [Start(ready, "0", 30), Start(ready, "1", 30)]
     _, ended = write(model, starts, memory, usage, {"0": 9, "1": 4}, Sampling())
-    starts = [Start(ended["0"], "0"), Start(ended["1"], "1")]
+    starts = [Start(ended["0"], "0", 30), Start(ended["1"], "1", 30)]
     written, _ = write(model, starts, memory, usage, {"0": 6, "1": 6}, Sampling())
     assert written == {"0": expected[9:15], "1": expected[4:10]}
 
@@ -110,9 +112,9 @@ def test_every_token_passes_the_model_once(model: Mllama, monkeypatch: pytest.Mo
     usage = Usage()
     with counted_positions(monkeypatch) as passed:
         ready, memory = read(model, usage)
-        starts = [Start(ready, key) for key in "012"]
+        starts = [Start(ready, key, 30) for key in "012"]
         written, ended = write(model, starts, memory, usage, {"0": 3, "1": 9, "2": 5})
-        starts = [Start(ended["1"], "1/0"), Start(ended["2"], "2/0")]
+        starts = [Start(ended["1"], "1/0", 30), Start(ended["2"], "2/0", 30)]
         more, ended = write(model, starts, memory, usage, {"1/0": 2, "2/0": 4})
         ask(model, memory, [ended["1/0"].branch, ended["2/0"].branch], [5, 6, 7], usage)
     assert usage.prefilled_tokens == len(QUESTION.token_ids)
@@ -125,7 +127,17 @@ def test_logprobs_are_the_models_own(model: Mllama) -> None:
     """Of the token under the model, before temperature and nucleus."""
     usage = Usage()
     ready, memory = read(model, usage)
-    (first, *_) = extend(model, memory, [Start(ready, "0")], WARM, 3, lambda _: True, 5, usage)
+    (first, *_) = extend(model, memory, [Start(ready, "0", 30)], WARM, 3, lambda _: True, usage)
     assert isinstance(first, Token)
     expected = ready.logits - mx.logsumexp(ready.logits, axis=-1, keepdims=True)
     assert first.logprob == pytest.approx(expected[0, first.token_id].item(), abs=1e-5)
+
+
+def test_each_candidate_has_a_limit_of_its_own(model: Mllama) -> None:
+    """A short limit of one candidate cuts no other."""
+    usage = Usage()
+    ready, memory = read(model, usage)
+    starts = [Start(ready, "0", 3), Start(ready, "1", 7)]
+    written, ended = write(model, starts, memory, usage, {"0": 9, "1": 9})
+    assert [len(written[key]) for key in "01"] == [3, 7]
+    assert set(ended) == {"0", "1"}

@@ -70,3 +70,8 @@ def test_what_makes_no_sense_is_said(
 ) -> None:
     with pytest.raises(UserError, match=named):
         plan(search, candidates, judge)
+
+
+def test_greedy_has_no_temperature() -> None:
+    with pytest.raises(UserError, match="greedy"):
+        plan_of("greedy", None, None, 0.6, None)

@@ -218,6 +218,9 @@ def test_the_self_judge_counts_its_tokens_apart(assistant: Assistant) -> None:
     assert trace.usage.judge_tokens > 0
     assert all(0 < node.score < 1 for node in trace.search.nodes if node.score is not None)
     assert all(record.closed for record in trace.stages)
+    assert [record.candidates for record in trace.stages] == [2, 2, 2, 2]
+    kept = [node.score for node in trace.search.nodes if node.kept]
+    assert [record.score for record in trace.stages] == kept
 
 
 def test_the_majority_is_of_conclusions() -> None:
