@@ -21,6 +21,8 @@ from .errors import UserError
 ImageSource = str | Path | bytes | Image.Image
 """What a picture can be given as: a path, the bytes of a file, or a PIL image."""
 
+_MOST_BYTES = 500 * 10**6
+"""Of a file: many times what the largest picture takes, and far from what fills a memory."""
 _WHITE = (255, 255, 255, 255)
 
 
@@ -210,13 +212,17 @@ def _with_pixels(image: Image.Image, name: str) -> Image.Image:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as stream:
+            data = stream.read(_MOST_BYTES + 1)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such picture") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder, not a picture") from None
     except OSError as problem:
         raise UserError(f"{path} cannot be read: {problem.strerror}") from None
+    if len(data) > _MOST_BYTES:
+        raise UserError(f"{path} is no picture: it holds more than {_MOST_BYTES // 10**6} MB")
+    return data
 
 
 def _is_heif(data: bytes) -> bool:

@@ -237,3 +237,10 @@ def test_a_warning_of_a_large_picture_is_no_line_on_stderr(
     monkeypatch.setattr(pictures.Image, "MAX_IMAGE_PIXELS", 30 * 20 // 2 - 1)
     with pytest.raises(UserError, match="million pixels; scale it down"):
         open_picture(SAMPLES[0])
+
+
+def test_a_file_without_an_end_is_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`/dev/zero` was read until the memory was full."""
+    monkeypatch.setattr(pictures, "_MOST_BYTES", 10_000)
+    with pytest.raises(UserError, match="/dev/zero"):
+        open_picture(Path("/dev/zero"))
