@@ -173,13 +173,13 @@ def test_each_token_has_a_key_of_its_own(model: Mllama, monkeypatch: pytest.Monk
     """0, 1, 2 …: with the same random number for all, a text circles."""
     positions = []
 
-    def watched(seed: int, node: int, position: int) -> mx.array:
+    def watched(seed: int, node: str, position: int) -> mx.array:
         positions.append((seed, node, position))
         return mx.random.key(0)
 
     monkeypatch.setattr(decode_module, "token_key", watched)
     answer(model, PROMPTS["none"], 6, Sampling(1.0), seed=7)
-    assert positions == [(7, 0, n) for n in range(6)]
+    assert positions == [(7, "0", n) for n in range(6)]
 
 
 def test_two_answers_at_a_time(model: Mllama) -> None:

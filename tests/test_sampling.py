@@ -17,14 +17,14 @@ LOGITS = mx.log(mx.array([PROBABILITIES])) + 3  # the constant says nothing
 def frequencies(sampling: Sampling, draws: int = 20_000, logits: mx.array = LOGITS) -> np.ndarray:
     """How often each token is drawn."""
     many = mx.broadcast_to(logits, (draws, logits.shape[1]))
-    ids = np.array(sample(many, sampling, token_key(seed=0, node=0, position=0)))
+    ids = np.array(sample(many, sampling, token_key(seed=0, node="0", position=0)))
     return np.bincount(ids, minlength=logits.shape[1]) / draws
 
 
 def test_temperature_0_takes_the_likeliest_whatever_the_key() -> None:
     logits = mx.random.normal((50, 30), key=mx.random.key(1))
     for seed in range(3):
-        ids = sample(logits, Sampling(0.0, 0.01), token_key(seed, 0, 0))
+        ids = sample(logits, Sampling(0.0, 0.01), token_key(seed, "0", 0))
         assert mx.array_equal(ids, mx.argmax(logits, axis=-1))
 
 
@@ -89,23 +89,24 @@ def test_a_key_draws_one_token(dtype: mx.Dtype) -> None:
     """The same key draws the same tokens, whatever was drawn in between."""
     logits = mx.random.normal((40, 200), key=mx.random.key(0)).astype(dtype)
     sampling = Sampling(1.0, 0.95)
-    first = sample(logits, sampling, token_key(3, 1, 4))
+    first = sample(logits, sampling, token_key(3, "1", 4))
     mx.random.seed(0)
-    sample(logits, sampling, token_key(0, 0, 0))
-    assert mx.array_equal(sample(logits, sampling, token_key(3, 1, 4)), first)
+    sample(logits, sampling, token_key(0, "0", 0))
+    assert mx.array_equal(sample(logits, sampling, token_key(3, "1", 4)), first)
 
 
 @pytest.mark.parametrize(
-    "other", [(4, 1, 41), (3, 2, 41), (3, 1, 42), (31, 4, 1), (3, 14, 1), (1, 3, 41)]
+    "other",
+    [(4, "1", 41), (3, "2", 41), (3, "1", 42), (31, "4", 1), (3, "14", 1), (3, "1/4", 1)],
 )
-def test_seed_node_and_position_each_change_the_key(other: tuple[int, int, int]) -> None:
+def test_seed_node_and_position_each_change_the_key(other: tuple[int, str, int]) -> None:
     """Also where the digits run together: 3/1/41 is not 31/4/1."""
     logits = mx.zeros((40, 200))
-    first = sample(logits, Sampling(1.0), token_key(3, 1, 41))
+    first = sample(logits, Sampling(1.0), token_key(3, "1", 41))
     second = sample(logits, Sampling(1.0), token_key(*other))
     assert mx.sum(first == second).item() < 5
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**64, 2**200])
 def test_any_whole_number_is_a_seed(seed: int) -> None:
-    assert token_key(seed, 0, 0).shape == (2,)
+    assert token_key(seed, "0", 0).shape == (2,)
