@@ -62,7 +62,7 @@ class TextCache:
         `keys` and `values` are (1, kv heads, new tokens, head_dim), `queries` and the result (1,
         heads, new tokens, head_dim). `advance` must follow once every layer was called.
         """
-        return attend(queries, *self._extended(layer, keys, values), mask="causal")
+        return attend(queries, *self.extend(layer, keys, values), mask="causal")
 
     def segment(self) -> Segment:
         """K/V of all tokens, to be shared: nothing may be appended afterwards."""
@@ -72,7 +72,12 @@ class TextCache:
             self.length,
         )
 
-    def _extended(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    def extend(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Appends K/V of new tokens and returns those of all.
+
+        `keys` and `values` are (1, kv heads, new tokens, head_dim); so are the results, with all
+        tokens. `advance` must follow once every layer was extended.
+        """
         end = self.length + keys.shape[2]
         all_keys = _written(self._keys[layer], keys, self.length, end)
         all_values = _written(self._values[layer], values, self.length, end)
