@@ -7,6 +7,7 @@ neither.
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 
 import mlx.core as mx
@@ -17,6 +18,15 @@ from PIL import Image
 from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.config import Llama3Scaling, ModelConfig, TextConfig, VisionConfig
 from llavacot_mlx.model.mllama import Mllama
+
+
+def pytest_configure() -> None:
+    """A shell starts its background jobs with Ctrl-C ignored, and they hand that on.
+
+    The tests that interrupt a command failed in such a job, because the command never noticed.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
