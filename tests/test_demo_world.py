@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
 import random
 import re
 from collections import Counter
@@ -368,6 +369,16 @@ def test_where_things_lie() -> None:
         assert example_path(name).is_file()
     with pytest.raises(FileNotFoundError, match="no example picture"):
         example_path("nothing of the kind")
+
+
+def test_the_packaged_model_is_small_and_has_the_world_in_its_tokenizer() -> None:
+    files = [path for path in model_path().iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 12_000_000
+    tokenizer = Tokenizer.from_file(str(model_path() / "tokenizer.json"))
+    config = json.loads((model_path() / "config.json").read_text())
+    assert tokenizer.token_to_id("<|image|>") == config["text_config"]["vocab_size"]
+    for word in (*SIZES, *COLOURS, *KINDS):
+        assert len(tokenizer.encode(f" {word}", add_special_tokens=False).ids) == 1
 
 
 def test_examples_are_held_out() -> None:
