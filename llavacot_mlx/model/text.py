@@ -16,6 +16,8 @@ from llavacot_mlx.config import Llama3Scaling, TextConfig
 
 from .activations import silu
 from .attention import attend
+from .linear import Linear
+from .rope import Rotation
 
 
 class SelfAttention(nn.Module):
@@ -25,29 +27,19 @@ class SelfAttention(nn.Module):
         self.num_kv_heads = config.num_key_value_heads
         self.head_dim = config.head_dim
         size = config.hidden_size
-        self.q_proj = nn.Linear(size, self.num_heads * self.head_dim, bias=False)
-        self.k_proj = nn.Linear(size, self.num_kv_heads * self.head_dim, bias=False)
-        self.v_proj = nn.Linear(size, self.num_kv_heads * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(self.num_heads * self.head_dim, size, bias=False)
+        self.q_proj = Linear(size, self.num_heads * self.head_dim)
+        self.k_proj = Linear(size, self.num_kv_heads * self.head_dim)
+        self.v_proj = Linear(size, self.num_kv_heads * self.head_dim)
+        self.o_proj = Linear(self.num_heads * self.head_dim, size)
 
     def __call__(
-        self, rows: mx.array, wavelengths: mx.array, cache: SelfAttentionCache, layer: int
+        self, rows: mx.array, rotation: Rotation, cache: SelfAttentionCache, layer: int
     ) -> mx.array:
-        queries = _heads(self.q_proj(rows), self.num_heads)
-        keys = _heads(self.k_proj(rows), self.num_kv_heads)
+        # Queries and keys are turned alike, so they are turned together.
+        both = mx.concatenate([self.q_proj(rows), self.k_proj(rows)], axis=-1)
+        turned = rotation(_heads(both, self.num_heads + self.num_kv_heads))
+        queries, keys = turned[:, : self.num_heads], turned[:, self.num_heads :]
         values = _heads(self.v_proj(rows), self.num_kv_heads)
-        queries, keys = (
-            mx.fast.rope(
-                x,
-                self.head_dim,
-                traditional=False,
-                base=None,
-                scale=1.0,
-                offset=cache.offset,
-                freqs=wavelengths,
-            )
-            for x in (queries, keys)
-        )
         return self.o_proj(_joined(cache.attend(layer, queries, keys, values)))
 
 
@@ -57,10 +49,10 @@ class CrossAttention(nn.Module):
         self.num_heads = config.num_attention_heads
         self.num_kv_heads = config.num_key_value_heads
         head_dim, size = config.head_dim, config.hidden_size
-        self.q_proj = nn.Linear(size, self.num_heads * head_dim, bias=False)
-        self.k_proj = nn.Linear(size, self.num_kv_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(size, self.num_kv_heads * head_dim, bias=False)
-        self.o_proj = nn.Linear(self.num_heads * head_dim, size, bias=False)
+        self.q_proj = Linear(size, self.num_heads * head_dim)
+        self.k_proj = Linear(size, self.num_kv_heads * head_dim)
+        self.v_proj = Linear(size, self.num_kv_heads * head_dim)
+        self.o_proj = Linear(self.num_heads * head_dim, size)
         self.q_norm = nn.RMSNorm(head_dim, eps=config.rms_norm_eps)
         self.k_norm = nn.RMSNorm(head_dim, eps=config.rms_norm_eps)
 
@@ -87,9 +79,9 @@ class CrossAttention(nn.Module):
 class TextMLP(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def __call__(self, rows: mx.array) -> mx.array:
         return self.down_proj(silu(self.gate_proj(rows)) * self.up_proj(rows))
@@ -104,9 +96,9 @@ class SelfAttentionLayer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def __call__(
-        self, rows: mx.array, wavelengths: mx.array, cache: SelfAttentionCache, layer: int
+        self, rows: mx.array, rotation: Rotation, cache: SelfAttentionCache, layer: int
     ) -> mx.array:
-        rows = rows + self.self_attn(self.input_layernorm(rows), wavelengths, cache, layer)
+        rows = rows + self.self_attn(self.input_layernorm(rows), rotation, cache, layer)
         return rows + self.mlp(self.post_attention_layernorm(rows))
 
 
@@ -157,6 +149,7 @@ class TextModel(nn.Module):
         Without sights there is no image, and the cross-attention layers are skipped.
         """
         rows = self.embed_tokens(ids)
+        rotation = Rotation(self._wavelengths, cache.offset, ids.shape[1])
         self_index = cross_index = 0
         for layer in self.layers:
             if isinstance(layer, CrossAttentionLayer):
@@ -164,7 +157,7 @@ class TextModel(nn.Module):
                     rows = layer(rows, sights, cross_index)
                 cross_index += 1
             else:
-                rows = layer(rows, self._wavelengths, cache, self_index)
+                rows = layer(rows, rotation, cache, self_index)
                 self_index += 1
         cache.advance(ids.shape[1])
         return self.norm(rows)
@@ -174,7 +167,7 @@ class LanguageModel(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.model = TextModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
 
     def new_cache(self) -> TextCache:
         return TextCache(len(self.model.layers) - len(self.model.cross_layers))

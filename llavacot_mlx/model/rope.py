@@ -1,0 +1,41 @@
+"""Rotary positions: what the rows of one forward pass have in common is computed once."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+
+class Rotation:
+    """The rotation of queries and keys at the positions of one forward pass.
+
+    MLX's kernel is fused on a GPU. On the CPU it is a dozen small operations for every layer's
+    queries and again for its keys, which cost more than the rotation itself, so there the cosines
+    and sines are shared by all layers.
+    """
+
+    def __init__(self, wavelengths: mx.array, offset: int | mx.array, tokens: int) -> None:
+        """`wavelengths` is (head_dim / 2,); `offset` the first position, or (rows,) of them."""
+        self._wavelengths, self._offset = wavelengths, offset
+        self._fused = mx.default_device().type != mx.DeviceType.cpu
+        if not self._fused:
+            first = mx.array(offset).reshape(-1, 1, 1, 1)
+            angles = (first + mx.arange(tokens)[:, None]) / wavelengths  # (rows, 1, tokens, half)
+            cosines, sines = mx.cos(angles), mx.sin(angles)
+            self._cosines = mx.concatenate([cosines, cosines], axis=-1)
+            self._sines = mx.concatenate([-sines, sines], axis=-1)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Rotates (rows, heads, tokens, head_dim), the first half of a head against the second."""
+        if self._fused:
+            return mx.fast.rope(
+                x,
+                x.shape[-1],
+                traditional=False,
+                base=None,
+                scale=1.0,
+                offset=self._offset,
+                freqs=self._wavelengths,
+            )
+        half = x.shape[-1] // 2
+        turned = mx.concatenate([x[..., half:], x[..., :half]], axis=-1)
+        return x * self._cosines.astype(x.dtype) + turned * self._sines.astype(x.dtype)
