@@ -191,6 +191,8 @@ def _attend_together(queries: mx.array, keys: mx.array, values: mx.array) -> mx.
     `queries` and the result are (batch, heads, tokens, head_dim); K/V have no batch.
     """
     batch, heads, tokens, head_dim = queries.shape
+    if batch == 1:
+        return attend(queries, keys, values)
     folded = queries.swapaxes(0, 1).reshape(1, heads, batch * tokens, head_dim)
     seen = attend(folded, keys, values)
     return seen.reshape(heads, batch, tokens, head_dim).swapaxes(0, 1)
