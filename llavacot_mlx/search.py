@@ -130,7 +130,7 @@ class Search:
             if decides:
                 pool += candidates
                 candidates = pool
-            kept = _keep(candidates, steps[index].keep)
+            kept = best(candidates, steps[index].keep)
             yield CandidatesKept(tuple(node.id for node in kept))
             if decides and retrace is not None and self._goes_back(retrace, kept):
                 self.retraces += 1
@@ -249,8 +249,11 @@ def _grown(node: Node, reader: Reader, begin: int) -> Iterator[SearchEvent]:
         yield CandidateText(node.id, new)
 
 
-def _keep(candidates: Sequence[Node], count: int) -> list[Node]:
-    """The best; a candidate whose stage never closed comes after all whose did."""
+def best(candidates: Sequence[Node], count: int) -> list[Node]:
+    """Marks the best as kept and returns them, best first.
+
+    A candidate whose stage never closed comes after all whose did, whatever its score.
+    """
 
     def merit(node: Node) -> tuple[bool, float]:
         return node.closed, -float("inf") if node.score is None else node.score
