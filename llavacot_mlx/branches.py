@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from .cache import Segment
+from .cache import Segment, written
 
 _STEP = 64
 """Columns by which a batch's own buffers grow."""
@@ -48,6 +48,7 @@ class BranchBatch:
         self._columns = max(lengths)
         self._first_column = mx.array([self._columns - length for length in lengths])
         self._positions = mx.array([branch.length for branch in branches])
+        self._seen = mx.array(0)  # the mask of this pass, the same for every layer
         layers = range(len(self._shared[0].keys))
         self._keys = [
             self._buffer([[segment.keys[n] for segment in row] for row in own], n) for n in layers
@@ -71,8 +72,10 @@ class BranchBatch:
         kv_heads = keys.shape[1]
         group = heads // kv_heads * new  # queries that share a K/V head
         end = self._columns + new
-        self._keys[layer] = _written(self._keys[layer], keys, self._columns)
-        self._values[layer] = _written(self._values[layer], values, self._columns)
+        if layer == 0:
+            self._seen = self._mask(new, end)
+        self._keys[layer] = written(self._keys[layer], keys, self._columns, _STEP)
+        self._values[layer] = written(self._values[layer], values, self._columns, _STEP)
         own_keys = self._keys[layer][:, :, :end]
         own_values = self._values[layer][:, :, :end]
 
@@ -86,7 +89,7 @@ class BranchBatch:
         ]
         own_scores = (grouped @ own_keys.swapaxes(-1, -2)).reshape(
             rows, kv_heads, -1, new, end
-        ) + self._mask(new, end)
+        ) + self._seen
         scores.append(own_scores.reshape(rows, kv_heads, group, end))
         weights = mx.softmax(mx.concatenate(scores, axis=-1), axis=-1, precise=True)
 
@@ -152,15 +155,3 @@ def _shared_segments(branches: Sequence[Branch]) -> int:
         count += 1
     assert count, "the branches of a batch begin with the same prompt"
     return count
-
-
-def _written(buffer: mx.array, new: mx.array, start: int) -> mx.array:
-    end = start + new.shape[2]
-    if end > buffer.shape[2]:
-        rows, heads, _, head_dim = new.shape
-        capacity = -(-end // _STEP) * _STEP
-        grown = mx.zeros((rows, heads, capacity, head_dim), dtype=new.dtype)
-        grown[:, :, :start] = buffer[:, :, :start]
-        buffer = grown
-    buffer[:, :, start:end] = new
-    return buffer

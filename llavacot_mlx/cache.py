@@ -79,8 +79,8 @@ class TextCache:
         tokens. `advance` must follow once every layer was extended.
         """
         end = self.length + keys.shape[2]
-        all_keys = _written(self._keys[layer], keys, self.length, end)
-        all_values = _written(self._values[layer], values, self.length, end)
+        all_keys = written(self._keys[layer], keys, self.length, _STEP)
+        all_values = written(self._values[layer], values, self.length, _STEP)
         self._keys[layer], self._values[layer] = all_keys, all_values
         return all_keys[..., :end, :], all_values[..., :end, :]
 
@@ -92,10 +92,15 @@ class TextCache:
         return [array for array in (*self._keys, *self._values) if array is not None]
 
 
-def _written(buffer: mx.array | None, new: mx.array, start: int, end: int) -> mx.array:
+def written(buffer: mx.array | None, new: mx.array, start: int, step: int) -> mx.array:
+    """A buffer (rows, heads, capacity, head_dim) with `new` tokens from column `start` on.
+
+    Where its capacity is too small it grows to a whole number of `step` columns.
+    """
+    end = start + new.shape[2]
     if buffer is None or end > buffer.shape[2]:
         batch, heads, _, head_dim = new.shape
-        capacity = -(-end // _STEP) * _STEP
+        capacity = -(-end // step) * step
         grown = mx.zeros((batch, heads, capacity, head_dim), dtype=new.dtype)
         if buffer is not None:
             grown[..., :start, :] = buffer[..., :start, :]
@@ -143,3 +148,8 @@ class Sight:
     """False for rows before the first image. transformers masks such a row in full and then clears
     that mask, so it attends to every key, absent tiles included, while the output of its MLP is
     dropped. The weights were trained with it."""
+
+
+def sight_of_all(memory: VisionMemory | None, rows: int) -> list[Sight]:
+    """Every one of `rows` new rows sees the whole memory; nothing is seen without an image."""
+    return [] if memory is None else [Sight(0, rows, memory, open=True)]

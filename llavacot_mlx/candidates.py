@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from .branches import Branch, BranchBatch
-from .cache import Sight, VisionMemory
+from .cache import VisionMemory, sight_of_all
 from .device import on_generation_stream
 from .model.mllama import Mllama
 from .sampling import Sampling, sample, token_key
@@ -85,8 +85,8 @@ def extend(
     for position in itertools.count():
         token_ids, logprobs = chosen
         with on_generation_stream():
-            rows = [] if memory is None else [Sight(0, 1, memory, open=True)]
-            logits = model.logits(model.hidden(token_ids[:, None], batch, rows)[:, -1])
+            sights = sight_of_all(memory, 1)
+            logits = model.logits(model.hidden(token_ids[:, None], batch, sights)[:, -1])
             keys = [starts[candidate].key for candidate in live]
             chosen = _choose(logits, sampling, seed, keys, position + 1)
             mx.async_eval(*chosen)
@@ -127,8 +127,8 @@ def ask(
     with on_generation_stream():
         batch = BranchBatch(branches)
         ids = mx.array([list(token_ids)] * len(branches))
-        rows = [] if memory is None else [Sight(0, len(token_ids), memory, open=True)]
-        logits = model.logits(model.hidden(ids, batch, rows)[:, -1])
+        sights = sight_of_all(memory, len(token_ids))
+        logits = model.logits(model.hidden(ids, batch, sights)[:, -1])
         mx.eval(logits)
     usage.judge_tokens += len(token_ids) * len(branches)
     return logits

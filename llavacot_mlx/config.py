@@ -336,7 +336,7 @@ def _aspect_ratios(section: _Section, tiles: int) -> int:
     """How many arrangements have an embedding.
 
     transformers' picture processor numbers the arrangements by itself (see
-    `processing.tile_arrangements`), so a shorter list would leave some pictures without a row.
+    `pictures.tile_arrangements`), so a shorter list would leave some pictures without a row.
     """
     ratios = section.get("supported_aspect_ratios")
     # One row of tiles alone makes as many arrangements as there are tiles.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from .branches import Branch
-from .cache import Sight, TextCache, VisionMemory
+from .cache import Sight, TextCache, VisionMemory, sight_of_all
 from .candidates import Ready
 from .device import on_generation_stream
 from .errors import UserError
@@ -97,7 +97,9 @@ def decode(
         following = None
         if position + 1 < max_tokens:
             with on_generation_stream():
-                hidden = model.hidden(token[:, None], context.cache, _all_rows(context.memory, 1))
+                hidden = model.hidden(
+                    token[:, None], context.cache, sight_of_all(context.memory, 1)
+                )
                 logits = model.logits(hidden[:, -1])
                 following = sample(logits, sampling, token_key(seed, "0", position + 1))
                 mx.async_eval(following)
@@ -109,10 +111,6 @@ def decode(
         token = following
         if (position + 1) % _CLEAR_EVERY == 0:
             mx.clear_cache()
-
-
-def _all_rows(memory: VisionMemory | None, rows: int) -> list[Sight]:
-    return [] if memory is None else [Sight(0, rows, memory, open=True)]
 
 
 class _Images:
