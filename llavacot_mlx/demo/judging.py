@@ -38,11 +38,12 @@ JUDGE_QUESTIONS = {
     Stage.CONCLUSION: "Is this conclusion right? Answer yes or no.",
 }
 OPEN_SHARE = 0.2  # of the captions and reasonings judged are cut before their end
+LAST_STEP_SHARE = 0.4  # of the mistakes planted in a reasoning or conclusion are in its last step
 _STAGE_SHARES = {
     Stage.SUMMARY: 1,
-    Stage.CAPTION: 4,
-    Stage.REASONING: 4,
-    Stage.CONCLUSION: 3,
+    Stage.CAPTION: 3,
+    Stage.REASONING: 5,
+    Stage.CONCLUSION: 4,
 }
 
 
@@ -100,16 +101,50 @@ def _planted(
         others = [kind for kind in QUESTION_KINDS if kind != question.kind]
         other = question_of(rng.choice(others), scene, rng)
         return question, (other or question).summary
+    if stage in (Stage.REASONING, Stage.CONCLUSION) and rng.random() < LAST_STEP_SHARE:
+        misled = wrong_last_step(question, rng)
+        return misled, misled.stage_text(stage)
     if rng.random() < 0.45:
         for _ in range(4):  # most misread shapes leave a conclusion as it was
             misled = answered(question.query, misread(scene, rng))
             if misled.stage_text(stage) != question.stage_text(stage):
                 break
         return misled, misled.stage_text(stage)
-    if stage is Stage.CONCLUSION and question.choices:
-        letters = LETTERS[: len(question.choices)].replace(question.answer, "")
-        return question, rng.choice(letters)
-    return question, slip(question.stage_text(stage), rng)
+    return question, slip(question.stage_text(stage), rng, _letters(question))
+
+
+def wrong_last_step(question: Question, rng: random.Random) -> Question:
+    """The question with a reasoning that is right up to its last step, and what it concludes.
+
+    The mistakes that a model makes when it has read the picture well: the letter of another
+    option, or a yes where the numbers or places before it say no.
+    """
+    answer, reasoning = question.answer, question.reasoning
+    if question.choices:
+        wrong = rng.choice(_letters(question).replace(answer, ""))
+        reasoning = _ending_in(reasoning, answer, wrong)
+        if rng.random() < 0.5:  # not only the letter
+            meant, said = (question.choices[LETTERS.index(letter)] for letter in (answer, wrong))
+            reasoning = _ending_in(reasoning, meant, said)
+    else:
+        wrong = slip(answer, rng)
+        reasoning = _ending_in(reasoning, answer, wrong)
+    return replace(question, reasoning=reasoning, answer=wrong)
+
+
+def _ending_in(reasoning: str, answer: str, wrong: str) -> str:
+    """The reasoning with its last mention of the answer replaced."""
+    one, none = "One is found.", "None is found."
+    if answer in ("yes", "no") and (one in reasoning or none in reasoning):
+        old, new = (one, none) if one in reasoning else (none, one)
+        return reasoning.replace(old, new)
+    before, _, after = reasoning.rpartition(answer)
+    return before + wrong + after
+
+
+def _letters(question: Question) -> str:
+    """Of the question's options."""
+    return LETTERS[: len(question.choices)]
 
 
 def misread(scene: Scene, rng: random.Random) -> Scene:
@@ -147,33 +182,41 @@ def _seen_wrongly(shape: Shape, rng: random.Random) -> Shape:
     return replace(shape, kind=_other(KINDS, shape.kind, rng))
 
 
-def slip(text: str, rng: random.Random) -> str:
-    """The text with one word that matters replaced by another of its sort."""
+def slip(text: str, rng: random.Random, letters: str = "") -> str:
+    """The text with one word that matters replaced by another of its sort.
+
+    `letters` are those of the question's options.
+    """
     places = list(_SLIPPERY.finditer(text))
     if not places:
         raise ValueError(f"no word of the world to change in {text!r}")
     chosen = rng.choice(places)
-    return text[: chosen.start()] + _replacement(chosen.group(), rng) + text[chosen.end() :]
+    word = _replacement(chosen.group(), rng, letters)
+    return text[: chosen.start()] + word + text[chosen.end() :]
 
 
-def slips(text: str, share: float, rng: random.Random) -> tuple[str, list[tuple[int, int]]]:
+def slips(
+    text: str, share: float, rng: random.Random, letters: str = ""
+) -> tuple[str, list[tuple[int, int]]]:
     """The text with a share of the words that matter replaced, and where they stand in it.
 
-    Places are (start, end) in the new text, in characters.
+    Places are (start, end) in the new text, in characters; `letters` as in `slip`.
     """
     made, places, end = "", [], 0
     for found in _SLIPPERY.finditer(text):
         made += text[end : found.start()]
         end = found.end()
         replaced = rng.random() < share
-        word = _replacement(found.group(), rng) if replaced else found.group()
+        word = _replacement(found.group(), rng, letters) if replaced else found.group()
         if replaced:
             places.append((len(made), len(made) + len(word)))
         made += word
     return made + text[end:], places
 
 
-def _replacement(word: str, rng: random.Random) -> str:
+def _replacement(word: str, rng: random.Random, letters: str) -> str:
+    if word in LETTERS:
+        return rng.choice((letters or LETTERS).replace(word, ""))
     if word.isdigit():
         number = max(0, int(word) + rng.choice((-1, 1)))
         return str(number if number != int(word) else 1)
@@ -192,7 +235,7 @@ _SORTS = (
     ("first", "second"),
 )
 _SLIPPERY = re.compile(
-    r"\b(?:[0-9]+|" + "|".join(word for sort in _SORTS for word in sort) + r")\b"
+    rf"\b(?:[0-9]+|[{LETTERS}]|" + "|".join(word for sort in _SORTS for word in sort) + r")\b"
 )
 
 

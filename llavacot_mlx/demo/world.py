@@ -18,6 +18,7 @@ from llavacot_mlx.demo.questions import (
     caption,
     question_of,
     questions,
+    with_choices,
 )
 from llavacot_mlx.demo.scenes import (
     CALIBRATION,
@@ -70,4 +71,5 @@ __all__ = [
     "scene",
     "scenes",
     "slips",
+    "with_choices",
 ]

@@ -15,6 +15,7 @@ from tiles import Fitted, fit
 from tokenizer import BOS, EOT, HEADER, HEADER_END, IMAGE
 from tokenizers import Tokenizer
 
+from llavacot_mlx.demo.questions import LETTERS
 from llavacot_mlx.demo.scenes import HORIZONTAL, VERTICAL
 from llavacot_mlx.demo.world import (
     COLOURS,
@@ -26,9 +27,11 @@ from llavacot_mlx.demo.world import (
     Scene,
     draw,
     judge_question,
+    question_of,
     questions,
     scene,
     slips,
+    with_choices,
 )
 from llavacot_mlx.stages import Stage
 
@@ -64,6 +67,9 @@ TOKEN_CLASSES = (
 JUDGE_WEIGHT = 10.0  # a judge row has one token that counts, another row about a hundred
 MISTAKEN = 0.5  # rows with many mistakes, for each judge row
 MISTAKEN_WORDS = 0.15  # of the words that matter are replaced in them
+# The last phase asks more often for what the phases before it leave unlearned.
+CHOICE_SHARE = 0.5  # of its questions are multiple choice, and the world's own share of the rest
+RELATION_SHARE = 0.15  # are about left, right, above and below, and the world's own share
 TURN = f"{HEADER}{{role}}{HEADER_END}\n\n{{content}}{EOT}"
 ANSWERING = f"{HEADER}assistant{HEADER_END}\n\n"
 
@@ -144,7 +150,8 @@ def judge_row(tokenizer: Tokenizer, asked: JudgeQuestion) -> Row:
 def mistaken_row(tokenizer: Tokenizer, question: Question, rng: random.Random) -> Row:
     """An answer with many words replaced; only the auxiliary head learns from it, which ones."""
     start = len(prompt(question.text))
-    reply, wrong = slips(question.reply(), MISTAKEN_WORDS, rng)
+    letters = LETTERS[: len(question.choices)]
+    reply, wrong = slips(question.reply(), MISTAKEN_WORDS, rng, letters)
     encoded = tokenizer.encode(prompt(question.text) + reply + EOT, add_special_tokens=False)
     places = [(start + low, start + high) for low, high in wrong]
     true = _true(encoded.offsets, start, start + len(reply), places)
@@ -242,11 +249,7 @@ def training_batch(
 
     `judged` is the share of rows that are judge questions.
     """
-    chunk, item = divmod(step, BATCHES_A_CHUNK)
-    order = list(range(BATCHES_A_CHUNK))
-    random.Random(f"chunk {chunk}").shuffle(order)
-    first = (order[item] * parts + part) * pictures
-    chosen = _chunk(chunk, BATCHES_A_CHUNK * parts * pictures)[first : first + pictures]
+    chosen = _scenes(step, part, pictures, parts)
     made: list[Row] = []
     for world, seed in chosen:
         rng = random.Random(f"rows {seed}")
@@ -260,6 +263,49 @@ def training_batch(
             else:
                 made.append(answer_row(tokenizer, asked[index]))
     return assemble([world for world, _ in chosen], made)
+
+
+def text_batch(
+    tokenizer: Tokenizer, step: int, part: int, pictures: int, parts: int, rows: int, judged: float
+) -> Batch:
+    """Like `training_batch`, for the last phase: more options, relations and judge questions."""
+    chosen = _scenes(step, part, pictures, parts)
+    made: list[Row] = []
+    for world, seed in chosen:
+        rng = random.Random(f"text rows {seed}")
+        asked = questions(world, rng)
+        for index in range(rows):
+            question = asked[index % len(asked)]
+            if rng.random() < RELATION_SHARE:
+                question = _relation(world, rng) or question
+            if rng.random() < CHOICE_SHARE:
+                question = with_choices(question, world, rng)
+            drawn = rng.random()
+            if drawn < judged:
+                made.append(judge_row(tokenizer, judge_question(world, question, rng)))
+            elif drawn < judged * (1 + MISTAKEN):
+                made.append(mistaken_row(tokenizer, question, rng))
+            else:
+                made.append(answer_row(tokenizer, question))
+    return assemble([world for world, _ in chosen], made)
+
+
+def _relation(world: Scene, rng: random.Random) -> Question | None:
+    """A question about left, right, above or below; None where a few tries find none."""
+    for _ in range(8):
+        question = question_of("position", world, rng)
+        if question is not None and question.query.form == "relation":
+            return question
+    return None
+
+
+def _scenes(step: int, part: int, pictures: int, parts: int) -> tuple[tuple[Scene, int], ...]:
+    """The scenes of a part of a step, with their seeds."""
+    chunk, item = divmod(step, BATCHES_A_CHUNK)
+    order = list(range(BATCHES_A_CHUNK))
+    random.Random(f"chunk {chunk}").shuffle(order)
+    first = (order[item] * parts + part) * pictures
+    return _chunk(chunk, BATCHES_A_CHUNK * parts * pictures)[first : first + pictures]
 
 
 def assemble(worlds: list[Scene], rows: list[Row]) -> Batch:
