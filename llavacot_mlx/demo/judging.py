@@ -122,18 +122,18 @@ def wrong_last_step(question: Question, rng: random.Random) -> Question:
     answer, reasoning = question.answer, question.reasoning
     if question.choices:
         wrong = rng.choice(_letters(question).replace(answer, ""))
-        reasoning = _ending_in(reasoning, answer, wrong)
+        reasoning = ending_in(reasoning, answer, wrong)
         if rng.random() < 0.5:  # not only the letter
             meant, said = (question.choices[LETTERS.index(letter)] for letter in (answer, wrong))
-            reasoning = _ending_in(reasoning, meant, said)
+            reasoning = ending_in(reasoning, meant, said)
     else:
         wrong = slip(answer, rng)
-        reasoning = _ending_in(reasoning, answer, wrong)
+        reasoning = ending_in(reasoning, answer, wrong)
     return replace(question, reasoning=reasoning, answer=wrong)
 
 
-def _ending_in(reasoning: str, answer: str, wrong: str) -> str:
-    """The reasoning with its last mention of the answer replaced."""
+def ending_in(reasoning: str, answer: str, wrong: str) -> str:
+    """The reasoning with its last mention of the answer, in words or as a letter, replaced."""
     one, none = "One is found.", "None is found."
     if answer in ("yes", "no") and (one in reasoning or none in reasoning):
         old, new = (one, none) if one in reasoning else (none, one)

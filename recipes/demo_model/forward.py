@@ -1,7 +1,7 @@
 """The same forward pass as transformers' Mllama, written for training on a CPU.
 
 transformers' own pass spends half of a training step in the backward of fused attention, which
-is slow on CPUs at these sizes. Here attention is plain matrix products in bf16, and each block
+is slow on CPUs at these sizes. Here attention is plain matrix products, and each block
 is one function of its tensors, so that `torch.compile` compiles it once for all layers. Keys
 and values stay in transformers' modules; `difference` measures the agreement with them.
 
@@ -21,6 +21,8 @@ from transformers import MllamaForConditionalGeneration
 
 IMAGE_AT = 5  # begin, header, "user", header end, blank line, then the image token
 PADDED = -(-TOKENS // 8) * 8  # Mllama pads a tile's tokens to a multiple of eight
+# What products are computed in: without AMX a CPU takes twenty times as long over bf16.
+PRODUCTS = torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
 CLOSED = -1e9  # added to the score of a key that may not be seen
 
 
@@ -91,7 +93,7 @@ def hidden_states(
         hidden = CLOSED * (tile_mask == 0).float().repeat_interleave(TOKENS, dim=1)
         # Rows before the image see every key, absent tiles as well.
         mask = (hidden[:, None, :] * after_image)[:, None]
-        seen = seen.bfloat16()
+        seen = seen.to(PRODUCTS)
     for index, layer in enumerate(text.layers):
         if index not in model.config.text_config.cross_attention_layers:
             x = self_block(x, cos, sin, causal, _self_weights(layer))
@@ -113,22 +115,22 @@ def _vision_block(
 ) -> Tensor:
     norm, bias, q, k, v, o, norm_2, bias_2, up, up_bias, down, down_bias = w
     width = x.shape[-1]
-    y = F.layer_norm(x, (width,), norm, bias, 1e-5).bfloat16()
+    y = F.layer_norm(x, (width,), norm, bias, 1e-5).to(PRODUCTS)
     heads = 4
     out = _attend(_split(y @ q.T, heads), _split(y @ k.T, heads), _split(y @ v.T, heads), mask)
     x = x + attention_gate * (_merge(out) @ o.T)
-    y = F.layer_norm(x, (width,), norm_2, bias_2, 1e-5).bfloat16()
-    y = F.gelu(y @ up.T + up_bias).bfloat16()
+    y = F.layer_norm(x, (width,), norm_2, bias_2, 1e-5).to(PRODUCTS)
+    y = F.gelu(y @ up.T + up_bias).to(PRODUCTS)
     return x + mlp_gate * (y @ down.T + down_bias)
 
 
 def _self_block(x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, w: Sequence[Tensor]) -> Tensor:
     norm, q, k, v, o, norm_2, gate, up, down = w
-    y = _rms(x, norm).bfloat16()
+    y = _rms(x, norm).to(PRODUCTS)
     queries = _rotate(_split(y @ q.T, 6), cos, sin)
     keys = _rotate(_split(y @ k.T, 2), cos, sin)
     x = x + _merge(_attend_grouped(queries, keys, _split(y @ v.T, 2), mask)) @ o.T
-    y = _rms(x, norm_2).bfloat16()
+    y = _rms(x, norm_2).to(PRODUCTS)
     return x + (F.silu(y @ gate.T) * (y @ up.T)) @ down.T
 
 
@@ -142,15 +144,15 @@ def _cross_block(
     w: Sequence[Tensor],
 ) -> Tensor:
     norm, q, k, v, o, q_norm, k_norm, norm_2, gate, up, down = w
-    y = _rms(x, norm).bfloat16()
-    queries = _rms(_split(y @ q.T, 6).float(), q_norm).bfloat16()
+    y = _rms(x, norm).to(PRODUCTS)
+    queries = _rms(_split(y @ q.T, 6).float(), q_norm).to(PRODUCTS)
     # A picture's keys and values are made once and shared by its rows.
-    keys = _rms(_split(seen @ k.T, 2).float(), k_norm).bfloat16()
+    keys = _rms(_split(seen @ k.T, 2).float(), k_norm).to(PRODUCTS)
     values = _split(seen @ v.T, 2)
     shared = len(x) // len(seen)
     keys, values = keys.repeat_interleave(shared, 0), values.repeat_interleave(shared, 0)
     x = x + attention_gate * (_merge(_attend_grouped(queries, keys, values, mask)) @ o.T)
-    y = _rms(x, norm_2).bfloat16()
+    y = _rms(x, norm_2).to(PRODUCTS)
     y = (F.silu(y @ gate.T) * (y @ up.T)) @ down.T
     return x + mlp_gate * (after_image * y)
 
@@ -171,7 +173,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Softmax attention over (rows, heads, tokens, head_dim); the softmax is in float32."""
     scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5 + mask
     scores = (scores - scores.amax(-1, keepdim=True).detach()).exp()
-    return (scores.bfloat16() @ v) / scores.sum(-1, keepdim=True).bfloat16()
+    return (scores.to(PRODUCTS) @ v) / scores.sum(-1, keepdim=True).to(PRODUCTS)
 
 
 def _attend_grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -187,7 +189,7 @@ def _attend_grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     turned = torch.cat([-second, first], dim=-1)
-    return (x * cos[:, None] + turned * sin[:, None]).bfloat16()
+    return (x * cos[:, None] + turned * sin[:, None]).to(PRODUCTS)
 
 
 def _rms(x: Tensor, weight: Tensor) -> Tensor:
@@ -204,12 +206,12 @@ def _merge(x: Tensor) -> Tensor:
 
 
 def _linear(x: Tensor, weight: Tensor) -> Tensor:
-    return x.bfloat16() @ weight.bfloat16().T
+    return x.to(PRODUCTS) @ weight.to(PRODUCTS).T
 
 
 def _cast(*weights: nn.Parameter) -> list[Tensor]:
-    """Matrices in bf16; norms and biases stay in float32."""
-    return [w.bfloat16() if w.ndim == 2 else w for w in weights]
+    """Matrices as products want them; norms and biases stay in float32."""
+    return [w.to(PRODUCTS) if w.ndim == 2 else w for w in weights]
 
 
 def _vision_weights(layer: nn.Module) -> list[Tensor]:

@@ -15,6 +15,7 @@ from tiles import Fitted, fit
 from tokenizer import BOS, EOT, HEADER, HEADER_END, IMAGE
 from tokenizers import Tokenizer
 
+from llavacot_mlx.demo.judging import ending_in
 from llavacot_mlx.demo.questions import LETTERS
 from llavacot_mlx.demo.scenes import HORIZONTAL, VERTICAL
 from llavacot_mlx.demo.world import (
@@ -37,6 +38,7 @@ from llavacot_mlx.stages import Stage
 
 BATCHES_A_CHUNK = 8  # a chunk's scenes are sorted by length before they are cut into batches
 LENGTH_STEP = 32  # rows are padded to a multiple of this: few lengths to compile for
+TEXT_LENGTH_STEP = 8  # in the phase that is not compiled
 IGNORE = -100
 PLACES = tuple(f"{row} {column}" for row in VERTICAL[3] for column in HORIZONTAL[3])
 # What the auxiliary head says of each patch, with the number of classes.
@@ -63,6 +65,7 @@ TOKEN_CLASSES = (
     "reasoning",
     "conclusion",
     "judge",
+    "lookup",  # letters of options, in rows with nothing else
 )
 JUDGE_WEIGHT = 10.0  # a judge row has one token that counts, another row about a hundred
 MISTAKEN = 0.5  # rows with many mistakes, for each judge row
@@ -70,6 +73,7 @@ MISTAKEN_WORDS = 0.15  # of the words that matter are replaced in them
 # The last phase asks more often for what the phases before it leave unlearned.
 CHOICE_SHARE = 0.5  # of its questions are multiple choice, and the world's own share of the rest
 RELATION_SHARE = 0.15  # are about left, right, above and below, and the world's own share
+LOOKUPS = 8  # a picture, in the parts that learn nothing but the options' letters
 TURN = f"{HEADER}{{role}}{HEADER_END}\n\n{{content}}{EOT}"
 ANSWERING = f"{HEADER}assistant{HEADER_END}\n\n"
 
@@ -156,6 +160,40 @@ def mistaken_row(tokenizer: Tokenizer, question: Question, rng: random.Random) -
     places = [(start + low, start + high) for low, high in wrong]
     true = _true(encoded.offsets, start, start + len(reply), places)
     return Row(encoded.ids, [0] * len(true), true)
+
+
+def lookup_row(
+    tokenizer: Tokenizer, question: Question, mistaken: bool, rng: random.Random
+) -> Row:
+    """Each of a question's options as if it were the answer, and its letter, in any order.
+
+    An answer has one letter in some two hundred tokens, these rows have three in eighty. Of the
+    text only the letters are learned; with mistakes only the auxiliary head learns, which letters
+    are wrong.
+    """
+    text = prompt(question.text) + Stage.REASONING.opening
+    places, wrong = [], []
+    letters = LETTERS[: len(question.choices)]
+    meant = question.choices[letters.index(question.answer)]
+    last_step = " ".join(re.split(r"(?<=\.) ", question.reasoning)[-2:])
+    for letter in rng.sample(letters, len(letters)):
+        said = letter
+        if mistaken and rng.random() < 0.5:
+            said = rng.choice(letters.replace(letter, ""))
+        told = ending_in(last_step, question.answer, said)
+        text += " " + ending_in(told, meant, question.choices[letters.index(letter)])
+        place = (len(text) - len(f"{said}."), len(text) - len("."))
+        places.append(place)
+        if said != letter:
+            wrong.append(place)
+    encoded = tokenizer.encode(text, add_special_tokens=False)
+    ends = {end for _, end in places}
+    is_letter = [end in ends for _, end in encoded.offsets]
+    learned = TOKEN_CLASSES.index("lookup")
+    classes = [learned if letter and not mistaken else 0 for letter in is_letter]
+    true = _true(encoded.offsets, 0, len(text), wrong)
+    true = [value if letter else IGNORE for value, letter in zip(true, is_letter, strict=True)]
+    return Row(encoded.ids, classes, true)
 
 
 def _true(
@@ -268,12 +306,20 @@ def training_batch(
 def text_batch(
     tokenizer: Tokenizer, step: int, part: int, pictures: int, parts: int, rows: int, judged: float
 ) -> Batch:
-    """Like `training_batch`, for the last phase: more options, relations and judge questions."""
+    """Like `training_batch`, for the last phase: more options, relations and judge questions.
+
+    Every second part has short rows, `lookup_row`, and no others.
+    """
     chosen = _scenes(step, part, pictures, parts)
     made: list[Row] = []
     for world, seed in chosen:
         rng = random.Random(f"text rows {seed}")
         asked = questions(world, rng)
+        if part % 2:
+            for index in range(LOOKUPS):
+                question = with_choices(asked[index % len(asked)], world, rng)
+                made.append(lookup_row(tokenizer, question, index % 2 == 1, rng))
+            continue
         for index in range(rows):
             question = asked[index % len(asked)]
             if rng.random() < RELATION_SHARE:
@@ -287,7 +333,7 @@ def text_batch(
                 made.append(mistaken_row(tokenizer, question, rng))
             else:
                 made.append(answer_row(tokenizer, question))
-    return assemble([world for world, _ in chosen], made)
+    return assemble([world for world, _ in chosen], made, TEXT_LENGTH_STEP)
 
 
 def _relation(world: Scene, rng: random.Random) -> Question | None:
@@ -308,12 +354,12 @@ def _scenes(step: int, part: int, pictures: int, parts: int) -> tuple[tuple[Scen
     return _chunk(chunk, BATCHES_A_CHUNK * parts * pictures)[first : first + pictures]
 
 
-def assemble(worlds: list[Scene], rows: list[Row]) -> Batch:
-    """Draws the scenes, and pads the rows at the right to one length."""
+def assemble(worlds: list[Scene], rows: list[Row], length_step: int = LENGTH_STEP) -> Batch:
+    """Draws the scenes, and pads the rows at the right to one length, a multiple of the step."""
     fitted = [fit(draw(world)) for world in worlds]
     heads = [cells(world, picture) for world, picture in zip(worlds, fitted, strict=True)]
     longest = max((len(row.token_ids) for row in rows), default=0)
-    length = -(-longest // LENGTH_STEP) * LENGTH_STEP
+    length = -(-longest // length_step) * length_step
     token_ids = np.zeros((len(rows), length), dtype=np.int64)
     classes = np.zeros((len(rows), length), dtype=np.int64)
     true = np.full((len(rows), length), IGNORE, dtype=np.int64)

@@ -27,7 +27,7 @@ import forward
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from forward import Pictures, features, hidden_states
+from forward import PRODUCTS, Pictures, features, hidden_states
 from greedy import held_out, pictures_of, score
 from model import TEXT_WIDTH, new_model
 from muon import Optimizer
@@ -55,7 +55,7 @@ SEED = 0
 CELLS_WEIGHT = 0.5  # of the auxiliary loss beside the text's
 MISTAKES_WEIGHT = 0.5  # of the other auxiliary loss, which words of a text are wrong
 CELL_WEIGHTS = {"kind": 3.0}  # the last thing to be learned: it takes several patches' outlines
-WARMUP = 100  # steps
+WARMUP = {"pictures": 100, "joint": 100, "text": 30}  # steps
 SAVE_EVERY = 240.0  # seconds
 LOG_EVERY = 25  # steps
 
@@ -79,7 +79,7 @@ class Plan:
 
     def factor(self, step: int) -> float:
         """What the learning rates are multiplied by at a step."""
-        return min(1.0, (step + 1) / WARMUP, (self.steps - step) / max(1, self.decay))
+        return min(1.0, (step + 1) / WARMUP[self.phase], (self.steps - step) / max(1, self.decay))
 
 
 def cell_losses(
@@ -114,7 +114,7 @@ def text_losses(
     hidden = hidden[:, :-1]
     target, kinds = token_ids[:, 1:], classes[:, 1:]
     learned = kinds != 0
-    logits = hidden[learned].bfloat16() @ model.lm_head.weight.bfloat16().T
+    logits = hidden[learned].to(PRODUCTS) @ model.lm_head.weight.to(PRODUCTS).T
     losses = F.cross_entropy(logits.float(), target[learned], reduction="none")
     kinds = kinds[learned]
     weights = torch.where(kinds == TOKEN_CLASSES.index("judge"), JUDGE_WEIGHT, 1.0)
@@ -266,7 +266,8 @@ def _help(
     learner = new_learner(tokenizer_file, plan)
     for parameter, weight in zip(learner.parameters(), weights, strict=True):
         parameter.data = weight
-    forward.compile_blocks()
+    if plan.phase != "text":
+        forward.compile_blocks()
     while True:
         figures = _work(learner, steps.get(), taken)
         for parameter, gradient in zip(learner.parameters(), gradients, strict=True):
@@ -320,7 +321,8 @@ def run(plan: Plan, folder: Path, processes: int) -> None:
 
     held = held_out(VALIDATION, plan.evaluated)
     _check(model, learner.tokenizer)
-    forward.compile_blocks()
+    if plan.phase != "text":  # some hundred steps of all lengths do not pay for it
+        forward.compile_blocks()
     make_step = Helper(learner, tokenizer_file).step if processes == 2 else _alone
     log = (folder / "curve.jsonl").open("a", buffering=1)
     log.write(json.dumps({"plan": asdict(plan), "from step": step}) + "\n")
@@ -404,7 +406,7 @@ def main() -> None:
     parts, pictures, rows, judged, judge_from = {
         "pictures": (4, 8, 0, 0.0, 0),
         "joint": (4, 4, 3, 0.2, 300),
-        "text": (2, 4, 6, 0.4, 0),
+        "text": (2, 4, 5, 0.4, 0),
     }[arguments.phase]
     plan = Plan(
         phase=arguments.phase,

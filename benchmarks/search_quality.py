@@ -1,0 +1,452 @@
+"""Whether a search answers better, and at what price: `python -m benchmarks.search_quality`.
+
+Held-out questions of the demo world are answered by every method with every judge, at the
+published sampling (temperature 0.6, top-p 0.9). A judge of this benchmark's own knows the truth:
+`oracle`, the ceiling of what a judge can do for a method. Outcomes are appended to `rows.jsonl` in
+the folder `--rows` as soon as a question is done with; a run that was stopped goes on behind them.
+At the end the table is printed and written to `benchmarks/results/search_quality.json`.
+
+A candidate's random numbers depend on the seed and on its place in the tree alone, so the first n
+of many whole answers are what best-of-n with n candidates writes, whoever judges. They are decoded
+once for every n and every judge; `sample` is the first of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import random
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.paired import Difference, difference, wilson
+from llavacot_mlx.config import load_config
+from llavacot_mlx.decode import Context, prefill
+from llavacot_mlx.demo import model_path
+from llavacot_mlx.demo.world import SPLITS, Question, Split, draw, questions, scene
+from llavacot_mlx.judges import Judge
+from llavacot_mlx.judges.logprob import LogprobJudge
+from llavacot_mlx.judges.majority import MajorityJudge
+from llavacot_mlx.judges.self_judge import SelfJudge
+from llavacot_mlx.pictures import TileCutter
+from llavacot_mlx.plans import PUBLISHED_SAMPLING, JudgeName, Method, Plan, plan_of
+from llavacot_mlx.prompt import Prompt
+from llavacot_mlx.search import Node, Search, best
+from llavacot_mlx.stages import Stage
+from llavacot_mlx.tokenizer import Tokenizer, Turn
+from llavacot_mlx.trace import StageRecord, Timings, Usage
+from llavacot_mlx.weights import load_model
+
+RESULT = Path(__file__).parent / "results" / "search_quality.json"
+SEED = 0
+MOST_TOKENS = 320  # a reference answer has at most about 200
+MOST_ANSWERS = 8  # whole answers a question, for best-of-n and majority with up to as many
+CANDIDATES = 4  # of best-of-n and majority in the table
+ORACLE = "oracle"
+JUDGES = ("self", "logprob", ORACLE)
+WHOLE = (Method.SAMPLE, Method.BEST_OF_N, Method.MAJORITY)  # chosen from the same whole answers
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to answer a question."""
+
+    method: str
+    judge: str = ""
+    """Empty where there is none to choose."""
+    candidates: int = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one question."""
+
+    question: int
+    contender: Contender
+    right: bool
+    answer: str | None
+    decoded: int
+    judge_tokens: int
+    retraces: int
+    seconds: float | None
+    """From the picture to the answer; None where the answers were decoded for others as well."""
+
+
+class Oracle:
+    """Knows the reference answer: 1 for a stage that says the same, or begins so, and else 0."""
+
+    def __init__(self, question: Question) -> None:
+        self._question = question
+
+    def scores(self, nodes: Sequence[Node]) -> list[float | None]:
+        return [
+            None
+            if node.stage is None
+            else float(node.stages[-1].text.strip() == self._question.stage_text(node.stage))
+            for node in nodes
+        ]
+
+
+class Nobody:
+    """A judge without verdicts, for answers that others choose from afterwards."""
+
+    def scores(self, nodes: Sequence[Node]) -> list[float | None]:
+        return [None for _ in nodes]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question, and its prompt read once for every search on it."""
+
+    index: int
+    question: Question
+    context: Context
+    seconds: float
+    """That the reading took, the picture included."""
+
+
+class Examiner:
+    """A model in memory that answers the world's questions in every way."""
+
+    def __init__(self, folder: Path) -> None:
+        config = load_config(folder)
+        self._tokenizer = Tokenizer.load(folder, config)
+        self._cutter = TileCutter.load(folder, config.vision)
+        self._model = load_model(folder, "float32")
+
+    def outcomes(
+        self, split: Split, index: int, contenders: Sequence[Contender]
+    ) -> Iterator[Outcome]:
+        """How these contenders answer one question; whole answers bring all that share them."""
+        seed = split.seed(index)
+        world = scene(seed)
+        question = questions(world, random.Random(f"rows {seed}"))[0]
+        began = time.perf_counter()
+        ids = self._tokenizer.prompt([Turn("user", question.text, images=1)])
+        prompt = Prompt(tuple(ids), (self._cutter.cut(draw(world)),))
+        context = prefill(self._model, prompt, Usage(), Timings())
+        asked = _Asked(index, question, context, time.perf_counter() - began)
+        whole = [contender for contender in contenders if contender.method in WHOLE]
+        if whole:
+            judges = {contender.judge for contender in whole if contender.judge}
+            yield from self._whole(asked, sorted(judges))
+        for contender in contenders:
+            if contender not in whole:
+                yield self._searched(asked, contender)
+
+    def _whole(self, asked: _Asked, judges: Sequence[str]) -> Iterator[Outcome]:
+        """One sample, and what the judges and the majority choose from the first n answers."""
+        usage = Usage()
+        search = self._search(
+            asked, plan_of("best-of-n", MOST_ANSWERS, None, None, None), Nobody(), usage
+        )
+        for _ in search.run(asked.context.ready()):
+            pass
+        nodes = search.nodes
+        yield _outcome(asked, Contender(Method.SAMPLE), nodes[:1], nodes[0], 0)
+        for name in judges:
+            usage = Usage()
+            scores = self._judge(name, asked, usage).scores(nodes)
+            for count in range(2, len(nodes) + 1):
+                chosen = _best(nodes[:count], scores[:count])
+                spent = usage.judge_tokens * count // len(nodes)
+                contender = Contender(Method.BEST_OF_N, name, count)
+                yield _outcome(asked, contender, nodes[:count], chosen, spent)
+        for count in range(2, len(nodes) + 1):
+            chosen = _best(nodes[:count], MajorityJudge().scores(nodes[:count]))
+            contender = Contender(Method.MAJORITY, "", count)
+            yield _outcome(asked, contender, nodes[:count], chosen, 0)
+
+    def _searched(self, asked: _Asked, contender: Contender) -> Outcome:
+        usage = Usage()
+        began = time.perf_counter()
+        judge = self._judge(contender.judge, asked, usage)
+        search = self._search(asked, _plan(contender.method), judge, usage)
+        for _ in search.run(asked.context.ready()):
+            pass
+        answer = _answer(search.chosen_stages)
+        return Outcome(
+            question=asked.index,
+            contender=contender,
+            right=answer == asked.question.answer,
+            answer=answer,
+            decoded=usage.decoded_tokens,
+            judge_tokens=usage.judge_tokens,
+            retraces=search.retraces,
+            seconds=round(asked.seconds + time.perf_counter() - began, 3),
+        )
+
+    def _search(self, asked: _Asked, plan: Plan, judge: Judge, usage: Usage) -> Search:
+        return Search(
+            self._model,
+            self._tokenizer,
+            asked.context.memory,
+            plan,
+            judge,
+            SEED,
+            MOST_TOKENS,
+            usage,
+        )
+
+    def _judge(self, name: str, asked: _Asked, usage: Usage) -> Judge:
+        if name == ORACLE:
+            return Oracle(asked.question)
+        if name == JudgeName.SELF:
+            return SelfJudge(self._model, self._tokenizer, asked.context.memory, usage)
+        return LogprobJudge()
+
+
+def _plan(method: str) -> Plan:
+    """The method with its usual numbers."""
+    return plan_of(method, None, None, None, None)
+
+
+def _best(nodes: Sequence[Node], scores: Sequence[float | None]) -> Node:
+    """What the engine would keep of these, had a judge given them these scores."""
+    for node, score in zip(nodes, scores, strict=True):
+        node.score = score
+    return best(nodes, 1)[0]
+
+
+def _answer(stages: Sequence[StageRecord]) -> str | None:
+    """As in a trace: the text of the last CONCLUSION."""
+    conclusions = [record.text.strip() for record in stages if record.stage is Stage.CONCLUSION]
+    return conclusions[-1] if conclusions else None
+
+
+def _outcome(
+    asked: _Asked, contender: Contender, nodes: Sequence[Node], chosen: Node, judge_tokens: int
+) -> Outcome:
+    answer = _answer(chosen.stages)
+    decoded = sum(len(node.token_ids) for node in nodes)
+    right = answer == asked.question.answer
+    return Outcome(asked.index, contender, right, answer, decoded, judge_tokens, 0, None)
+
+
+# --- Rows on disk, so that a run can be stopped at any time. ---
+
+Outcomes = dict[Contender, dict[int, Outcome]]
+
+
+def contenders(methods: Sequence[str], judges: Sequence[str]) -> list[Contender]:
+    """All that is compared: each method with each judge that it can have."""
+    found = []
+    for method in methods:
+        if method in (Method.GREEDY, Method.SAMPLE):
+            found.append(Contender(method))
+        elif method == Method.MAJORITY:
+            found += [Contender(method, "", count) for count in range(2, MOST_ANSWERS + 1)]
+        elif method == Method.BEST_OF_N:
+            counts = range(2, MOST_ANSWERS + 1)
+            found += [Contender(method, judge, count) for judge in judges for count in counts]
+        else:
+            most = max(step.candidates for step in _plan(method).steps)
+            found += [Contender(method, judge, most) for judge in judges]
+    return found
+
+
+def read_rows(file: Path) -> Outcomes:
+    """All outcomes so far, by contender and question; a last line that was cut off is left out."""
+    outcomes: Outcomes = defaultdict(dict)
+    if file.exists():
+        for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):
+                row = json.loads(line)
+                outcome = Outcome(**(row | {"contender": Contender(**row["contender"])}))
+                outcomes[outcome.contender][outcome.question] = outcome
+    return outcomes
+
+
+def run(
+    file: Path, model: Path, split: Split, count: int, wanted: Sequence[Contender], processes: int
+) -> None:
+    """Appends to the file what is missing in it, question by question."""
+    outcomes = read_rows(file)
+    tasks = []
+    for index in range(count):
+        missing = [contender for contender in wanted if index not in outcomes[contender]]
+        if missing:
+            tasks.append((split, index, missing))
+    if not tasks:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.exists():  # a cut-off line must not run into the next
+        text = file.read_text(encoding="utf-8")
+        file.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+    context = multiprocessing.get_context("spawn")
+    with (
+        context.Pool(processes, initializer=_load, initargs=(model,)) as pool,
+        file.open("a", encoding="utf-8") as rows,
+    ):
+        for done, found in enumerate(pool.imap_unordered(_examined, tasks), start=1):
+            rows.write("".join(json.dumps(asdict(outcome)) + "\n" for outcome in found))
+            rows.flush()
+            if done % 25 == 0:
+                print(f"{done} of {len(tasks)} questions", flush=True)
+
+
+_examiner: Examiner | None = None  # of a worker process
+
+
+def _load(model: Path) -> None:
+    global _examiner
+    _examiner = Examiner(model)
+
+
+def _examined(task: tuple[Split, int, Sequence[Contender]]) -> list[Outcome]:
+    assert _examiner is not None
+    return list(_examiner.outcomes(*task))
+
+
+# --- The table. ---
+
+
+@dataclass(frozen=True)
+class Line:
+    """A contender's figures, and its differences from others on what both answered."""
+
+    contender: Contender
+    questions: int
+    right: int
+    interval: tuple[float, float]
+    decoded: float
+    """A question, as the next two."""
+    judge_tokens: float
+    retraces: float
+    seconds: float | None
+    against: Mapping[str, Difference]
+
+
+def line(outcomes: Outcomes, contender: Contender, rivals: Mapping[str, Contender]) -> Line:
+    """The figures of one contender, and against each of the rivals, by the rivals' names."""
+    mine = outcomes[contender]
+    right = sum(outcome.right for outcome in mine.values())
+    seconds = [outcome.seconds for outcome in mine.values() if outcome.seconds is not None]
+    against = {}
+    for name, rival in rivals.items():
+        shared = sorted(mine.keys() & outcomes[rival].keys())
+        if rival != contender and shared:
+            against[name] = difference(
+                [mine[index].right for index in shared],
+                [outcomes[rival][index].right for index in shared],
+            )
+    return Line(
+        contender=contender,
+        questions=len(mine),
+        right=right,
+        interval=wilson(right, len(mine)),
+        decoded=_mean(outcome.decoded for outcome in mine.values()),
+        judge_tokens=_mean(outcome.judge_tokens for outcome in mine.values()),
+        retraces=_mean(outcome.retraces for outcome in mine.values()),
+        seconds=_mean(seconds) if seconds else None,
+        against=against,
+    )
+
+
+def as_costly(outcomes: Outcomes, contender: Contender, method: str, judge: str) -> Contender:
+    """`method` with the fewest candidates that decode no fewer tokens than the contender.
+
+    Both means are over the questions that both answered; the most candidates where none do.
+    """
+    mine = outcomes[contender]
+    for count in range(2, MOST_ANSWERS + 1):
+        rival = Contender(method, judge, count)
+        shared = mine.keys() & outcomes[rival].keys()
+        if sum(outcomes[rival][i].decoded for i in shared) >= sum(mine[i].decoded for i in shared):
+            break
+    return rival
+
+
+def _mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers)
+
+
+def table(lines: Sequence[Line]) -> str:
+    """In Markdown: shares in percent, tokens and seconds a question, differences in points."""
+    rivals = sorted({name for one in lines for name in one.against}, reverse=True)
+    rows = [
+        "| method | judge | n | right | 95% | decoded | judged | s | of |"
+        + "".join(f" − {name} | p |" for name in rivals),
+        "|---|---|" + "---:|" * (7 + 2 * len(rivals)),
+    ]
+    for one in lines:
+        low, high = one.interval
+        seconds = "" if one.seconds is None else f"{one.seconds:.2f}"
+        row = (
+            f"| {one.contender.method} | {one.contender.judge} | {one.contender.candidates} "
+            f"| {100 * one.right / one.questions:.1f}% | {100 * low:.1f}–{100 * high:.1f}% "
+            f"| {one.decoded:.0f} | {one.judge_tokens:.0f} | {seconds} | {one.questions} |"
+        )
+        for name in rivals:
+            row += _against(one.against.get(name))
+        rows.append(row)
+    return "\n".join(rows)
+
+
+def _against(found: Difference | None) -> str:
+    """Two cells: percentage points with their interval, and the p."""
+    if found is None:
+        return " | |"
+    value, low, high = (f"{100 * share:+.1f}" for share in (found.value, found.low, found.high))
+    return f" {value} ({low} to {high}) | {_p(found.p)} |"
+
+
+def _p(value: float) -> str:
+    return f"{value:.1e}" if value < 0.001 else f"{value:.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", type=Path, default=model_path())
+    parser.add_argument("--split", choices=[split.name for split in SPLITS], default="test")
+    parser.add_argument("--questions", type=int, default=1000)
+    parser.add_argument("--methods", nargs="+", choices=list(Method), default=list(Method))
+    parser.add_argument("--judges", nargs="+", choices=JUDGES, default=JUDGES)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--rows", type=Path, default=Path("search_quality"), help="a folder")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    split = next(split for split in SPLITS if split.name == arguments.split)
+    file = arguments.rows / "rows.jsonl"
+    wanted = contenders(arguments.methods, arguments.judges)
+    run(file, arguments.model, split, arguments.questions, wanted, arguments.processes)
+    outcomes = read_rows(file)
+    lines = report(outcomes)
+    print(table(lines))
+    record = {
+        "split": split.name,
+        "seed": SEED,
+        "sampling": asdict(PUBLISHED_SAMPLING),
+        "lines": [asdict(one) for one in lines],
+    }
+    arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def report(outcomes: Outcomes) -> list[Line]:
+    """The lines of the table, of everything that there are outcomes of.
+
+    Best-of-n and majority are shown with the usual number of candidates, and with as many as
+    decode no fewer tokens than `swires` judged by the model itself.
+    """
+    rivals = {"greedy": Contender(Method.GREEDY), "sample": Contender(Method.SAMPLE)}
+    shown = {CANDIDATES}
+    leader = Contender(Method.SWIRES, "self", 4)
+    if outcomes[leader]:
+        equal = as_costly(outcomes, leader, Method.BEST_OF_N, "self")
+        rivals[f"best-of-{equal.candidates}"] = equal
+        shown.add(equal.candidates)
+    return [
+        line(outcomes, contender, rivals)
+        for contender in contenders(list(Method), JUDGES)
+        if outcomes[contender]
+        and (contender.method not in WHOLE[1:] or contender.candidates in shown)
+    ]
+
+
+if __name__ == "__main__":
+    main()
