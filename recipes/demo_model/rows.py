@@ -73,9 +73,22 @@ MISTAKEN_WORDS = 0.15  # of the words that matter are replaced in them
 # The last phase asks more often for what the phases before it leave unlearned.
 CHOICE_SHARE = 0.5  # of its questions are multiple choice, and the world's own share of the rest
 RELATION_SHARE = 0.15  # are about left, right, above and below, and the world's own share
-LOOKUPS = 8  # a picture, in the parts that learn nothing but the options' letters
+LOOKUPS = 4  # a picture, in the parts that learn nothing but the options' letters
+# The two steps from an answer's words to its letter, with the (layer, head) that learns each:
+# from an option's last token to its letter, and from " option" to the last token of that option.
+# And from " so" before a yes or no to the word that says which relation is meant.
+LOOKS = {"letter": (1, 4), "option": (4, 2), "relation": (3, 0)}
 TURN = f"{HEADER}{{role}}{HEADER_END}\n\n{{content}}{EOT}"
 ANSWERING = f"{HEADER}assistant{HEADER_END}\n\n"
+
+
+@dataclass(frozen=True)
+class Look:
+    """Where a head is taught to look: from one token to another before it."""
+
+    kind: str  # a key of LOOKS
+    token: int
+    at: int
 
 
 @dataclass(frozen=True)
@@ -89,6 +102,7 @@ class Row:
     token_ids: list[int]
     classes: list[int]
     true: list[int]
+    looks: tuple[Look, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,6 +116,7 @@ class Batch:
     token_ids: np.ndarray  # (rows, length); empty where only pictures were wanted
     classes: np.ndarray  # (rows, length)
     true: np.ndarray  # (rows, length)
+    looks: dict[str, np.ndarray]  # by kind: (looks, 3) of row, token, and where it should look
 
 
 def prompt(question: str) -> str:
@@ -131,7 +146,8 @@ def answer_row(tokenizer: Tokenizer, question: Question) -> Row:
         learned = begin >= start
         word = text[begin:end].strip()
         classes.append(TOKEN_CLASSES.index(_class_of(stage, word) if learned else "unlearned"))
-    return Row(encoded.ids, classes, [IGNORE] * len(classes))
+    looks = _looks(question, text, encoded.offsets, [(question.answer, text.rfind(" option "))])
+    return Row(encoded.ids, classes, [IGNORE] * len(classes), looks)
 
 
 def judge_row(tokenizer: Tokenizer, asked: JudgeQuestion) -> Row:
@@ -162,9 +178,7 @@ def mistaken_row(tokenizer: Tokenizer, question: Question, rng: random.Random) -
     return Row(encoded.ids, [0] * len(true), true)
 
 
-def lookup_row(
-    tokenizer: Tokenizer, question: Question, mistaken: bool, rng: random.Random
-) -> Row:
+def lookup_row(tokenizer: Tokenizer, question: Question, mistaken: bool, rng: random.Random) -> Row:
     """Each of a question's options as if it were the answer, and its letter, in any order.
 
     An answer has one letter in some two hundred tokens, these rows have three in eighty. Of the
@@ -172,7 +186,7 @@ def lookup_row(
     are wrong.
     """
     text = prompt(question.text) + Stage.REASONING.opening
-    places, wrong = [], []
+    places, wrong, told_of = [], [], []
     letters = LETTERS[: len(question.choices)]
     meant = question.choices[letters.index(question.answer)]
     last_step = " ".join(re.split(r"(?<=\.) ", question.reasoning)[-2:])
@@ -184,6 +198,7 @@ def lookup_row(
         text += " " + ending_in(told, meant, question.choices[letters.index(letter)])
         place = (len(text) - len(f"{said}."), len(text) - len("."))
         places.append(place)
+        told_of.append((letter, text.rfind(" option ")))
         if said != letter:
             wrong.append(place)
     encoded = tokenizer.encode(text, add_special_tokens=False)
@@ -193,7 +208,34 @@ def lookup_row(
     classes = [learned if letter and not mistaken else 0 for letter in is_letter]
     true = _true(encoded.offsets, 0, len(text), wrong)
     true = [value if letter else IGNORE for value, letter in zip(true, is_letter, strict=True)]
-    return Row(encoded.ids, classes, true)
+    return Row(encoded.ids, classes, true, _looks(question, text, encoded.offsets, told_of))
+
+
+def _looks(
+    question: Question,
+    text: str,
+    offsets: list[tuple[int, int]],
+    told_of: list[tuple[str, int]],
+) -> tuple[Look, ...]:
+    """What the heads of LOOKS should do; `told_of` are letters meant and where " option " is."""
+
+    def token(character: int) -> int:
+        return next(i for i, (first, end) in enumerate(offsets) if first <= character < end)
+
+    start, ends, looks = text.index(question.text), {}, []
+    so, asked = text.rfind(", so "), question.query.asked
+    if question.query.form == "relation" and len(told_of) == 1:
+        word = asked.removeprefix("to the ").removesuffix(" of")
+        looks.append(Look("relation", token(so + 2), token(text.index(f" {word} ", start) + 1)))
+    for letter, option in zip(LETTERS, question.choices, strict=False):
+        line = f"\n{letter}. {option}"
+        place = text.index(line, start)
+        ends[letter] = token(place + len(line) - 1)
+        looks.append(Look("letter", ends[letter], token(place + 1)))
+    for letter, place in told_of:
+        if letter in ends:
+            looks.append(Look("option", token(place + 1), ends[letter]))
+    return tuple(looks)
 
 
 def _true(
@@ -375,4 +417,15 @@ def assemble(worlds: list[Scene], rows: list[Row], length_step: int = LENGTH_STE
         token_ids=token_ids,
         classes=classes,
         true=true,
+        looks={
+            kind: np.array(
+                [
+                    (index, look.token, look.at)
+                    for index, row in enumerate(rows)
+                    for look in row.looks
+                    if look.kind == kind
+                ]
+            ).reshape(-1, 3)
+            for kind in LOOKS
+        },
     )

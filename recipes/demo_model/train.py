@@ -36,6 +36,7 @@ from rows import (
     CELL_HEADS,
     IGNORE,
     JUDGE_WEIGHT,
+    LOOKS,
     TOKEN_CLASSES,
     Batch,
     prompt,
@@ -55,7 +56,7 @@ SEED = 0
 CELLS_WEIGHT = 0.5  # of the auxiliary loss beside the text's
 MISTAKES_WEIGHT = 0.5  # of the other auxiliary loss, which words of a text are wrong
 CELL_WEIGHTS = {"kind": 3.0}  # the last thing to be learned: it takes several patches' outlines
-WARMUP = {"pictures": 100, "joint": 100, "text": 30}  # steps
+WARMUP = {"pictures": 100, "joint": 100, "text": 15}  # steps
 SAVE_EVERY = 240.0  # seconds
 LOG_EVERY = 25  # steps
 
@@ -104,12 +105,15 @@ def text_losses(
     seen: Tensor,
     tile_mask: Tensor,
     batch: Batch,
+    teach_looks: bool,
 ) -> tuple[Tensor, dict[str, float]]:
     """The weighted mean cross-entropy of the learned tokens, and the mean by class of token."""
     token_ids, classes = torch.from_numpy(batch.token_ids), torch.from_numpy(batch.classes)
     shared = len(token_ids) // len(seen)
     mask = tile_mask.repeat_interleave(shared, dim=0)
-    hidden = hidden_states(model, token_ids, seen, mask)
+    attention = {heads: torch.zeros(()) for heads in LOOKS.values()} if teach_looks else None
+    hidden = hidden_states(model, token_ids, seen, mask, attention)
+    looks, shares = looks_loss(attention or {}, batch)
     mistakes, by_class = mistakes_loss(head, hidden, torch.from_numpy(batch.true))
     hidden = hidden[:, :-1]
     target, kinds = token_ids[:, 1:], classes[:, 1:]
@@ -125,7 +129,24 @@ def text_losses(
         for number, name in enumerate(TOKEN_CLASSES)
         if (kinds == number).any()
     }
-    return total + MISTAKES_WEIGHT * mistakes, by_class
+    return total + MISTAKES_WEIGHT * mistakes + looks, by_class | shares
+
+
+def looks_loss(
+    attention: dict[tuple[int, int], Tensor], batch: Batch
+) -> tuple[Tensor, dict[str, float]]:
+    """How far the heads of LOOKS are from looking where they should, and how much of them does.
+
+    Which head is to look where has to be found by chance otherwise, before anything is learned.
+    """
+    total, shares = torch.zeros(()), {}
+    for kind, heads in LOOKS.items():
+        if heads in attention and len(batch.looks[kind]):
+            row, token, at = torch.from_numpy(batch.looks[kind]).T
+            logs = attention[heads][row, token, at]
+            total = total - logs.mean()
+            shares[f"look {kind}"] = logs.detach().exp().mean().item()
+    return total, shares
 
 
 def mistakes_loss(
@@ -181,7 +202,10 @@ class Learner:
             loss, figures = cell_losses(self.heads, seen, batch)
             figures["cells"] = loss.item()
         if plan.phase != "pictures":
-            text, by_class = text_losses(self.model, self.heads["true"], seen, tile_mask, batch)
+            text, by_class = text_losses(
+                *(self.model, self.heads["true"], seen, tile_mask, batch),
+                teach_looks=plan.phase == "text",
+            )
             figures |= by_class
             figures["text"] = text.item()
             loss = text + CELLS_WEIGHT * loss
@@ -406,7 +430,7 @@ def main() -> None:
     parts, pictures, rows, judged, judge_from = {
         "pictures": (4, 8, 0, 0.0, 0),
         "joint": (4, 4, 3, 0.2, 300),
-        "text": (2, 4, 5, 0.4, 0),
+        "text": (2, 3, 5, 0.4, 0),
     }[arguments.phase]
     plan = Plan(
         phase=arguments.phase,
