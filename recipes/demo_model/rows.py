@@ -74,10 +74,12 @@ MISTAKEN_WORDS = 0.15  # of the words that matter are replaced in them
 CHOICE_SHARE = 0.5  # of its questions are multiple choice, and the world's own share of the rest
 RELATION_SHARE = 0.15  # are about left, right, above and below, and the world's own share
 LOOKUPS = 4  # a picture, in the parts that learn nothing but the options' letters
-# The two steps from an answer's words to its letter, with the (layer, head) that learns each:
-# from an option's last token to its letter, and from " option" to the last token of that option.
-# And from " so" before a yes or no to the word that says which relation is meant.
-LOOKS = {"letter": (1, 4), "option": (4, 2), "relation": (3, 0)}
+# Where heads are taught to look, with the (layer, head) that learns it. From an answer's words to
+# its letter it takes three: an option's last token looks at its letter, " option" looks at the
+# answer's last token, and one layer on at the last token of the option that says the same. And
+# " so", before a yes or no, looks at the word that says which relation is meant. The phases
+# before leave the self-attention of layers 3 and 4 without any use.
+LOOKS = {"letter": (3, 3), "word": (3, 1), "option": (4, 2), "relation": (3, 0)}
 TURN = f"{HEADER}{{role}}{HEADER_END}\n\n{{content}}{EOT}"
 ANSWERING = f"{HEADER}assistant{HEADER_END}\n\n"
 
@@ -235,6 +237,7 @@ def _looks(
     for letter, place in told_of:
         if letter in ends:
             looks.append(Look("option", token(place + 1), ends[letter]))
+            looks.append(Look("word", token(place + 1), token(text.rindex(".", 0, place) - 1)))
     return tuple(looks)
 
 
