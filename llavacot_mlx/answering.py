@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -91,11 +91,15 @@ class Answering:
     def __next__(self) -> Event:
         return next(self._events)
 
+    def close(self) -> None:
+        """Ends an answer that nobody waits for; does nothing to one that has ended."""
+        self._events.close()
+
     def so_far(self) -> Trace:
         """The record of an answer that was stopped: the stages of the best path so far."""
         return dataclasses.replace(self._trace(), interrupted=True)
 
-    def _run(self) -> Iterator[Event]:
+    def _run(self) -> Generator[Event, None, None]:
         asked, loaded, plan = self._asked, self._loaded, self._plan
         mx.reset_peak_memory()
         self._started = time.perf_counter()
