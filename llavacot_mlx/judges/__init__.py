@@ -24,7 +24,7 @@ class Judge(Protocol):
         """
 
 
-class JudgeFailed(Exception):
+class JudgeFailed(Exception):  # noqa: N818: its name says what happened
     """A judge could not do its work. Its text is one line for the person, who is told once."""
 
 

@@ -85,6 +85,8 @@ class PairwiseJudge:
 
     def _winners(self, pairs: Sequence[_Comparison]) -> Iterator[int | None]:
         """Which of each pair wins; None without a verdict."""
+        if not pairs:
+            return
         branches = [pair.branch for pair in pairs for _ in pair.orders]
         questions = [order for pair in pairs for order in pair.orders]
         logits = ask_each(self._model, self._memory, branches, questions, self._usage)

@@ -22,9 +22,7 @@ WHAT_IS_BETTER = {
     Stage.CONCLUSION: "The better conclusion answers the question, and says what the reasoning "
     "before it found.",
 }
-WHICH_ANSWERS_BETTER = (
-    "The better one answers the question rightly, with fewer mistakes on its way."
-)
+WHICH_ANSWERS_BETTER = "The better one answers the question rightly, with fewer mistakes."
 """For texts of several stages."""
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import mlx.core as mx
 from PIL import Image
 
 from llavacot_mlx.config import read_json

@@ -33,7 +33,7 @@ class YesOrNo:
         return cls(tuple(sorted(yes - both)), tuple(sorted(no - both)))
 
     def chances(self, logits: mx.array) -> list[float]:
-        """The probability of yes where only yes or no is said, of each row of (rows, vocabulary)."""
+        """The probability of yes against no, of each row of (rows, vocabulary)."""
         logits = logits.astype(mx.float32)
         yes, no = (mx.logsumexp(logits[:, mx.array(ids)], axis=-1) for ids in (self.yes, self.no))
         return mx.sigmoid(yes - no).tolist()  # type: ignore[return-value]
