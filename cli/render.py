@@ -41,6 +41,8 @@ from llavacot_mlx.events import (
     CandidateText,
     Event,
     FreeText,
+    Interrupted,
+    Noticed,
     Prepared,
     Retraced,
     StageEnded,
@@ -130,8 +132,7 @@ class LiveView:
         try:
             with contextlib.suppress(OSError):  # the terminal may be what is gone
                 self._finish_block(note=stopped, warn=True)
-                round, self._search.round = self._search.round, None
-                self._print_round(round, note=stopped, warn=True)
+                self._print_open_round(stopped)
                 self._draw()
         finally:
             with contextlib.suppress(OSError):
@@ -180,8 +181,16 @@ class LiveView:
                 self._print_round(self._search.chosen(event))
             case Retraced() if self._show is Show.ALL:
                 self._draw(above=self._lines(Text(step_back(event), style="yellow")))
-            case Retraced():
+            case Noticed(text) if self._show is Show.ALL:
+                self._draw(above=self._lines(Text(f"note: {text}", style="dim")))
+            case Retraced() | Noticed():
                 pass  # not asked for
+            case Interrupted(trace):
+                self._finish_block(note="interrupted", warn=True)
+                self._print_open_round("interrupted")
+                self._doing = ""
+                if self._searched:
+                    self._print_chosen(trace, "stopped; the best path so far:")
             case Answered(trace):
                 self._finish_block()
                 self._doing = ""
@@ -190,15 +199,24 @@ class LiveView:
     def _print_ending(self, trace: Trace) -> None:
         """What is known of an answer when it is there: of a search, what it chose."""
         if self._searched:
-            if self._show is Show.ALL:
-                self._draw(above=self._lines(Text("chosen:", style="dim")))
-            for told in retold(trace):
-                self._take(told)
-            self._finish_block()
-            self._doing = ""
+            self._print_chosen(trace, "chosen:")
         if self._show is Show.ALL:
             lines = [search_figures(trace)] if self._searched else []
             self._draw(above=self._lines(Text("\n".join([*lines, figures(trace)]), style="dim")))
+
+    def _print_chosen(self, trace: Trace, heading: str) -> None:
+        """Prints a path through a search, stage by stage."""
+        if self._show is Show.ALL:
+            self._draw(above=self._lines(Text(heading, style="dim")))
+        for told in retold(trace):
+            self._take(told)
+        self._finish_block()
+        self._doing = ""
+
+    def _print_open_round(self, note: str) -> None:
+        """Prints what there is of a round that was stopped."""
+        round, self._search.round = self._search.round, None
+        self._print_round(round, note=note, warn=True)
 
     def _print_round(self, round: Round | None, *, note: str = "", warn: bool = False) -> None:
         """Prints the candidates of a round for good."""

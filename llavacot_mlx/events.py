@@ -1,8 +1,9 @@
 """What an engine yields while it answers: frozen values that a view, a file or a server consume.
 
-Prepared comes first and Answered last. Between them, a method that follows one path tells its
-stages: StageStarted, StageText …, StageEnded, with FreeText for what belongs to no stage. A search
-tells its candidates instead, by their numbers: each one's CandidateStarted, CandidateText …,
+Prepared comes first and Answered, or Interrupted, last. Between them, a method that follows one
+path tells its stages: StageStarted, StageText …, StageEnded, with FreeText for what belongs to no
+stage. A search tells its candidates instead, by their numbers: each one's CandidateStarted,
+CandidateText …,
 CandidateEnded, its CandidateScored where a judge was asked, then CandidatesKept, and Retraced where
 the search goes back. Noticed may come anywhere.
 """
@@ -121,6 +122,13 @@ class Answered:
     trace: Trace
 
 
+@dataclass(frozen=True)
+class Interrupted:
+    """In place of Answered: the person stopped the answer, and this is what there is of it."""
+
+    trace: Trace
+
+
 SearchEvent = (
     CandidateStarted
     | CandidateText
@@ -130,4 +138,13 @@ SearchEvent = (
     | Retraced
     | Noticed
 )
-Event = Prepared | StageStarted | StageText | StageEnded | FreeText | SearchEvent | Answered
+Event = (
+    Prepared
+    | StageStarted
+    | StageText
+    | StageEnded
+    | FreeText
+    | SearchEvent
+    | Answered
+    | Interrupted
+)

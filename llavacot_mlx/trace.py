@@ -88,6 +88,8 @@ class Usage:
     decoded_tokens: int = 0
     judge_tokens: int = 0
     reused_tokens: int = 0
+    kv_bytes: int = 0
+    """The most that keys and values took at one time."""
 
 
 @dataclass
@@ -118,6 +120,10 @@ class Trace:
     token_ids: tuple[int, ...]
     """The generated ids, the end-of-turn token included where it came."""
     search: SearchRecord
+    max_tokens: int = 0
+    """The most that one path could have been long."""
+    interrupted: bool = False
+    """Whether it was stopped before its end; the stages are then the best path so far."""
     usage: Usage = field(default_factory=Usage)
     timings: Timings = field(default_factory=Timings)
     peak_memory_bytes: int = 0

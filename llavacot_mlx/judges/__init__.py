@@ -20,11 +20,11 @@ class Judge(Protocol):
     def scores(self, nodes: Sequence[Node]) -> list[float | None]:
         """One score a candidate, None where there is no verdict.
 
-        Raises JudgeFailed when it could not judge at all; the search then goes on without scores.
+        Raises JudgeError when it could not judge at all; the search then goes on without scores.
         """
 
 
-class JudgeFailed(Exception):  # noqa: N818: its name says what happened
+class JudgeError(Exception):
     """A judge could not do its work. Its text is one line for the person, who is told once."""
 
 

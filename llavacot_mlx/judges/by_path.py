@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llavacot_mlx.config import read_json
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.judges import JudgeFailed, OutsideJudge
+from llavacot_mlx.judges import JudgeError, OutsideJudge
 
 
 def load_judge(folder: Path) -> OutsideJudge:
@@ -25,5 +25,5 @@ def load_judge(folder: Path) -> OutsideJudge:
         from llavacot_mlx.judges.vlm import VlmJudge
 
         return VlmJudge.load(folder)
-    except JudgeFailed as failure:
+    except JudgeError as failure:
         raise UserError(f"{folder}: {failure}") from None

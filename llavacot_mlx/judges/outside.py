@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.hub import Download, find, is_id
-from llavacot_mlx.judges import Candidate, JudgeFailed, OutsideJudge
+from llavacot_mlx.judges import Candidate, JudgeError, OutsideJudge
 from llavacot_mlx.plans import OWN_JUDGES
 
 if TYPE_CHECKING:
@@ -37,29 +37,29 @@ class AskOutside:
         self._picture, self._question = picture, question
 
     def scores(self, nodes: Sequence[Node]) -> list[float | None]:
-        """What the judge says, whatever goes wrong in it told as JudgeFailed."""
+        """What the judge says, whatever goes wrong in it told as JudgeError."""
         candidates = [Candidate(node.stage, node.stage_text, node.answer) for node in nodes]
         try:
             with redirect_stdout(sys.stderr):  # stdout is the answer's
                 scores = self._judge.scores(self._picture, self._question, candidates)
-        except JudgeFailed as failure:
-            raise JudgeFailed(f"judge {self._name}: {failure}") from failure
+        except JudgeError as failure:
+            raise JudgeError(f"judge {self._name}: {failure}") from failure
         except Exception as error:
-            raise JudgeFailed(f"judge {self._name} failed: {_in_a_line(error)}") from error
+            raise JudgeError(f"judge {self._name} failed: {_in_a_line(error)}") from error
         try:
             return _checked(scores, len(nodes))
-        except JudgeFailed as failure:
-            raise JudgeFailed(f"judge {self._name} {failure}") from None
+        except JudgeError as failure:
+            raise JudgeError(f"judge {self._name} {failure}") from None
 
 
 def _checked(scores: object, count: int) -> list[float | None]:
     if scores is None:
-        raise JudgeFailed("returned nothing")
+        raise JudgeError("returned nothing")
     if isinstance(scores, (str, bytes, Mapping)) or not hasattr(scores, "__iter__"):
-        raise JudgeFailed(f"returned a {type(scores).__name__} in place of a list of scores")
+        raise JudgeError(f"returned a {type(scores).__name__} in place of a list of scores")
     given = list(scores)
     if len(given) != count:
-        raise JudgeFailed(f"returned {len(given)} scores for {count} candidates")
+        raise JudgeError(f"returned {len(given)} scores for {count} candidates")
     return [None if score is None else _number(score) for score in given]
 
 
@@ -70,7 +70,7 @@ def _number(score: object) -> float:
             return float(score)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         pass
-    raise JudgeFailed(f"returned {score!r:.40} in place of a number") from None
+    raise JudgeError(f"returned {score!r:.40} in place of a number") from None
 
 
 def check_name(name: str) -> None:

@@ -81,7 +81,7 @@ class PairwiseJudge:
             self._tokenizer.next_turn(f"{before}{first}{between}{second}{after}")
             for first, second in (texts, reversed(texts))
         )
-        return _Comparison((one, other), common.ready.branch, (straight, swapped))
+        return _Comparison((one, other), common.branch, (straight, swapped))
 
     def _winners(self, pairs: Sequence[_Comparison]) -> Iterator[int | None]:
         """Which of each pair wins; None without a verdict."""

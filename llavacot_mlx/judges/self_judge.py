@@ -33,7 +33,7 @@ class SelfJudge:
             asked = [node for node in nodes if node.stage is stage]
             if asked:
                 question = self._tokenizer.next_turn(IS_IT_RIGHT[stage])
-                branches = [node.ready.branch for node in asked]
+                branches = [node.branch for node in asked]
                 logits = ask(self._model, self._memory, branches, question, self._usage)
                 chances = mx.softmax(logits[:, self._verdicts].astype(mx.float32), axis=-1)
                 for row, node in enumerate(asked):

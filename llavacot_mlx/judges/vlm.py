@@ -14,7 +14,7 @@ from PIL import Image
 from llavacot_mlx.config import read_json
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.hub import FILES
-from llavacot_mlx.judges import Candidate, JudgeFailed
+from llavacot_mlx.judges import Candidate, JudgeError
 from llavacot_mlx.judges.questions import is_it_right
 from llavacot_mlx.judges.yes_or_no import YesOrNo
 
@@ -64,14 +64,14 @@ class VlmJudge:
         self, picture: Image.Image | None, question: str, candidates: Sequence[Candidate]
     ) -> list[float | None]:
         if picture is not None and getattr(self._processor, "image_processor", None) is None:
-            raise JudgeFailed("it is a model that sees no pictures")
+            raise JudgeError("it is a model that sees no pictures")
         return [
             self._chance(picture, is_it_right(question, candidate.stage, candidate.judged_text))
             for candidate in candidates
         ]
 
     def _chance(self, picture: Image.Image | None, text: str) -> float:
-        from mlx_vlm import apply_chat_template, stream_generate
+        from mlx_vlm import apply_chat_template, prepare_inputs, stream_generate
 
         pictures = [] if picture is None else [picture.convert("RGB")]
         prompt = apply_chat_template(
@@ -81,6 +81,16 @@ class VlmJudge:
             num_images=len(pictures),
             enable_thinking=False,
         )
+        begin = getattr(self._tokenizer, "bos_token", None)
+        inputs = prepare_inputs(
+            self._processor,
+            images=pictures,
+            prompts=prompt,
+            image_token_index=getattr(self._model.config, "image_token_index", None),
+            # mlx-vlm would put a second one before the template's own
+            add_special_tokens=begin is None or not prompt.startswith(begin),
+        )
+        inputs["mask"] = inputs.pop("attention_mask", None)
         answer = stream_generate(
             self._model,
             self._processor,
@@ -89,11 +99,12 @@ class VlmJudge:
             max_tokens=1,
             temperature=0.0,
             vision_cache=self._features,
+            **inputs,
         )
         with closing(answer):
             logprobs = next(answer).logprobs
         if logprobs is None:
-            raise JudgeFailed("it does not tell how likely its words are")
+            raise JudgeError("it does not tell how likely its words are")
         return self._words.chances(logprobs.reshape(1, -1))[0]
 
 
@@ -132,7 +143,9 @@ def _marks(processor: Any, tokenizer: Any) -> tuple[str, ...]:
         for owner in (processor, tokenizer)
         for kind in ("image", "video", "audio")
     }
-    texts = {*added, *tokenizer.all_special_tokens, *filter(None, map(str, named)), "<image>"}
+    known = {str(token) for token in named if token is not None}
+    # Some of mlx-vlm's processors write the last two for a picture, whatever the tokenizer says.
+    texts = {*added, *known, *tokenizer.all_special_tokens, "<image>", "<|placeholder|>"}
     # Runs of spaces, which some tokenizers add, are text, and a single character cannot be parted.
     return tuple(sorted(text for text in texts if len(text.strip()) > 1))
 

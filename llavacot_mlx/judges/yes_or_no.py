@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from llavacot_mlx.judges import JudgeFailed
+from llavacot_mlx.judges import JudgeError
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class YesOrNo:
         )
         both = yes & no
         if yes <= both or no <= both:
-            raise JudgeFailed("its tokenizer begins yes and no with the same token")
+            raise JudgeError("its tokenizer begins yes and no with the same token")
         return cls(tuple(sorted(yes - both)), tuple(sorted(no - both)))
 
     def chances(self, logits: mx.array) -> list[float]:
