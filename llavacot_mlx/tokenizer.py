@@ -107,7 +107,8 @@ class Tokenizer:
     def next_turn(self, text: str) -> list[int]:
         """Ids that end the assistant's turn, put a user's turn after it, and open the next."""
         end = self._special("<|eot_id|>")
-        return [end, *self._header("user"), *self.encode(text), end, *self._header("assistant")]
+        asked = [*self._header("user"), *self.encode("\n\n" + text), end]
+        return [end, *asked, *self._header("assistant"), *self.encode("\n\n")]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, special tokens left out."""
