@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llavacot_mlx.cli.byte_count import byte_count
 from llavacot_mlx.cli.exits import ending_well
-from llavacot_mlx.cli.model import Model, model_named
+from llavacot_mlx.cli.model import Model, fetched, model_named
 from llavacot_mlx.cli.plain import PlainView
 from llavacot_mlx.cli.printable import printable
 from llavacot_mlx.cli.view import NoView, Show, View
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.events import Answered
-from llavacot_mlx.plans import JudgeName, Method, Plan, Unit, plan_of
+from llavacot_mlx.events import Answered, Interrupted
+from llavacot_mlx.judges.outside import check_name, is_model
+from llavacot_mlx.kv_meter import BITS, KVLimits
+from llavacot_mlx.plan_file import read_plan
+from llavacot_mlx.plans import Method, Plan, Settings, Unit, plan_of
 from llavacot_mlx.trace import Trace
 
 if TYPE_CHECKING:
@@ -65,23 +69,50 @@ def ask(
         Method | None,
         typer.Option(
             help="greedy: always the likeliest token. sample: draw. best-of-n: the answer that the "
-            "judge likes best. majority: the conclusion that most answers reach. stage-beam: the "
-            "best of each stage. swires: several captions and reasonings, and back to the captions "
-            "when none is good enough. All but greedy draw at temperature 0.6 and top-p 0.9 unless "
-            "you say otherwise. [default: greedy]"
+            "judge likes best. majority: the conclusion that most answers reach. sentence-beam, "
+            "stage-beam: the best of each sentence or stage. swires: several captions and "
+            "reasonings, and back to the captions when none is good enough; swires-code: with the "
+            "numbers of its authors' program. All but greedy draw at temperature 0.6 and top-p 0.9 "
+            "unless you say otherwise. [default: greedy]"
         ),
     ] = None,
     candidates: Annotated[
         int | None,
+        typer.Option(metavar="N", help="How many a search chooses from. [default: 4; beams: 2]"),
+    ] = None,
+    keep: Annotated[
+        int | None,
         typer.Option(
-            metavar="N", help="How many a search chooses from. [default: 4; stage-beam: 2]"
+            metavar="N", help="How many of them go on to the next stage. [default: 1; swires: half]"
         ),
     ] = None,
     judge: Annotated[
-        JudgeName | None,
+        str | None,
         typer.Option(
-            help="self: the model is asked whether what it wrote is right. logprob: how likely it "
-            "found its own words. majority: how many answers conclude the same. [default: self]"
+            metavar="NAME|PATH",
+            help="self: the model is asked whether what it wrote is right. pairwise: which of two "
+            "is better. logprob: how likely it found its own words. majority: how many answers "
+            "conclude the same. Or an installed judge, or a model that mlx-vlm opens. "
+            "[default: self; stage-beam: pairwise]",
+        ),
+    ] = None,
+    max_retraces: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="How often swires goes back at most. [default: 3; swires-code: 4]"
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SCORE",
+            help="What swires takes for good enough. [default: the judge's calibrated cut-off]",
+        ),
+    ] = None,
+    plan_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan", metavar="FILE", help="YAML that sets every stage of the search by itself."
         ),
     ] = None,
     temperature: Annotated[
@@ -95,6 +126,19 @@ def ask(
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.")] = 2048,
     seed: Annotated[int, typer.Option(help="The same seed draws the same answer.")] = 0,
+    kv_bits: Annotated[
+        int | None,
+        typer.Option(
+            metavar="8|4",
+            help="Keep the picture's keys and values, and those of long texts, in so few bits.",
+        ),
+    ] = None,
+    kv_budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Stop before keys and values take more memory, such as 2GB."
+        ),
+    ] = None,
     show: Annotated[
         Show | None,
         typer.Option(
@@ -116,26 +160,32 @@ def ask(
     ] = False,
 ) -> None:
     with ending_well(debug=debug):
-        plan = _plan(search, candidates, judge, temperature, top_p)
+        given = Settings(
+            search, candidates, keep, judge, temperature, top_p, max_retraces, threshold
+        )
+        plan = _plan(given) if plan_file is None else _read_plan(plan_file, given)
+        for name in plan.judges:
+            check_name(name)
+        limits = _limits(kv_bits, kv_budget)
         _check_rest(max_tokens, show, as_json=as_json, answer_only=answer_only)
         if image == question == "-":
             raise UserError("IMAGE and QUESTION are both -; stdin can only be one of them")
         asked = _Asked(
             question=_question(question),
             image=_picture(image),
-            search=plan.method,
-            candidates=candidates,
-            judge=judge,
-            temperature=temperature,
-            top_p=top_p,
+            plan=plan,
             max_tokens=max_tokens,
             seed=seed,
+            limits=limits,
         )
         chosen = model_named(model)
+        for name in filter(is_model, plan.judges):
+            fetched(name)
         if as_json or answer_only:
-            trace = _answer(asked, chosen, _quiet_view())
+            view = _quiet_view()
         else:
-            trace = _answer(asked, chosen, _view(show or Show.ALL, plan.steps[0].unit, plain=plain))
+            view = _view(show or Show.ALL, plan.steps[0].unit, plain=plain)
+        trace = _answer(asked, chosen, view)
         trace = dataclasses.replace(trace, image=image, model=chosen.name)
         if as_json:
             _print_json(trace)
@@ -151,13 +201,10 @@ class _Asked:
 
     question: str
     image: Image.Image
-    search: Method
-    candidates: int | None
-    judge: JudgeName | None
-    temperature: float | None
-    top_p: float | None
+    plan: Plan
     max_tokens: int
     seed: int
+    limits: KVLimits
 
 
 def _answer(asked: _Asked, model: Model, view: View) -> Trace:
@@ -168,49 +215,69 @@ def _answer(asked: _Asked, model: Model, view: View) -> Trace:
 
         assistant = Assistant.load(model.folder)
         view.waiting("looking at the picture")
-        for event in assistant.stream(
+        answering = assistant.stream(
             asked.image,
             asked.question,
-            search=asked.search,
-            candidates=asked.candidates,
-            judge=asked.judge,
-            temperature=asked.temperature,
-            top_p=asked.top_p,
+            search=asked.plan,
             max_tokens=asked.max_tokens,
             seed=asked.seed,
-        ):
-            view.show(event)
+            limits=asked.limits,
+        )
+        try:
+            for event in answering:
+                view.show(event)
+        except (KeyboardInterrupt, UserError):
+            trace = answering.so_far()
+            if trace.token_ids:
+                view.show(Interrupted(trace))
+            raise
     assert isinstance(event, Answered)
     return event.trace
 
 
-def _plan(
-    search: Method | None,
-    candidates: int | None,
-    judge: JudgeName | None,
-    temperature: float | None,
-    top_p: float | None,
-) -> Plan:
+def _plan(given: Settings) -> Plan:
     """What the flags mean together, as the engine will take them; a contradiction is an error."""
+    temperature, top_p = given.temperature, given.top_p
     if temperature is not None and not (math.isfinite(temperature) and temperature >= 0):
         raise UserError(f"--temperature {temperature:g}: must be 0 or more, such as 0.6")
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(f"--top-p {top_p:g}: must be more than 0 and at most 1, such as 0.9")
-    if search is Method.SAMPLE and temperature == 0:
+    if given.search == Method.SAMPLE and temperature == 0:
         raise UserError("--search sample with --temperature 0: drop one; 0 is greedy")
-    if search is Method.GREEDY and temperature:
+    if given.search == Method.GREEDY and temperature:
         raise UserError(
             f"--search greedy with --temperature {temperature:g}: greedy never draws; "
             "drop one, or --search sample"
         )
-    if search in (None, Method.GREEDY) and not temperature and top_p is not None:
+    if given.search in (None, Method.GREEDY) and not temperature and top_p is not None:
         raise UserError(f"--top-p {top_p:g}: greedy never draws; add --search sample")
     try:
-        return plan_of(search, candidates, judge, temperature, top_p)
+        return plan_of(given)
     except UserError as error:
-        flags = {"--search": search, "--candidates": candidates, "--judge": judge}
-        given = " ".join(f"{flag} {value}" for flag, value in flags.items() if value is not None)
-        raise UserError(f"{given}: {error}") from None
+        raise UserError(f"{_typed(given)}: {error}") from None
+
+
+def _read_plan(file: Path, given: Settings) -> Plan:
+    if typed := _typed(given):
+        raise UserError(f"--plan {file} with {typed}: drop one; the plan says all of that")
+    return read_plan(file)
+
+
+def _typed(given: Settings) -> str:
+    """The flags that the settings came from, as they were typed."""
+    flags = {f"--{name.replace('_', '-')}": value for name, value in vars(given).items()}
+    return " ".join(f"{flag} {value}" for flag, value in flags.items() if value is not None)
+
+
+def _limits(kv_bits: int | None, kv_budget: str | None) -> KVLimits:
+    if kv_bits not in (None, *BITS):
+        raise UserError(f"--kv-bits {kv_bits}: must be {' or '.join(map(str, BITS))}")
+    if kv_budget is None:
+        return KVLimits(kv_bits)
+    try:
+        return KVLimits(kv_bits, byte_count(kv_budget))
+    except UserError as error:
+        raise UserError(f"--kv-budget: {error}") from None
 
 
 def _check_rest(max_tokens: int, show: Show | None, *, as_json: bool, answer_only: bool) -> None:

@@ -124,6 +124,8 @@ class Round:
         """Such as `Caption · 4 candidates · round 2`; of whole answers, one sees conclusions."""
         count = len(self.candidates)
         parts = [self._noun.capitalize(), f"{count} candidate{'s' if count != 1 else ''}"]
+        if self.unit is Unit.SENTENCE and self.stage is not None:
+            parts.insert(0, self.stage.value.capitalize())
         if self.unit is Unit.ANSWER:
             parts.append("their conclusions")
         if self.number > 1:
@@ -188,8 +190,8 @@ class Round:
 
     @property
     def _noun(self) -> str:
-        if self.unit is Unit.ANSWER:
-            return "answer"
+        if self.unit is not Unit.STAGE:
+            return self.unit.value
         return self.stage.value if self.stage else "text"
 
 
@@ -240,8 +242,8 @@ class SearchSoFar:
 
 def plural(stage: Stage | None, unit: Unit = Unit.STAGE) -> str:
     """What several candidates are called."""
-    if unit is Unit.ANSWER:
-        return "answers"
+    if unit is not Unit.STAGE:
+        return f"{unit.value}s"
     return _PLURALS[stage] if stage else "texts"
 
 

@@ -18,6 +18,8 @@ from llavacot_mlx.events import (
     CandidateText,
     Event,
     FreeText,
+    Interrupted,
+    Noticed,
     Prepared,
     Retraced,
     StageEnded,
@@ -57,8 +59,7 @@ class PlainView:
     ) -> None:
         if not isinstance(error, BrokenPipeError):
             self._end_line()
-            if self._search.round is not None:
-                self._write_round(self._search.round)
+            self._write_open_round()
 
     def waiting(self, doing: str) -> None:
         """Nothing to write: a plain text has no progress in it."""
@@ -93,6 +94,18 @@ class PlainView:
             case Retraced() if self._show is Show.ALL:
                 self._begin_block()
                 self._write(f"{step_back(event)}\n")
+            case Noticed(text) if self._show is Show.ALL:
+                self._begin_block()
+                self._write(f"note: {text}\n")
+            case Interrupted(trace):
+                self._end_line()
+                if self._searched:
+                    self._write_open_round()
+                    if self._show is Show.ALL:
+                        self._begin_block()
+                        self._write("stopped; the best path so far:\n")
+                    for told in retold(trace):
+                        self.show(told)
             case Answered(trace):
                 if self._searched:
                     for told in retold(trace):
@@ -102,11 +115,25 @@ class PlainView:
                     if self._searched:
                         self._write(f"{search_figures(trace)}\n")
                     self._write(f"{figures(trace)}\n")
-            case Prepared() | StageStarted() | StageText() | StageEnded() | FreeText() | Retraced():
+            case (
+                Prepared()
+                | StageStarted()
+                | StageText()
+                | StageEnded()
+                | FreeText()
+                | Retraced()
+                | Noticed()
+            ):
                 pass  # not asked for
 
+    def _write_open_round(self) -> None:
+        """Of a round that was interrupted, what there is."""
+        round, self._search.round = self._search.round, None
+        if round is not None:
+            self._write_round(round)
+
     def _write_round(self, round: Round) -> None:
-        """The candidates; of a round that was interrupted, what there is."""
+        """The candidates of a round, a line each."""
         if self._show is not Show.ALL:
             return
         self._begin_block()

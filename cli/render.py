@@ -18,8 +18,10 @@ from rich.panel import Panel
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
@@ -41,6 +43,8 @@ from llavacot_mlx.events import (
     CandidateText,
     Event,
     FreeText,
+    Interrupted,
+    Noticed,
     Prepared,
     Retraced,
     StageEnded,
@@ -130,8 +134,7 @@ class LiveView:
         try:
             with contextlib.suppress(OSError):  # the terminal may be what is gone
                 self._finish_block(note=stopped, warn=True)
-                round, self._search.round = self._search.round, None
-                self._print_round(round, note=stopped, warn=True)
+                self._print_open_round(stopped)
                 self._draw()
         finally:
             with contextlib.suppress(OSError):
@@ -180,8 +183,16 @@ class LiveView:
                 self._print_round(self._search.chosen(event))
             case Retraced() if self._show is Show.ALL:
                 self._draw(above=self._lines(Text(step_back(event), style="yellow")))
-            case Retraced():
+            case Noticed(text) if self._show is Show.ALL:
+                self._draw(above=self._lines(Text(f"note: {text}", style="dim")))
+            case Retraced() | Noticed():
                 pass  # not asked for
+            case Interrupted(trace):
+                self._finish_block(note="interrupted", warn=True)
+                self._print_open_round("interrupted")
+                self._doing = ""
+                if self._searched:
+                    self._print_chosen(trace, "stopped; the best path so far:")
             case Answered(trace):
                 self._finish_block()
                 self._doing = ""
@@ -190,15 +201,24 @@ class LiveView:
     def _print_ending(self, trace: Trace) -> None:
         """What is known of an answer when it is there: of a search, what it chose."""
         if self._searched:
-            if self._show is Show.ALL:
-                self._draw(above=self._lines(Text("chosen:", style="dim")))
-            for told in retold(trace):
-                self._take(told)
-            self._finish_block()
-            self._doing = ""
+            self._print_chosen(trace, "chosen:")
         if self._show is Show.ALL:
             lines = [search_figures(trace)] if self._searched else []
             self._draw(above=self._lines(Text("\n".join([*lines, figures(trace)]), style="dim")))
+
+    def _print_chosen(self, trace: Trace, heading: str) -> None:
+        """Prints a path through a search, stage by stage."""
+        if self._show is Show.ALL:
+            self._draw(above=self._lines(Text(heading, style="dim")))
+        for told in retold(trace):
+            self._take(told)
+        self._finish_block()
+        self._doing = ""
+
+    def _print_open_round(self, note: str) -> None:
+        """Prints what there is of a round that was stopped."""
+        round, self._search.round = self._search.round, None
+        self._print_round(round, note=note, warn=True)
 
     def _print_round(self, round: Round | None, *, note: str = "", warn: bool = False) -> None:
         """Prints the candidates of a round for good."""
@@ -476,11 +496,7 @@ class BytesBar:
         self._task = self._progress.add_task(doing, total=None)
 
     def __enter__(self) -> Self:
-        try:
-            self._progress.start()  # hides the cursor, and draws: Ctrl-C may come in between
-        except BaseException:
-            self._progress.stop()
-            raise
+        _begin(self._progress)
         return self
 
     def __exit__(
@@ -494,3 +510,45 @@ class BytesBar:
     def at(self, done: int, total: int) -> None:
         """Moves the bar to `done` of `total` bytes."""
         self._progress.update(self._task, completed=done, total=total)
+
+
+class CountBar:
+    """A progress bar of things done, with rate and time left, on stderr; nothing elsewhere."""
+
+    def __init__(self, doing: str, total: int) -> None:
+        console = Console(stderr=True, highlight=False)
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal or console.is_dumb_terminal,
+        )
+        self._task = self._progress.add_task(doing, total=total)
+
+    def __enter__(self) -> Self:
+        _begin(self._progress)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self) -> None:
+        """One more is done."""
+        self._progress.advance(self._task)
+
+
+def _begin(progress: Progress) -> None:
+    try:
+        progress.start()  # hides the cursor, and draws: Ctrl-C may come in between
+    except BaseException:
+        progress.stop()
+        raise

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from .cache import Segment, written
+from .cache import Segment, capacity_for, written
+from .kv_meter import KVMeter
+from .model.quantized_kv import KV, scores, unpacked, weighted
 
 _STEP = 64
 """Columns by which a batch's own buffers grow."""
@@ -28,6 +30,10 @@ class Branch:
     def length(self) -> int:
         return sum(segment.length for segment in self.segments)
 
+    def in_bits(self, bits: int | None) -> Branch:
+        """With the last segment's K/V in so many bits where it is long; as it is for None."""
+        return Branch((*self.segments[:-1], self.segments[-1].in_bits(bits)))
+
     def followed_by(self, segment: Segment) -> Branch:
         return Branch((*self.segments, segment))
 
@@ -40,7 +46,8 @@ class BranchBatch:
     before a row's first own token are masked.
     """
 
-    def __init__(self, branches: Sequence[Branch]) -> None:
+    def __init__(self, branches: Sequence[Branch], meter: KVMeter | None = None) -> None:
+        """A meter, where there is one, is told before the rows' own buffers are made or grow."""
         shared = _shared_segments(branches)
         self._shared = branches[0].segments[:shared]
         own = [branch.segments[shared:] for branch in branches]
@@ -50,6 +57,12 @@ class BranchBatch:
         self._positions = mx.array([branch.length for branch in branches])
         self._seen = mx.array(0)  # the mask of this pass, the same for every layer
         layers = range(len(self._shared[0].keys))
+        self._meter = meter
+        self._taken_along = 0  # bytes that rows which left took along
+        # What a column of one row takes in all layers.
+        one = self._shared[0].keys[0]
+        self._column_bytes = 2 * len(layers) * one.shape[1] * one.shape[3] * one.dtype.size
+        self._meet(self._columns)
         self._keys = [
             self._buffer([[segment.keys[n] for segment in row] for row in own], n) for n in layers
         ]
@@ -74,6 +87,7 @@ class BranchBatch:
         end = self._columns + new
         if layer == 0:
             self._seen = self._mask(new, end)
+            self._meet(capacity_for(end, _STEP))
         self._keys[layer] = written(self._keys[layer], keys, self._columns, _STEP)
         self._values[layer] = written(self._values[layer], values, self._columns, _STEP)
         own_keys = self._keys[layer][:, :, :end]
@@ -81,8 +95,8 @@ class BranchBatch:
 
         grouped = (queries * head_dim**-0.5).reshape(rows, kv_heads, group, head_dim)
         folded = grouped.swapaxes(0, 1).reshape(1, kv_heads, rows * group, head_dim)
-        scores = [
-            (folded @ segment.keys[layer].swapaxes(-1, -2))
+        seen_scores = [
+            scores(folded, segment.keys[layer])
             .reshape(kv_heads, rows, group, segment.length)
             .swapaxes(0, 1)
             for segment in self._shared
@@ -90,16 +104,16 @@ class BranchBatch:
         own_scores = (grouped @ own_keys.swapaxes(-1, -2)).reshape(
             rows, kv_heads, -1, new, end
         ) + self._seen
-        scores.append(own_scores.reshape(rows, kv_heads, group, end))
-        weights = mx.softmax(mx.concatenate(scores, axis=-1), axis=-1, precise=True)
+        seen_scores.append(own_scores.reshape(rows, kv_heads, group, end))
+        weights = mx.softmax(mx.concatenate(seen_scores, axis=-1), axis=-1, precise=True)
 
         ends = list(itertools.accumulate(segment.length for segment in self._shared))
         *shared_weights, own_weights = mx.split(weights, ends, axis=-1)
         result = own_weights @ own_values
         for segment, part in zip(self._shared, shared_weights, strict=True):
-            seen = (
-                part.swapaxes(0, 1).reshape(1, kv_heads, rows * group, segment.length)
-                @ segment.values[layer]
+            seen = weighted(
+                part.swapaxes(0, 1).reshape(1, kv_heads, rows * group, segment.length),
+                segment.values[layer],
             )
             result = result + seen.reshape(kv_heads, rows, group, head_dim).swapaxes(0, 1)
         return result.reshape(rows, heads, new, head_dim)
@@ -111,6 +125,7 @@ class BranchBatch:
     def segment(self, row: int, tokens: int) -> Segment:
         """K/V of a row's last `tokens` tokens, copied out of the batch."""
         start, end = self._columns - tokens, self._columns
+        self._taken_along += tokens * self._column_bytes
         keys, values = (
             tuple(mx.contiguous(buffer[row : row + 1, :, start:end]) for buffer in buffers)
             for buffers in (self._keys, self._values)
@@ -134,7 +149,13 @@ class BranchBatch:
         dtype = self._shared[0].keys[0].dtype
         return mx.where(allowed, mx.array(0, dtype), mx.array(-mx.inf, dtype))
 
-    def _buffer(self, rows: list[list[mx.array]], layer: int) -> mx.array:
+    def _meet(self, capacity: int) -> None:
+        """Tells the meter that the rows' buffers will have so many columns."""
+        if self._meter is not None:
+            rows = self._positions.shape[0]
+            self._meter.hold("rows", rows * capacity * self._column_bytes + self._taken_along)
+
+    def _buffer(self, rows: list[list[KV]], layer: int) -> mx.array:
         """The own parts of all rows, right-aligned: (rows, kv heads, columns, head_dim)."""
         like = self._shared[0].keys[layer]
         _, heads, _, head_dim = like.shape
@@ -142,7 +163,7 @@ class BranchBatch:
         for parts in rows:
             missing = self._columns - sum(part.shape[2] for part in parts)
             blank = mx.zeros((1, heads, missing, head_dim), dtype=like.dtype)
-            padded.append(mx.concatenate([blank, *parts], axis=2))
+            padded.append(mx.concatenate([blank, *map(unpacked, parts)], axis=2))
         return mx.concatenate(padded, axis=0)
 
 

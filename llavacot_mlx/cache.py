@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import mlx.core as mx
 
 from .model.attention import attend
+from .model.quantized_kv import KV, QuantizedKV, arrays_of, tokens_of
+
+if TYPE_CHECKING:
+    from .kv_meter import KVMeter
 
 _STEP = 256
+_LONG = 64
+"""Tokens from which on a prefix is worth quantising; a shorter one weighs little."""
 
 
 class SelfAttentionCache(Protocol):
@@ -34,18 +40,34 @@ class Segment:
     paths may share a segment.
     """
 
-    keys: tuple[mx.array, ...]
-    values: tuple[mx.array, ...]
+    keys: tuple[KV, ...]
+    values: tuple[KV, ...]
     length: int
+
+    @property
+    def nbytes(self) -> int:
+        return sum(kv.nbytes for kv in (*self.keys, *self.values))
+
+    @property
+    def quantized(self) -> bool:
+        return isinstance(self.keys[0], QuantizedKV)
+
+    def in_bits(self, bits: int | None) -> Segment:
+        """With K/V in so many bits where it is a long one; as it is for None."""
+        if bits is None or self.length < _LONG:
+            return self
+        return Segment(_in_bits(self.keys, bits), _in_bits(self.values, bits), self.length)
 
 
 class TextCache:
     """K/V of the text in the self-attention layers of one conversation.
 
-    Buffers grow by whole steps, so that most tokens are written in place.
+    Buffers grow by whole steps, so that most tokens are written in place. A meter, where there is
+    one, is told before they do.
     """
 
-    def __init__(self, num_layers: int) -> None:
+    def __init__(self, num_layers: int, meter: KVMeter | None = None) -> None:
+        self._meter = meter
         self.length = 0
         """Tokens whose K/V are kept; the position of the next one."""
         self._keys: list[mx.array | None] = [None] * num_layers
@@ -79,6 +101,9 @@ class TextCache:
         tokens. `advance` must follow once every layer was extended.
         """
         end = self.length + keys.shape[2]
+        if layer == 0 and self._meter is not None:
+            capacity = capacity_for(end, _STEP)
+            self._meter.hold("prefixes", 2 * len(self._keys) * keys[..., :1, :].nbytes * capacity)
         all_keys = written(self._keys[layer], keys, self.length, _STEP)
         all_values = written(self._values[layer], values, self.length, _STEP)
         self._keys[layer], self._values[layer] = all_keys, all_values
@@ -92,6 +117,11 @@ class TextCache:
         return [array for array in (*self._keys, *self._values) if array is not None]
 
 
+def capacity_for(columns: int, step: int) -> int:
+    """How many columns a buffer for `columns` has: whole steps."""
+    return -(-columns // step) * step
+
+
 def written(buffer: mx.array | None, new: mx.array, start: int, step: int) -> mx.array:
     """A buffer (rows, heads, capacity, head_dim) with `new` tokens from column `start` on.
 
@@ -100,7 +130,7 @@ def written(buffer: mx.array | None, new: mx.array, start: int, step: int) -> mx
     end = start + new.shape[2]
     if buffer is None or end > buffer.shape[2]:
         batch, heads, _, head_dim = new.shape
-        capacity = -(-end // step) * step
+        capacity = capacity_for(end, step)
         grown = mx.zeros((batch, heads, capacity, head_dim), dtype=new.dtype)
         if buffer is not None:
             grown[..., :start, :] = buffer[..., :start, :]
@@ -117,11 +147,24 @@ class VisionMemory:
     masked, so leaving them out is exact.
     """
 
-    keys: tuple[mx.array, ...]
+    keys: tuple[KV, ...]
     """One a cross-attention layer: (1, kv heads, tokens of all images, head_dim), `k_norm` done."""
-    values: tuple[mx.array, ...]
+    values: tuple[KV, ...]
     image_lengths: tuple[int, ...]
     """Tokens of each image, in the order of the prompt."""
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """Everything that is in memory, to be evaluated together."""
+        return [array for kv in (*self.keys, *self.values) for array in arrays_of(kv)]
+
+    def in_bits(self, bits: int | None) -> VisionMemory:
+        """With K/V in so many bits; as it is for None."""
+        if bits is None:
+            return self
+        return VisionMemory(
+            _in_bits(self.keys, bits), _in_bits(self.values, bits), self.image_lengths
+        )
 
     def of_images(self, start: int, stop: int) -> VisionMemory:
         """The part that belongs to images `start` to `stop` (exclusive)."""
@@ -130,10 +173,16 @@ class VisionMemory:
         first = sum(self.image_lengths[:start])
         last = sum(self.image_lengths[:stop])
         return VisionMemory(
-            tuple(keys[..., first:last, :] for keys in self.keys),
-            tuple(values[..., first:last, :] for values in self.values),
+            tuple(tokens_of(keys, first, last) for keys in self.keys),
+            tuple(tokens_of(values, first, last) for values in self.values),
             self.image_lengths[start:stop],
         )
+
+
+def _in_bits(arrays: tuple[KV, ...], bits: int) -> tuple[KV, ...]:
+    return tuple(
+        array if isinstance(array, QuantizedKV) else QuantizedKV.of(array, bits) for array in arrays
+    )
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy as np
 from .branches import Branch, BranchBatch
 from .cache import VisionMemory, sight_of_all
 from .device import on_generation_stream
+from .kv_meter import KVMeter
 from .model.mllama import Mllama
 from .sampling import Sampling, sample, token_key
 from .trace import Usage
@@ -68,6 +69,7 @@ def extend(
     seed: int,
     ends: Callable[[Token], bool],
     usage: Usage,
+    meter: KVMeter | None = None,
 ) -> Iterator[Token | Ended]:
     """Continues all candidates until `ends` says of each one's last token that it is complete.
 
@@ -78,7 +80,7 @@ def extend(
     """
     live = list(range(len(starts)))
     with on_generation_stream():
-        batch = BranchBatch([start.ready.branch for start in starts])
+        batch = BranchBatch([start.ready.branch for start in starts], meter)
         logits = mx.concatenate([start.ready.logits for start in starts])
         chosen = _choose(logits, sampling, seed, [start.key for start in starts], 0)
         mx.async_eval(*chosen)

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from .branches import Branch
-from .cache import Sight, TextCache, VisionMemory, sight_of_all
+from .branches import Branch, BranchBatch
+from .cache import SelfAttentionCache, Sight, TextCache, VisionMemory, sight_of_all
 from .candidates import Ready
 from .device import on_generation_stream
 from .errors import UserError
+from .kv_meter import KVMeter
 from .model.mllama import Mllama
+from .model.quantized_kv import KV, joined
 from .pictures import Tiles
 from .prompt import OpenImages, Prompt, open_images
 from .sampling import Sampling, sample, token_key
@@ -34,16 +36,36 @@ class Context:
     """K/V of the images that the next token sees."""
     logits: mx.array
     """(1, vocabulary), of the last token read."""
+    kv_bits: int | None = None
+    """Bits in which K/V of the images are kept, and of a long prompt; None for all bits."""
+    meter: KVMeter | None = None
 
     def ready(self) -> Ready:
         """The prompt as what candidates begin from; nothing else may be decoded from here."""
-        return Ready(Branch((self.cache.segment(),)), self.logits)
+        return Ready(Branch((self.cache.segment(),)).in_bits(self.kv_bits), self.logits)
+
+    def growing(self) -> SelfAttentionCache:
+        """The text's K/V as the cache that a single path goes on in."""
+        branch = self.ready().branch
+        if not branch.segments[0].quantized:
+            return self.cache
+        if self.meter is not None:
+            self.meter.hold("prefixes", branch.segments[0].nbytes)
+        return BranchBatch([branch], self.meter)
 
 
-def prefill(model: Mllama, prompt: Prompt, usage: Usage, timings: Timings) -> Context:
+def prefill(
+    model: Mllama,
+    prompt: Prompt,
+    usage: Usage,
+    timings: Timings,
+    kv_bits: int | None = None,
+    meter: KVMeter | None = None,
+) -> Context:
     """Reads a prompt: encodes each image once, projects its K/V once, runs every token once.
 
-    Raises UserError when the prompt does not fit the model's context.
+    With `kv_bits`, the images' K/V are kept in so many bits from the first token on, and a long
+    prompt's once it was read. Raises UserError when the prompt does not fit the model's context.
     """
     length, limit = len(prompt.token_ids), model.config.text.max_position_embeddings
     if length >= limit:
@@ -52,11 +74,11 @@ def prefill(model: Mllama, prompt: Prompt, usage: Usage, timings: Timings) -> Co
         )
     runs = open_images(prompt.token_ids, model.config.image_token_id)
     started = time.perf_counter()
-    images = _Images.encode(model, prompt.pictures, usage)
+    images = _Images.encode(model, prompt.pictures, usage, kv_bits, meter)
     timings.vision_s += time.perf_counter() - started
 
     started = time.perf_counter()
-    cache = model.language_model.new_cache()
+    cache = model.language_model.new_cache(meter)
     # Rows before the first image need the absent tiles, which are dropped after the first pass.
     first_pass = max(_PREFILL_ROWS, runs[0].stop if runs and runs[0].first == runs[0].last else 0)
     start = 0
@@ -73,7 +95,7 @@ def prefill(model: Mllama, prompt: Prompt, usage: Usage, timings: Timings) -> Co
         images.drop_absent()
         start = stop
     timings.prefill_s += time.perf_counter() - started
-    return Context(cache, images.seen_last(runs), logits)
+    return Context(cache, images.seen_last(runs), logits, kv_bits, meter)
 
 
 def decode(
@@ -91,15 +113,14 @@ def decode(
     costs no time. `context` is used up.
     """
     with on_generation_stream():
+        cache = context.growing()
         token = sample(context.logits, sampling, token_key(seed, "0", 0))
         mx.async_eval(token)
     for position in range(max_tokens):
         following = None
         if position + 1 < max_tokens:
             with on_generation_stream():
-                hidden = model.hidden(
-                    token[:, None], context.cache, sight_of_all(context.memory, 1)
-                )
+                hidden = model.hidden(token[:, None], cache, sight_of_all(context.memory, 1))
                 logits = model.logits(hidden[:, -1])
                 following = sample(logits, sampling, token_key(seed, "0", position + 1))
                 mx.async_eval(following)
@@ -121,20 +142,32 @@ class _Images:
         self._with_absent = with_absent  # what a row before the first image attends to
 
     @classmethod
-    def encode(cls, model: Mllama, pictures: tuple[Tiles, ...], usage: Usage) -> _Images:
+    def encode(
+        cls,
+        model: Mllama,
+        pictures: tuple[Tiles, ...],
+        usage: Usage,
+        kv_bits: int | None,
+        meter: KVMeter | None,
+    ) -> _Images:
         if not pictures:
             return cls(None, None)
         per_tile = model.config.vision.tokens_per_tile
+        if meter is not None:
+            tokens = per_tile * sum(len(picture.pixels) for picture in pictures)
+            meter.hold("images", model.language_model.memory_bytes(tokens, kv_bits))
         real, absent, whole = [], [], []
         for picture in pictures:
             features = model.image_features(mx.array(picture.pixels), picture.aspect_ratio_id)
             mx.eval(features)
             usage.images_encoded += 1
             tokens = len(picture.pixels) * per_tile
-            real.append(model.language_model.remember(features[:, :tokens], (tokens,)))
-            mx.eval(real[-1].keys, real[-1].values)
+            kept = model.language_model.remember(features[:, :tokens], (tokens,)).in_bits(kv_bits)
+            mx.eval(kept.arrays)
+            real.append(kept)
             if tokens < features.shape[1]:
-                absent.append(model.language_model.remember(features[:, tokens:], ()))
+                rest = model.language_model.remember(features[:, tokens:], ())
+                absent.append(rest.in_bits(kv_bits))
                 whole += [real[-1], absent[-1]]
             else:
                 whole.append(real[-1])
@@ -178,6 +211,6 @@ def _joined(memories: list[VisionMemory]) -> VisionMemory:
     )
 
 
-def _concatenated(by_memory: list[tuple[mx.array, ...]]) -> tuple[mx.array, ...]:
+def _concatenated(by_memory: list[tuple[KV, ...]]) -> tuple[KV, ...]:
     """Joins the tokens layer by layer."""
-    return tuple(mx.concatenate(list(layer), axis=2) for layer in zip(*by_memory, strict=True))
+    return tuple(joined(list(layer)) for layer in zip(*by_memory, strict=True))

@@ -1,10 +1,11 @@
 """What an engine yields while it answers: frozen values that a view, a file or a server consume.
 
-Prepared comes first and Answered last. Between them, a method that follows one path tells its
-stages: StageStarted, StageText …, StageEnded, with FreeText for what belongs to no stage. A search
-tells its candidates instead, by their numbers: each one's CandidateStarted, CandidateText …,
+Prepared comes first and Answered, or Interrupted, last. Between them, a method that follows one
+path tells its stages: StageStarted, StageText …, StageEnded, with FreeText for what belongs to no
+stage. A search tells its candidates instead, by their numbers: each one's CandidateStarted,
+CandidateText …,
 CandidateEnded, its CandidateScored where a judge was asked, then CandidatesKept, and Retraced where
-the search goes back.
+the search goes back. Noticed may come anywhere.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class CandidateEnded:
     stage: Stage | None
     """The stage that it wrote last; None where it opened none."""
     closed: bool
-    """False when that stage's closing tag never came."""
+    """False when it was cut off: its stage's closing tag, or its sentence's end, never came."""
     tokens: int
 
 
@@ -108,13 +109,42 @@ class Retraced:
 
 
 @dataclass(frozen=True)
+class Noticed:
+    """Something about the search that the person should know, in one line; each is told once."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Answered:
     """The end, with the record of everything before it."""
 
     trace: Trace
 
 
+@dataclass(frozen=True)
+class Interrupted:
+    """In place of Answered: the person stopped the answer, and this is what there is of it."""
+
+    trace: Trace
+
+
 SearchEvent = (
-    CandidateStarted | CandidateText | CandidateEnded | CandidateScored | CandidatesKept | Retraced
+    CandidateStarted
+    | CandidateText
+    | CandidateEnded
+    | CandidateScored
+    | CandidatesKept
+    | Retraced
+    | Noticed
 )
-Event = Prepared | StageStarted | StageText | StageEnded | FreeText | SearchEvent | Answered
+Event = (
+    Prepared
+    | StageStarted
+    | StageText
+    | StageEnded
+    | FreeText
+    | SearchEvent
+    | Answered
+    | Interrupted
+)

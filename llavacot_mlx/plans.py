@@ -8,8 +8,8 @@ command line can check its flags without loading mlx.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
-from typing import TypeVar
+import math
+from dataclasses import dataclass, replace
 
 from .errors import UserError
 from .stages import Stage
@@ -26,13 +26,11 @@ class Sampling:
 PUBLISHED_SAMPLING = Sampling(temperature=0.6, top_p=0.9)
 """Of the LLaVA-CoT authors (arXiv 2411.10440v6, appendix D)."""
 
-_EVEN_CHANCE = 0.5
-"""The published cut-off belongs to the scores of another judge; a probability has a middle."""
+PUBLISHED_DEVIATIONS = 0.2533
+"""The published cut-off lies so many standard deviations above the mean of the judge's scores."""
 
-_MOST_CANDIDATES = 256  # far beyond what helps, and short of what a typing error can ask for
-
-
-_Name = TypeVar("_Name", bound=enum.StrEnum)
+MOST_CANDIDATES = 256  # far beyond what helps, and short of what a typing error can ask for
+MOST_RETRACES = 100
 
 
 class Method(enum.StrEnum):
@@ -42,23 +40,24 @@ class Method(enum.StrEnum):
     SAMPLE = "sample"
     BEST_OF_N = "best-of-n"
     MAJORITY = "majority"
+    SENTENCE_BEAM = "sentence-beam"
     STAGE_BEAM = "stage-beam"
     SWIRES = "swires"
+    SWIRES_CODE = "swires-code"
 
 
 class Unit(enum.StrEnum):
-    """How far a candidate writes in one step. A plan's last step goes to the end of the answer."""
+    """What a candidate writes in one step. A plan's last step goes to the end of the answer."""
 
     STAGE = "stage"
+    SENTENCE = "sentence"
+    """The step is repeated, sentence after sentence, until the answer is at its end."""
     ANSWER = "answer"
 
 
-class JudgeName(enum.StrEnum):
-    """Who scores the candidates."""
-
-    SELF = "self"
-    LOGPROB = "logprob"
-    MAJORITY = "majority"
+# Who scores the candidates; any other name is a judge from outside, see `judges/outside.py`.
+SELF, LOGPROB, PAIRWISE, MAJORITY = "self", "logprob", "pairwise", "majority"
+OWN_JUDGES = (SELF, LOGPROB, PAIRWISE, MAJORITY)
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,15 @@ class Step:
     """One round of candidates."""
 
     unit: Unit
-    candidates: int
+    candidates: int = 1
     """In all, spread evenly over those that were kept before."""
-    keep: int
+    keep: int = 1
+    judge: str | None = None
+    """None for the plan's."""
+    sampling: Sampling | None = None
+    """None for the plan's."""
+    max_tokens: int | None = None
+    """Of one candidate; it ends there, complete or not. None for no limit but the answer's."""
 
 
 @dataclass(frozen=True)
@@ -80,18 +85,22 @@ class Retrace:
     to: int
     most: int
     """How often at most."""
-    threshold: float
-    """The last of the kept must score at least this, or the search goes back."""
+    rank: int
+    """The candidate that must be good enough: 2 is the second best of all rounds."""
+    threshold: float | None = None
+    """What it must score at least. None for the judge's calibrated cut-off: the mean of its
+    scores plus `deviations` standard deviations."""
+    deviations: float = PUBLISHED_DEVIATIONS
 
 
 @dataclass(frozen=True)
 class Plan:
     """A search method with its numbers."""
 
-    method: Method
+    method: str
     steps: tuple[Step, ...]
     sampling: Sampling
-    judge: JudgeName
+    judge: str
     retrace: Retrace | None = None
 
     @property
@@ -99,90 +108,183 @@ class Plan:
         """Whether it follows one path, with nothing to choose."""
         return all(step.candidates == 1 for step in self.steps)
 
+    def judge_of(self, step: Step) -> str:
+        return step.judge or self.judge
 
-def plan_of(
-    search: str | None,
-    candidates: int | None,
-    judge: str | None,
-    temperature: float | None,
-    top_p: float | None,
-) -> Plan:
-    """The plan that some settings ask for; None stands for what is usual.
+    def sampling_of(self, step: Step) -> Sampling:
+        return step.sampling or self.sampling
 
-    Raises UserError for a name that is none, or a number or judge that the method cannot have.
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """The names of all judges that it may ask, each once."""
+        asked = (self.judge_of(step) for step in self.steps if step.candidates > step.keep)
+        deciding = () if self.retrace is None else (self.judge_of(self.steps[self.retrace.after]),)
+        return tuple(dict.fromkeys((*asked, *deciding)))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a person may say about a search; None stands for what is usual."""
+
+    search: str | None = None
+    candidates: int | None = None
+    keep: int | None = None
+    judge: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_retraces: int | None = None
+    threshold: float | None = None
+
+
+def plan_of(settings: Settings) -> Plan:
+    """The plan that some settings ask for.
+
+    Raises UserError for a name that is none, or for a number that the method cannot have.
     """
-    if search is None:
-        search = Method.SAMPLE if temperature else Method.GREEDY
-    method = _named(Method, search, "search")
+    method = _method(settings)
+    if method in (Method.GREEDY, Method.SAMPLE):
+        return _single(method, settings)
+    candidates = _candidates(method, settings)
+    keep = _keep(method, settings, candidates)
+    judge = _judge(method, settings)
+    plan = Plan(method, _steps(method, candidates, keep), _sampling(method, settings), judge)
+    return replace(plan, retrace=_retrace(method, settings, candidates, keep))
+
+
+def _method(settings: Settings) -> Method:
+    if settings.search is None:
+        return Method.SAMPLE if settings.temperature else Method.GREEDY
+    try:
+        return Method(settings.search)
+    except ValueError:
+        raise UserError(f"search {settings.search!r} is none of {', '.join(Method)}") from None
+
+
+def _sampling(method: Method, settings: Settings) -> Sampling:
     usual = Sampling() if method is Method.GREEDY else PUBLISHED_SAMPLING
     sampling = Sampling(
-        usual.temperature if temperature is None else temperature,
-        usual.top_p if top_p is None else top_p,
+        usual.temperature if settings.temperature is None else settings.temperature,
+        usual.top_p if settings.top_p is None else settings.top_p,
     )
+    check_sampling(sampling)
+    return sampling
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raises UserError for a temperature or a top-p that there cannot be."""
+    if not 0 <= sampling.temperature < math.inf:
+        raise UserError(f"temperature must be 0 or more, not {sampling.temperature:g}")
+    if not 0 < sampling.top_p <= 1:
+        raise UserError(f"top_p must be above 0 and at most 1, not {sampling.top_p:g}")
+
+
+def _single(method: Method, settings: Settings) -> Plan:
+    if settings.candidates not in (None, 1):
+        raise UserError(f"{method} follows one path; for {settings.candidates} take best-of-n")
+    unused = {
+        "judge": settings.judge,
+        "keep": settings.keep,
+        "max_retraces": settings.max_retraces,
+        "threshold": settings.threshold,
+    }
+    for name, value in unused.items():
+        if value is not None:
+            raise UserError(f"{method} follows one path, so there is no {name} of {value}")
+    sampling = _sampling(method, settings)
     if method is Method.GREEDY and sampling.temperature > 0:
-        raise UserError(f"greedy never draws, so it has no temperature of {temperature:g}")
-    return make_plan(
-        method, sampling, candidates, None if judge is None else _named(JudgeName, judge, "judge")
-    )
+        raise UserError(f"greedy never draws, so it has no temperature of {sampling.temperature:g}")
+    return Plan(method, (Step(Unit.ANSWER),), sampling, LOGPROB)
 
 
-def make_plan(
-    method: Method, sampling: Sampling, candidates: int | None, judge: JudgeName | None
-) -> Plan:
-    """The plan of a method; `candidates` and `judge` are None for the method's own.
+def _candidates(method: Method, settings: Settings) -> int:
+    if settings.candidates is None:
+        return 2 if method in (Method.STAGE_BEAM, Method.SENTENCE_BEAM) else 4
+    check_candidates(settings.candidates)
+    return settings.candidates
 
-    Raises UserError for a number of candidates or a judge that the method cannot have.
-    """
-    if method in (Method.GREEDY, Method.SAMPLE):
-        if candidates not in (None, 1):
-            raise UserError(f"{method} follows one path; for {candidates} take best-of-n")
-        if judge is not None:
-            raise UserError(f"{method} follows one path, so there is nothing to judge")
-        return Plan(method, (Step(Unit.ANSWER, 1, 1),), sampling, JudgeName.LOGPROB)
-    if candidates is None:
-        candidates = 2 if method is Method.STAGE_BEAM else 4
-    if not 1 <= candidates <= _MOST_CANDIDATES:
-        raise UserError(f"{candidates} candidates: take 1 to {_MOST_CANDIDATES}")
+
+def check_candidates(candidates: int) -> None:
+    """Raises UserError for a number of candidates that is too small or absurd."""
+    if not 1 <= candidates <= MOST_CANDIDATES:
+        raise UserError(f"{candidates} candidates: take 1 to {MOST_CANDIDATES}")
+
+
+def _keep(method: Method, settings: Settings, candidates: int) -> int:
+    """Of the rounds before the last, how many go on."""
+    retraces = method in (Method.SWIRES, Method.SWIRES_CODE)
+    if settings.keep is None:
+        return max(1, candidates // 2) if retraces else 1
+    if method in (Method.BEST_OF_N, Method.MAJORITY):
+        raise UserError(f"{method} writes whole answers and gives one: there is nothing to keep")
+    check_keep(settings.keep, candidates)
+    return settings.keep
+
+
+def check_keep(keep: int, candidates: int) -> None:
+    """Raises UserError for more kept than written, or none."""
+    if keep < 1:
+        raise UserError(f"keep {keep}: at least one must be kept")
+    if keep > candidates:
+        raise UserError(f"keep {keep} of {candidates}: no more can be kept than there are")
+
+
+def _judge(method: Method, settings: Settings) -> str:
+    judge = settings.judge
+    if judge is not None and not judge.strip():
+        raise UserError(f"a judge has a name or a path; there are {', '.join(OWN_JUDGES)}")
     if method is Method.MAJORITY:
-        if judge not in (None, JudgeName.MAJORITY):
+        if judge not in (None, MAJORITY):
             raise UserError(f"majority counts conclusions; it cannot be judged by {judge}")
-        return Plan(method, (Step(Unit.ANSWER, candidates, 1),), sampling, JudgeName.MAJORITY)
-    if judge is JudgeName.MAJORITY and method is not Method.BEST_OF_N:
+        return MAJORITY
+    if judge == MAJORITY and method is not Method.BEST_OF_N:
         raise UserError(f"{method} judges stages, and only whole answers have a majority")
-    judge = judge or JudgeName.SELF
-    if method is Method.SWIRES and judge is not JudgeName.SELF:
-        raise UserError(f"swires goes back below an even chance, and {judge} gives no chances")
-    if method is Method.BEST_OF_N:
-        return Plan(method, (Step(Unit.ANSWER, candidates, 1),), sampling, judge)
+    if judge is None:
+        return PAIRWISE if method is Method.STAGE_BEAM else SELF  # as the paper's first version
+    return judge
+
+
+def _steps(method: Method, candidates: int, keep: int) -> tuple[Step, ...]:
+    if method in (Method.BEST_OF_N, Method.MAJORITY):
+        return (Step(Unit.ANSWER, candidates),)
+    if method is Method.SENTENCE_BEAM:
+        return (Step(Unit.SENTENCE, candidates, keep),)
     if method is Method.STAGE_BEAM:
-        stage = Step(Unit.STAGE, candidates, 1)
-        steps = (stage,) * (len(Stage) - 1) + (Step(Unit.ANSWER, candidates, 1),)
-        return Plan(method, steps, sampling, judge)
-    return _swires(sampling, candidates)
-
-
-def _swires(sampling: Sampling, candidates: int) -> Plan:
-    """Stage-wise retracing search with its published numbers (arXiv 2411.10440v6, appendix D).
-
-    One summary; M = 4 captions, N = 2 kept; M reasonings, M / N from each, N kept; back to the
-    captions, at most three times, while the N-th best reasoning of all rounds is not good enough;
-    one conclusion from each, the better one kept.
-    """
-    keep = max(1, candidates // 2)
-    steps = (
-        Step(Unit.STAGE, 1, 1),
+        stage = Step(Unit.STAGE, candidates, keep)
+        return (*(stage for _ in list(Stage)[:-1]), Step(Unit.ANSWER, candidates))
+    # Stage-wise retracing search. As published (arXiv 2411.10440v6, appendix D): one summary; M = 4
+    # captions, N = 2 kept; M reasonings, M / N from each, N kept; a conclusion from each. As its
+    # authors coded it: the best three reasonings of all rounds get a conclusion each.
+    concluded = min(3, candidates) if method is Method.SWIRES_CODE else keep
+    return (
+        Step(Unit.STAGE),
         Step(Unit.STAGE, candidates, keep),
-        Step(Unit.STAGE, candidates, keep),
-        Step(Unit.ANSWER, keep, 1),
+        Step(Unit.STAGE, candidates, concluded),
+        Step(Unit.ANSWER, concluded),
     )
-    if candidates == 1:
-        return Plan(Method.SWIRES, steps, sampling, JudgeName.SELF)
-    retrace = Retrace(after=2, to=1, most=3, threshold=_EVEN_CHANCE)
-    return Plan(Method.SWIRES, steps, sampling, JudgeName.SELF, retrace)
 
 
-def _named(names: type[_Name], name: str, setting: str) -> _Name:
-    try:
-        return names(name)
-    except ValueError:
-        raise UserError(f"{setting} {name!r} is none of {', '.join(names)}") from None
+def _retrace(method: Method, settings: Settings, candidates: int, keep: int) -> Retrace | None:
+    """Published: at most three times, while the N-th best reasoning is not good enough.
+
+    As coded: five rounds in all, and the second best of all rounds decides.
+    """
+    if method not in (Method.SWIRES, Method.SWIRES_CODE):
+        for name, value in (
+            ("max_retraces", settings.max_retraces),
+            ("threshold", settings.threshold),
+        ):
+            if value is not None:
+                raise UserError(f"{method} never goes back, so there is no {name} of {value:g}")
+        return None
+    coded = method is Method.SWIRES_CODE
+    most = settings.max_retraces
+    if most is None:
+        most = 4 if coded else 3
+    if not 0 <= most <= MOST_RETRACES:
+        raise UserError(f"max_retraces {most}: take 0 to {MOST_RETRACES}")
+    if settings.threshold is not None and not math.isfinite(settings.threshold):
+        raise UserError(f"threshold {settings.threshold}: must be a number")
+    if candidates == 1 or most == 0:
+        return None  # nothing to choose, or nowhere to go back to
+    rank = min(2, candidates) if coded else keep
+    return Retrace(after=2, to=1, most=most, rank=rank, threshold=settings.threshold)

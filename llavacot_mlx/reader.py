@@ -40,6 +40,16 @@ class Reader:
             return self._parser.stage
         return self.records[-1].stage.following if self.records else Stage.SUMMARY
 
+    @property
+    def open_stage(self) -> Stage | None:
+        """The stage that is open now."""
+        return self._parser.stage
+
+    @property
+    def open_text(self) -> str:
+        """What is certain of the open stage's text, without the white space around."""
+        return self._stage_text.strip() if self.open_stage is not None else ""
+
     def push(self, token_id: int) -> list[StageEvent]:
         """Reads a token; returns what it made certain of the stages."""
         self.token_ids.append(token_id)

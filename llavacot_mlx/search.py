@@ -6,9 +6,12 @@ a prompt read once, and a generated token computed once, however many candidates
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+import math
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from .branches import Branch
 from .cache import VisionMemory
 from .candidates import Ended, Ready, Start, Token, extend
 from .events import (
@@ -17,16 +20,19 @@ from .events import (
     CandidatesKept,
     CandidateStarted,
     CandidateText,
+    Noticed,
     Retraced,
     SearchEvent,
 )
-from .judges import Judge
+from .judges import Judge, JudgeError
+from .kv_meter import KVMeter
 from .model.mllama import Mllama
+from .plan_file import plan_object
 from .plans import Plan, Retrace, Step, Unit
 from .reader import Reader
-from .stages import Stage
+from .stages import Stage, ends_sentence
 from .tokenizer import Tokenizer
-from .trace import NodeRecord, SearchRecord, StageRecord, Usage
+from .trace import ChoiceRecord, NodeRecord, SearchRecord, StageRecord, Timings, Usage
 
 
 @dataclass(eq=False)
@@ -37,29 +43,39 @@ class Node:
     parent: Node | None
     key: str
     """Its place in the tree, such as `0/2`; its random numbers depend on it and on the seed."""
+    step: int
+    """The step of the plan that it belongs to."""
     round: int
-    ready: Ready
+    ready: Ready | None
+    """Where its path can go on; None once nothing will."""
+    stage: Stage | None = None
+    """The stage that it wrote last; None where it opened none."""
+    stage_text: str = ""
+    """That stage's text without tags, from the stage's beginning on."""
     stages: list[StageRecord] = field(default_factory=list)
     """Those that its path has ended, with its parents' parts."""
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprob: float = 0.0
     """Of its tokens, summed."""
+    closed: bool = False
+    """False while it is cut off: its stage's closing tag, or its sentence's end, never came."""
     ended: bool = False
-    """Whether nothing can follow it: the turn ended, or the token limit was reached."""
+    """Whether nothing can follow it: the turn ended, or a token limit was reached."""
     score: float | None = None
     kept: bool = False
     children: int = 0
 
     @property
-    def stage(self) -> Stage | None:
-        """The stage that it ended last; None before any."""
-        return self.stages[-1].stage if self.stages else None
+    def branch(self) -> Branch:
+        """K/V of its path. There as long as something may follow, and while it is judged."""
+        assert self.ready is not None
+        return self.ready.branch
 
     @property
-    def closed(self) -> bool:
-        """Whether that stage was closed by its tag."""
-        return bool(self.stages) and self.stages[-1].closed
+    def answer(self) -> str:
+        """All text from the beginning of the answer to its end, tags included."""
+        return (self.parent.answer if self.parent else "") + self.text
 
     @property
     def conclusion(self) -> str | None:
@@ -71,7 +87,7 @@ class Node:
 
     @property
     def depth(self) -> int:
-        """How many steps of the plan lie before it."""
+        """How many candidates lie before it on its path."""
         return self.key.count("/")
 
     @property
@@ -79,11 +95,15 @@ class Node:
         """Every generated token from the prompt to this node's last."""
         return (self.parent.path_ids if self.parent else []) + self.token_ids
 
+    @property
+    def parent_id(self) -> int | None:
+        """Of the candidate that it goes on from; None for the prompt."""
+        return self.parent.id if self.parent and self.parent.parent else None
+
     def record(self) -> NodeRecord:
-        parent = self.parent.id if self.parent and self.parent.parent else None
         return NodeRecord(
             id=self.id,
-            parent=parent,
+            parent=self.parent_id,
             stage=self.stage,
             text=self.text,
             tokens=len(self.token_ids),
@@ -94,61 +114,81 @@ class Node:
         )
 
 
+@dataclass(frozen=True)
+class Engine:
+    """What every search on one prompt computes with."""
+
+    model: Mllama
+    tokenizer: Tokenizer
+    memory: VisionMemory | None
+    """K/V of the picture, shared by all candidates."""
+    usage: Usage
+    timings: Timings
+    meter: KVMeter
+    kv_bits: int | None = None
+    """Bits in which K/V of a long finished text are kept; None for all bits."""
+
+
 class Search:
     """One search for one answer."""
 
     def __init__(
-        self,
-        model: Mllama,
-        tokenizer: Tokenizer,
-        memory: VisionMemory | None,
-        plan: Plan,
-        judge: Judge,
-        seed: int,
-        max_tokens: int,
-        usage: Usage,
+        self, engine: Engine, plan: Plan, judges: Mapping[str, Judge], seed: int, max_tokens: int
     ) -> None:
-        self._model, self._tokenizer, self._memory = model, tokenizer, memory
-        self._plan, self._judge, self._seed = plan, judge, seed
-        self._max_tokens, self._usage = max_tokens, usage
+        """`judges` holds those that the plan names, `max_tokens` limits a whole path."""
+        self._engine, self._plan, self._judges = engine, plan, judges
+        self._seed, self._max_tokens = seed, max_tokens
         self.nodes: list[Node] = []
         """Every candidate, in the order in which they began."""
         self.retraces = 0
-        self._best: Node | None = None
+        self._choices: list[ChoiceRecord] = []
+        self._notices: list[str] = []
+        self._root: Node
+        self._best: Node | None = None  # of the last choice; before any, the first that writes
 
     def run(self, prompt: Ready) -> Iterator[SearchEvent]:
-        """Runs the plan, from a prompt that was read."""
+        """Runs the plan, from a prompt that was read.
+
+        Raises UserError when K/V would take more than the meter's budget.
+        """
         steps, retrace = self._plan.steps, self._plan.retrace
-        frontiers = [[Node(-1, None, "", 0, prompt)]]  # what each step goes on from
+        self._root = Node(-1, None, "", -1, 0, prompt)
+        frontiers = [[self._root]]  # what each step goes on from
         pool: list[Node] = []  # of all rounds, at the step that decides about going back
         while len(frontiers) <= len(steps):
             index = len(frontiers) - 1
-            candidates = yield from self._extended(frontiers[index], steps[index])
-            decides = retrace is not None and index == retrace.after
-            if decides or len(candidates) > steps[index].keep:
-                yield from self._scored(candidates)
-            if decides:
-                pool += candidates
-                candidates = pool
-            kept = best(candidates, steps[index].keep)
-            yield CandidatesKept(tuple(node.id for node in kept))
-            if decides and retrace is not None and self._goes_back(retrace, kept):
-                self.retraces += 1
+            step = steps[index]
+            kept = frontiers[index]
+            while True:
+                candidates = yield from self._extended(kept, index)
+                decides = retrace is not None and index == retrace.after
+                if decides or len(candidates) > step.keep:
+                    yield from self._scored(candidates, step)
+                if decides:
+                    pool += candidates
+                    candidates = pool
+                kept = best(candidates, step.keep)
+                if step.unit is not Unit.SENTENCE or all(node.ended for node in kept):
+                    break
+                yield from self._chosen(candidates, kept, index)
+            if decides and retrace is not None and self._goes_back(retrace, pool):
                 del frontiers[retrace.to + 1 :]
-                yield Retraced(_next_stage(frontiers[-1][0]), self.retraces)
+                back_to = _next_stage(frontiers[-1][0])
+                yield from self._chosen(candidates, kept, index, back_to)
+                self.retraces += 1
+                yield Retraced(back_to, self.retraces)
             else:
+                yield from self._chosen(candidates, kept, index)
                 frontiers.append(kept)
-        self._best = frontiers[-1][0]
 
     @property
-    def chosen_ids(self) -> list[int]:
-        """The generated ids of the chosen path, once `run` is through."""
-        assert self._best is not None
-        return self._best.path_ids
+    def best_ids(self) -> list[int]:
+        """The generated ids of the chosen path; before the end, of the best path so far."""
+        return self._best.path_ids if self._best is not None else []
 
     @property
-    def chosen_stages(self) -> list[StageRecord]:
-        """The stages of the chosen path, with the scores and numbers of their candidates."""
+    def best_stages(self) -> list[StageRecord]:
+        """The ended stages of the chosen path, with the scores and numbers of their candidates."""
         path: list[Node] = []
         node = self._best
         while node is not None and node.parent is not None:
@@ -163,82 +203,198 @@ class Search:
         return records
 
     def record(self) -> SearchRecord:
-        """The whole tree."""
-        nodes = tuple(node.record() for node in self.nodes)
-        return SearchRecord(self._plan.method, self.retraces, nodes)
+        """The whole tree, as far as it has grown."""
+        return SearchRecord(
+            self._plan.method,
+            self.retraces,
+            tuple(node.record() for node in self.nodes),
+            tuple(self._choices),
+            plan_object(self._plan),
+            tuple(self._notices),
+        )
 
     def _extended(
-        self, parents: Sequence[Node], step: Step
+        self, parents: Sequence[Node], index: int
     ) -> Generator[SearchEvent, None, list[Node]]:
         """Lets the step's candidates write, all together; what has ended stays as it is."""
+        step = self._plan.steps[index]
+        sampling = self._plan.sampling_of(step)
         going = [parent for parent in parents if not parent.ended]
         ended = [parent for parent in parents if parent.ended]
+        count = step.candidates
+        if sampling.temperature == 0 and count > len(going) > 0:
+            count = len(going)
+            yield from self._noticed(
+                "at temperature 0 all candidates would write the same: each is written once"
+            )
         new: list[Node] = []
         for place, parent in enumerate(going):
-            share = step.candidates // len(going) + (place < step.candidates % len(going))
-            new += [self._child(parent) for _ in range(max(1, share))]
+            share = count // len(going) + (place < count % len(going))
+            new += [self._child(parent, index) for _ in range(max(1, share))]
         if not new:
             return ended
-        readers = [Reader.after(self._tokenizer, node.path_ids) for node in new]
+        if self._best is None:
+            self._best = new[0]
+        self._hold_prefixes()
+        yield from self._written(new, step)
+        return ended + new
+
+    def _written(self, new: Sequence[Node], step: Step) -> Iterator[SearchEvent]:
+        """Decodes the new nodes together until each has what the step asks for."""
+        engine = self._engine
+        readers = [Reader.after(engine.tokenizer, node.path_ids) for node in new]
         begins = [len(reader.text) for reader in readers]
         for node, reader in zip(new, readers, strict=True):
-            parent_id = node.record().parent
-            yield CandidateStarted(node.id, parent_id, reader.next_stage, node.round)
+            yield CandidateStarted(node.id, node.parent_id, reader.next_stage, node.round)
 
-        def ends(token: Token) -> bool:
-            reader = readers[token.candidate]
-            node = new[token.candidate]
-            stages = 0 if node.parent is None else len(node.parent.stages)
-            return reader.turn_ended or (step.unit is Unit.STAGE and len(reader.records) > stages)
+        def complete(place: int) -> bool:
+            node, reader = new[place], readers[place]
+            if reader.turn_ended:
+                return True
+            if step.unit is Unit.STAGE:
+                assert node.parent is not None
+                return len(reader.records) > len(node.parent.stages)
+            if step.unit is Unit.SENTENCE:
+                return reader.open_stage is not None and ends_sentence(node.text)
+            return False
 
-        starts = [
-            Start(node.ready, node.key, self._max_tokens - len(node.path_ids)) for node in new
-        ]
+        starts = [_start(node, step, self._max_tokens) for node in new]
+        sampling = self._plan.sampling_of(step)
         for event in extend(
-            self._model,
-            self._memory,
+            engine.model,
+            engine.memory,
             starts,
-            self._plan.sampling,
+            sampling,
             self._seed,
-            ends,
-            self._usage,
+            lambda token: complete(token.candidate),
+            engine.usage,
+            engine.meter,
         ):
-            node, reader = new[event.candidate], readers[event.candidate]
+            place = event.candidate
+            node, reader = new[place], readers[place]
             if isinstance(event, Token):
                 node.token_ids.append(event.token_id)
                 node.logprob += event.logprob
                 reader.push(event.token_id)
-                yield from _grown(node, reader, begins[event.candidate])
+                yield from _grown(node, reader, begins[place])
             else:
                 assert isinstance(event, Ended)
-                node.ready = event.ready
-                node.ended = reader.turn_ended or len(node.path_ids) >= self._max_tokens
+                branch = event.ready.branch.in_bits(engine.kv_bits)
+                node.ready = Ready(branch, event.ready.logits)
+                full = len(node.path_ids) >= self._max_tokens
+                node.ended = reader.turn_ended or full or not complete(place)
                 if node.ended:
                     reader.finish()
-                    yield from _grown(node, reader, begins[event.candidate])
-                node.stages = list(reader.records)
+                    yield from _grown(node, reader, begins[place])
+                _settle(node, reader)
                 yield CandidateEnded(node.id, node.stage, node.closed, len(node.token_ids))
-        return ended + new
+        engine.meter.hold("rows", 0)
 
-    def _child(self, parent: Node) -> Node:
-        key = f"{parent.key}/{parent.children}".lstrip("/")
+    def _child(self, parent: Node, step: int) -> Node:
+        key = f"{parent.key}/{parent.children}" if parent.parent else str(parent.children)
+        assert parent.ready is not None
         if self.nodes:  # whatever begins later begins with work that was done already
-            self._usage.reused_tokens += parent.ready.branch.length
+            self._engine.usage.reused_tokens += parent.ready.branch.length
         parent.children += 1
-        node = Node(len(self.nodes), parent, key, self.retraces, parent.ready)
+        node = Node(len(self.nodes), parent, key, step, self.retraces, parent.ready)
         self.nodes.append(node)
         return node
 
-    def _scored(self, candidates: Sequence[Node]) -> Iterator[SearchEvent]:
-        unscored = [node for node in candidates if node.score is None]
-        for node, score in zip(unscored, self._judge.scores(unscored), strict=True):
-            node.score = score
-            yield CandidateScored(node.id, score)
+    def _hold_prefixes(self) -> None:
+        """Tells the meter what the prompt and everything that may yet be read take."""
+        segments = {
+            id(segment): segment.nbytes
+            for node in (self._root, *self.nodes)
+            if node.ready is not None
+            for segment in node.ready.branch.segments
+        }
+        self._engine.meter.hold("prefixes", sum(segments.values()))
 
-    def _goes_back(self, retrace: Retrace, kept: Sequence[Node]) -> bool:
-        last = kept[-1]
-        good = last.closed and last.score is not None and last.score >= retrace.threshold
+    def _scored(self, candidates: Sequence[Node], step: Step) -> Iterator[SearchEvent]:
+        """Asks the step's judge about those without a score; twins are judged once."""
+        unscored = [node for node in candidates if node.score is None]
+        first: dict[tuple[int, tuple[int, ...]], Node] = {}
+        for node in unscored:
+            assert node.parent is not None
+            first.setdefault((node.parent.id, tuple(node.token_ids)), node)
+        asked = list(first.values())
+        name = self._plan.judge_of(step)
+        started = time.perf_counter()
+        try:
+            given = self._judges[name].scores(asked)
+            assert len(given) == len(asked)
+        except JudgeError as problem:
+            given = [None] * len(asked)
+            yield from self._noticed(f"{problem}; the search goes on without its scores")
+        self._engine.timings.judge_s += time.perf_counter() - started
+        scores: dict[int, float | None] = {}
+        for node, score in zip(asked, given, strict=True):
+            if score is not None and not math.isfinite(score):
+                score = None
+                yield from self._noticed(
+                    f"judge {name} gave a score that is no number; it counts as no verdict"
+                )
+            scores[node.id] = score
+        for node in unscored:
+            assert node.parent is not None
+            node.score = scores[first[node.parent.id, tuple(node.token_ids)].id]
+            yield CandidateScored(node.id, node.score)
+
+    def _chosen(
+        self,
+        candidates: Sequence[Node],
+        kept: Sequence[Node],
+        step: int,
+        back_to: Stage | None = None,
+    ) -> Iterator[SearchEvent]:
+        """Records a choice, and lets go of what nothing will follow."""
+        self._best = kept[0]
+        told = {node for choice in self._choices for node in choice.nodes}
+        new = tuple(node.id for node in self.nodes if node.id not in told)
+        ids = tuple(node.id for node in kept)
+        self._choices.append(ChoiceRecord(step, self.retraces, new, ids, back_to))
+        # A later round's pool only grows, so what is not among its best now never will be.
+        for node in candidates:
+            if not node.kept:
+                node.ready = None
+        yield CandidatesKept(ids)
+
+    def _goes_back(self, retrace: Retrace, pool: Sequence[Node]) -> bool:
+        """Whether the candidate that decides is not good enough, and there is a round left."""
+        assert retrace.threshold is not None, "the assistant fills in what is calibrated"
+        ranked = sorted(pool, key=_merit, reverse=True)
+        deciding = ranked[min(retrace.rank, len(ranked)) - 1]
+        good = (
+            deciding.closed and deciding.score is not None and deciding.score >= retrace.threshold
+        )
         return not good and self.retraces < retrace.most
+
+    def _noticed(self, text: str) -> Iterator[SearchEvent]:
+        """Tells the person something, once."""
+        if text not in self._notices:
+            self._notices.append(text)
+            yield Noticed(text)
+
+
+def best(candidates: Sequence[Node], count: int) -> list[Node]:
+    """Marks the best as kept and returns them, best first.
+
+    A candidate that was cut off comes after all that were not, whatever its score.
+    """
+    kept = sorted(candidates, key=_merit, reverse=True)[:count]
+    for node in candidates:
+        node.kept = node in kept
+    return kept
+
+
+def _merit(node: Node) -> tuple[bool, float]:
+    return node.closed, -math.inf if node.score is None else node.score
+
+
+def _start(node: Node, step: Step, max_tokens: int) -> Start:
+    assert node.ready is not None
+    left = max_tokens - len(node.path_ids)
+    return Start(node.ready, node.key, min(left, step.max_tokens or left))
 
 
 def _grown(node: Node, reader: Reader, begin: int) -> Iterator[SearchEvent]:
@@ -249,19 +405,15 @@ def _grown(node: Node, reader: Reader, begin: int) -> Iterator[SearchEvent]:
         yield CandidateText(node.id, new)
 
 
-def best(candidates: Sequence[Node], count: int) -> list[Node]:
-    """Marks the best as kept and returns them, best first.
-
-    A candidate whose stage never closed comes after all whose did, whatever its score.
-    """
-
-    def merit(node: Node) -> tuple[bool, float]:
-        return node.closed, -float("inf") if node.score is None else node.score
-
-    kept = sorted(candidates, key=merit, reverse=True)[:count]
-    for node in candidates:
-        node.kept = node in kept
-    return kept
+def _settle(node: Node, reader: Reader) -> None:
+    """Writes down which stage a node has come to, and whether it was cut off in it."""
+    assert node.parent is not None
+    node.stages = list(reader.records)
+    if len(node.stages) > len(node.parent.stages):
+        last = node.stages[-1]
+        node.stage, node.stage_text, node.closed = last.stage, last.text, last.closed
+    if reader.open_stage is not None:  # at a sentence's end
+        node.stage, node.stage_text, node.closed = reader.open_stage, reader.open_text, True
 
 
 def _next_stage(node: Node) -> Stage | None:

@@ -36,6 +36,14 @@ class Stage(enum.StrEnum):
         return order[index] if index < len(order) else None
 
 
+_SENTENCE_END = re.compile(r"[.!?。！？…]['\")\]»”’]*\s*\Z")
+
+
+def ends_sentence(text: str) -> bool:
+    """Whether a text stops where a sentence does: at its mark, quotes and white space after it."""
+    return _SENTENCE_END.search(text) is not None
+
+
 @dataclass(frozen=True)
 class Opened:
     """A stage's opening tag was read."""

@@ -40,11 +40,26 @@ class NodeRecord:
     """What it wrote, tags included."""
     tokens: int
     closed: bool
-    """Whether its last stage was closed by its tag."""
+    """False when it was cut off: its stage's closing tag, or its sentence's end, never came."""
     score: float | None
     kept: bool
     round: int
     """How often the search had gone back when it was written."""
+
+
+@dataclass(frozen=True)
+class ChoiceRecord:
+    """Candidates that were written together, and which of them and of earlier ones went on."""
+
+    step: int
+    """The step of the plan that they belong to, counted from 0."""
+    round: int
+    nodes: tuple[int, ...]
+    """Those that were written; empty where all that they would have gone on from had ended."""
+    kept: tuple[int, ...]
+    """The best first."""
+    back_to: Stage | None = None
+    """The stage that the search went back to because they were not good enough."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,12 @@ class SearchRecord:
     retraces: int = 0
     nodes: tuple[NodeRecord, ...] = ()
     """The tree, one node a candidate; empty for the methods that follow a single path."""
+    choices: tuple[ChoiceRecord, ...] = ()
+    """What was chosen, in the order in which it happened."""
+    plan: dict[str, Any] = field(default_factory=dict)
+    """The plan with all its numbers, in the form of a plan file (`plan_file.py`)."""
+    notices: tuple[str, ...] = ()
+    """What the person was told about the search."""
 
 
 @dataclass
@@ -67,6 +88,8 @@ class Usage:
     decoded_tokens: int = 0
     judge_tokens: int = 0
     reused_tokens: int = 0
+    kv_bytes: int = 0
+    """The most that keys and values took at one time."""
 
 
 @dataclass
@@ -97,6 +120,10 @@ class Trace:
     token_ids: tuple[int, ...]
     """The generated ids, the end-of-turn token included where it came."""
     search: SearchRecord
+    max_tokens: int = 0
+    """The most that one path could have been long."""
+    interrupted: bool = False
+    """Whether it was stopped before its end; the stages are then the best path so far."""
     usage: Usage = field(default_factory=Usage)
     timings: Timings = field(default_factory=Timings)
     peak_memory_bytes: int = 0

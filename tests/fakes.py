@@ -26,15 +26,26 @@ from llavacot_mlx.events import (
     CandidateText,
     Event,
     FreeText,
+    Noticed,
     Prepared,
     Retraced,
     StageEnded,
     StageStarted,
     StageText,
 )
-from llavacot_mlx.plans import plan_of
+from llavacot_mlx.kv_meter import KVLimits
+from llavacot_mlx.plan_file import plan_object
+from llavacot_mlx.plans import Plan, Settings, plan_of
 from llavacot_mlx.stages import Closed, Opened, Stage, StageEvent, StageParser
-from llavacot_mlx.trace import NodeRecord, SearchRecord, StageRecord, Timings, Trace, Usage
+from llavacot_mlx.trace import (
+    ChoiceRecord,
+    NodeRecord,
+    SearchRecord,
+    StageRecord,
+    Timings,
+    Trace,
+    Usage,
+)
 
 GOOD_ANSWER = (
     "<SUMMARY> I need to count the red circles. </SUMMARY>\n\n"
@@ -115,6 +126,12 @@ class Script:
     """Raised after the text, as only a mistake of ours would be."""
     rounds: tuple[ScriptedRound, ...] = ()
     """What a search does; without, the answer is written in one go whatever the method."""
+    notices: tuple[str, ...] = ()
+    """What the person is told before anything else."""
+
+
+_GREEDY = plan_of(Settings())
+_NO_LIMITS = KVLimits()
 
 
 class FakeAssistant:
@@ -135,30 +152,56 @@ class FakeAssistant:
         image: Image.Image,
         question: str,
         *,
-        search: str | None = None,
-        candidates: int | None = None,
-        judge: str | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
+        search: Plan = _GREEDY,
         max_tokens: int = 2048,
         seed: int = 0,
-    ) -> Iterator[Event]:
-        script = self.script
-        plan = plan_of(search, candidates, judge, temperature, top_p)
-        widest = max(step.candidates for step in plan.steps)
-        drawn = plan.sampling
-        record = SearchRecord(
-            f"{plan.method} of {widest} by {plan.judge}, "
-            f"temperature {drawn.temperature:g}, top-p {drawn.top_p:g}"
-        )
+        limits: KVLimits = _NO_LIMITS,
+    ) -> FakeAnswering:
+        return FakeAnswering(self.script, self._name, image, question, search, max_tokens, seed)
+
+
+class FakeAnswering:
+    """`llavacot_mlx.answering.Answering` of a script."""
+
+    def __init__(
+        self,
+        script: Script,
+        name: str,
+        image: Image.Image,
+        question: str,
+        plan: Plan,
+        max_tokens: int,
+        seed: int,
+    ) -> None:
+        self._script, self._name, self._image, self._question = script, name, image, question
+        self._plan, self._max_tokens, self._seed = plan, max_tokens, seed
+        self._answer = _FakeAnswer()
+        self._tree = _FakeSearch(script)
+        self._events = self._run()
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    def so_far(self) -> Trace:
+        if self._script.rounds:
+            self._answer = _FakeAnswer()
+            for piece in _pieces(self._tree.chosen_text):
+                list(self._answer.push(piece))
+            list(self._answer.finish())
+        return replace(self._trace(), interrupted=True)
+
+    def _run(self) -> Iterator[Event]:
+        script, answer = self._script, self._answer
+        for notice in script.notices:
+            yield Noticed(notice)
         yield Prepared(prompt_tokens=7, tiles=1)
-        answer = _FakeAnswer()
-        pieces = _pieces(script.text)[:max_tokens]
+        pieces = _pieces(script.text)[: self._max_tokens]
         if script.rounds:
-            tree = _FakeSearch(script)
-            yield from tree.run()
-            record = replace(record, retraces=tree.retraces, nodes=tuple(tree.nodes))
-            pieces = _pieces(tree.chosen_text)
+            yield from self._tree.run()
+            pieces = _pieces(self._tree.chosen_text)
         for piece in pieces:
             if not script.rounds:  # the candidates have taken their time already
                 time.sleep(script.pause)
@@ -174,30 +217,41 @@ class FakeAssistant:
             raise OSError(errno.EIO, "Input/output error", script.os_error)
         if script.bug:
             raise ZeroDivisionError(script.bug)
-        yield Answered(
-            Trace(
-                question=question,
-                image=str(image),
-                model=self._name,
-                seed=seed,
-                stages=tuple(answer.records),
-                text="".join(pieces),
-                prompt_token_ids=tuple(range(7)),
-                token_ids=tuple(range(len(pieces))),
-                search=record,
-                usage=Usage(
-                    prompt_tokens=7,
-                    images_encoded=1,
-                    prefilled_tokens=7,
-                    decoded_tokens=sum(n.tokens for n in record.nodes) or len(pieces),
-                    judge_tokens=sum(n.score is not None for n in record.nodes),
-                    reused_tokens=7 * max(0, len(record.nodes) - 1),
-                ),
-                timings=Timings(
-                    load_s=4.1, vision_s=0.32, first_token_s=1.5, decode_s=len(pieces) / 18.0
-                ),
-                peak_memory_bytes=7_300_000_000,
-            )
+        yield Answered(self._trace())
+
+    def _trace(self) -> Trace:
+        plan, answer, tree = self._plan, self._answer, self._tree
+        pieces = answer.pieces
+        return Trace(
+            question=self._question,
+            image=str(self._image),
+            model=self._name,
+            seed=self._seed,
+            stages=tuple(answer.records),
+            text="".join(pieces),
+            prompt_token_ids=tuple(range(7)),
+            token_ids=tuple(range(len(pieces))),
+            search=SearchRecord(
+                plan.method,
+                tree.retraces,
+                tuple(tree.nodes),
+                tuple(tree.choices),
+                plan_object(plan),
+                self._script.notices,
+            ),
+            max_tokens=self._max_tokens,
+            usage=Usage(
+                prompt_tokens=7,
+                images_encoded=1,
+                prefilled_tokens=7,
+                decoded_tokens=sum(n.tokens for n in tree.nodes) or len(pieces),
+                judge_tokens=sum(n.score is not None for n in tree.nodes),
+                reused_tokens=7 * max(0, len(tree.nodes) - 1),
+            ),
+            timings=Timings(
+                load_s=4.1, vision_s=0.32, first_token_s=1.5, decode_s=len(pieces) / 18.0
+            ),
+            peak_memory_bytes=7_300_000_000,
         )
 
 
@@ -223,12 +277,13 @@ class _FakeSearch:
         self._script = script
         self.nodes: list[NodeRecord] = []
         self.retraces = 0
+        self.choices: list[ChoiceRecord] = []
         self._kept: list[int] = []
 
     @property
     def chosen_text(self) -> str:
         texts: list[str] = []
-        node: int | None = self._kept[0]
+        node: int | None = next(iter(self._kept), None)
         while node is not None:
             texts.insert(0, self.nodes[node].text)
             node = self.nodes[node].parent
@@ -268,21 +323,27 @@ class _FakeSearch:
         self._kept = scripted["kept"]
         for number in self._kept:
             self.nodes[number] = replace(self.nodes[number], kept=True)
+        back_to = Stage(scripted["back_to"]) if "back_to" in scripted else None
+        step = 0 if stage is None else list(Stage).index(stage)
+        written = tuple(range(first, len(self.nodes)))
+        self.choices.append(ChoiceRecord(step, self.retraces, written, tuple(self._kept), back_to))
         yield CandidatesKept(tuple(self._kept))
-        if "back_to" in scripted:
+        if back_to is not None:
             self.retraces += 1
-            yield Retraced(Stage(scripted["back_to"]), self.retraces)
+            yield Retraced(back_to, self.retraces)
 
 
 class _FakeAnswer:
     def __init__(self) -> None:
         self.records: list[StageRecord] = []
+        self.pieces: list[str] = []
         self._parser = StageParser()
         self._text = ""
         self._tokens = 0
 
     def push(self, piece: str) -> Iterator[Event]:
         self._tokens += 1
+        self.pieces.append(piece)
         yield from self._told(self._parser.feed(piece))
 
     def finish(self) -> Iterator[Event]:

@@ -7,8 +7,28 @@ from typing import Literal
 
 import mlx.core as mx
 
+from .quantized_kv import KV, QuantizedKV, scores, weighted
+
 _SCORES_BYTES = 16 * 2**20
 """Attention scores held at once where no fused kernel keeps them out of memory."""
+
+
+def attend_to_all(queries: mx.array, keys: KV, values: KV) -> mx.array:
+    """Like `attend` without a mask, also for K/V that are kept in few bits."""
+    if not isinstance(keys, QuantizedKV):
+        assert not isinstance(values, QuantizedKV)
+        return attend(queries, keys, values)
+    kv_heads, columns, head_dim = keys.shape[1:]
+    grouped = (queries * head_dim**-0.5).reshape(1, kv_heads, -1, head_dim)
+    rows = grouped.shape[2]
+    size = max(1, _SCORES_BYTES // (4 * kv_heads * columns))
+    blocks = []
+    for start in range(0, rows, size):
+        weights = mx.softmax(scores(grouped[:, :, start : start + size], keys), -1, precise=True)
+        blocks.append(weighted(weights, values))
+        if start + size < rows:
+            mx.eval(blocks[-1])  # or every block's scores would be in memory at once
+    return mx.concatenate(blocks, axis=2).reshape(queries.shape)
 
 
 def attend(

@@ -13,10 +13,12 @@ import mlx.nn as nn
 
 from llavacot_mlx.cache import SelfAttentionCache, Sight, TextCache, VisionMemory
 from llavacot_mlx.config import Llama3Scaling, TextConfig
+from llavacot_mlx.kv_meter import KVMeter
 
 from .activations import silu
-from .attention import attend
+from .attention import attend_to_all
 from .linear import Linear
+from .quantized_kv import KV, kv_bytes
 from .rope import Rotation
 
 
@@ -169,8 +171,14 @@ class LanguageModel(nn.Module):
         self.model = TextModel(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
 
-    def new_cache(self) -> TextCache:
-        return TextCache(len(self.model.layers) - len(self.model.cross_layers))
+    def new_cache(self, meter: KVMeter | None = None) -> TextCache:
+        return TextCache(len(self.model.layers) - len(self.model.cross_layers), meter)
+
+    def memory_bytes(self, tokens: int, bits: int | None) -> int:
+        """What the K/V of so many image tokens take, kept in `bits` or as they are computed."""
+        config, layers = self.model.config, len(self.model.cross_layers)
+        values = 2 * layers * config.num_key_value_heads * config.head_dim * tokens
+        return kv_bytes(values, config.head_dim, self.model.norm.weight.dtype, bits)
 
     def remember(self, features: mx.array, image_lengths: tuple[int, ...]) -> VisionMemory:
         """Projects image features (1, tokens, hidden) to the K/V of every cross layer."""
@@ -185,16 +193,16 @@ def _heads(rows: mx.array, heads: int) -> mx.array:
     return rows.reshape(*rows.shape[:2], heads, -1).swapaxes(1, 2)
 
 
-def _attend_together(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+def _attend_together(queries: mx.array, keys: KV, values: KV) -> mx.array:
     """Lets all rows of a batch read the same K/V in one call, the batch folded into the queries.
 
     `queries` and the result are (batch, heads, tokens, head_dim); K/V have no batch.
     """
     batch, heads, tokens, head_dim = queries.shape
     if batch == 1:
-        return attend(queries, keys, values)
+        return attend_to_all(queries, keys, values)
     folded = queries.swapaxes(0, 1).reshape(1, heads, batch * tokens, head_dim)
-    seen = attend(folded, keys, values)
+    seen = attend_to_all(folded, keys, values)
     return seen.reshape(heads, batch, tokens, head_dim).swapaxes(0, 1)
 
 

@@ -1,0 +1,261 @@
+"""One answer on its way: its events as they happen, and its record at any time."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+from PIL import Image
+
+from .calibration import Calibration
+from .decode import Context, decode, prefill
+from .device import on_generation_stream, wired_memory
+from .errors import UserError
+from .events import (
+    Answered,
+    CandidateText,
+    Event,
+    FreeText,
+    Noticed,
+    Prepared,
+    StageEnded,
+    StageStarted,
+    StageText,
+)
+from .judges.chosen import Case, judge_named
+from .judges.outside import OutsideJudges
+from .kv_meter import KVLimits, KVMeter
+from .model.mllama import Mllama
+from .pictures import ImageSource, TileCutter, open_picture
+from .plan_file import plan_object
+from .plans import SELF, Plan
+from .prompt import Prompt
+from .reader import Reader
+from .search import Engine, Search
+from .stages import Closed, Opened, Stage, StageEvent
+from .tokenizer import Tokenizer, Turn
+from .trace import SearchRecord, StageRecord, Timings, Trace, Usage
+
+_EVEN_CHANCE = 0.5
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory, with all that it needs to answer."""
+
+    model: Mllama
+    tokenizer: Tokenizer
+    cutter: TileCutter
+    calibration: Calibration
+    name: str
+    load_s: float
+    outside: OutsideJudges = field(default_factory=OutsideJudges)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question, and how it is to be answered."""
+
+    image: ImageSource | None
+    question: str
+    plan: Plan
+    max_tokens: int
+    seed: int
+    limits: KVLimits = field(default_factory=KVLimits)
+
+
+class Answering:
+    """An iterator of the events of one answer; the last is Answered.
+
+    Whoever stops early finds in `so_far` what there is.
+    """
+
+    def __init__(self, loaded: Loaded, asked: Asked) -> None:
+        """Raises UserError for a retrace that would need a calibration which is not there."""
+        self._loaded, self._asked = loaded, asked
+        self._plan, self._notices = _with_threshold(asked.plan, loaded)
+        self._usage, self._timings = Usage(), Timings(load_s=loaded.load_s)
+        self._prompt_ids: list[int] = []
+        self._reader = Reader(loaded.tokenizer)
+        self._search: Search | None = None
+        self._started = 0.0
+        self._events = self._run()
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    def close(self) -> None:
+        """Ends an answer that nobody waits for; does nothing to one that has ended."""
+        self._events.close()
+
+    def so_far(self) -> Trace:
+        """The record of an answer that was stopped: the stages of the best path so far."""
+        return dataclasses.replace(self._trace(), interrupted=True)
+
+    def _run(self) -> Generator[Event, None, None]:
+        asked, loaded, plan = self._asked, self._loaded, self._plan
+        mx.reset_peak_memory()
+        self._started = time.perf_counter()
+        for notice in self._notices:
+            yield Noticed(notice)
+        picture = None if asked.image is None else open_picture(asked.image)
+        tiles = () if picture is None else (loaded.cutter.cut(picture),)
+        ids = loaded.tokenizer.prompt([Turn("user", asked.question, images=len(tiles))])
+        self._prompt_ids = ids
+        self._usage.prompt_tokens = len(ids)
+        # A prompt and its answer share the model's context.
+        limit = min(asked.max_tokens, loaded.model.config.text.max_position_embeddings - len(ids))
+        meter = KVMeter(self._usage, asked.limits.budget)
+        with wired_memory():
+            with on_generation_stream():
+                context = prefill(
+                    loaded.model,
+                    Prompt(tuple(ids), tiles),
+                    self._usage,
+                    self._timings,
+                    asked.limits.bits,
+                    meter,
+                )
+            yield Prepared(len(ids), sum(len(cut.pixels) for cut in tiles))
+            if plan.single:
+                yield from self._followed(context, limit)
+            else:
+                yield from self._searched(context, meter, limit, picture)
+        yield Answered(self._trace())
+
+    def _followed(self, context: Context, limit: int) -> Iterator[Event]:
+        """One path, stage by stage."""
+        loaded, reader = self._loaded, self._reader
+        tokens = decode(
+            loaded.model,
+            context,
+            self._plan.sampling_of(self._plan.steps[0]),
+            self._asked.seed,
+            loaded.tokenizer.stop_ids,
+            limit,
+            self._usage,
+        )
+        for token_id in tokens:
+            if not reader.token_ids:
+                self._first_token()
+            yield from _told(reader.push(token_id), reader)
+        yield from _told(reader.finish(), reader)
+
+    def _searched(
+        self, context: Context, meter: KVMeter, limit: int, picture: Image.Image | None
+    ) -> Iterator[Event]:
+        """Many paths, as the plan says."""
+        loaded = self._loaded
+        engine = Engine(
+            loaded.model,
+            loaded.tokenizer,
+            context.memory,
+            self._usage,
+            self._timings,
+            meter,
+            self._asked.limits.bits,
+        )
+        case = Case(
+            loaded.model,
+            loaded.tokenizer,
+            context.memory,
+            self._usage,
+            picture,
+            self._asked.question,
+        )
+        judges = {name: judge_named(name, case, loaded.outside) for name in self._plan.judges}
+        self._search = Search(engine, self._plan, judges, self._asked.seed, limit)
+        first = True
+        for event in self._search.run(context.ready()):
+            if first and isinstance(event, CandidateText):
+                self._first_token()
+                first = False
+            yield event
+
+    def _first_token(self) -> None:
+        self._timings.first_token_s = time.perf_counter() - self._started
+
+    def _trace(self) -> Trace:
+        timings = self._timings
+        timings.total_s = time.perf_counter() - self._started
+        timings.decode_s = max(0.0, timings.total_s - timings.first_token_s - timings.judge_s)
+        asked, reader = self._asked, self._reader
+        record = SearchRecord(self._plan.method, plan=plan_object(self._plan))
+        stages: list[StageRecord] = reader.records
+        if self._search is not None:
+            record = self._search.record()
+            reader = Reader.after(self._loaded.tokenizer, self._search.best_ids)
+            reader.finish()
+            chosen = self._search.best_stages
+            stages = chosen + reader.records[len(chosen) :]
+        return Trace(
+            question=asked.question,
+            image=_image_name(asked.image),
+            model=self._loaded.name,
+            seed=asked.seed,
+            stages=tuple(stages),
+            text=reader.text,
+            prompt_token_ids=tuple(self._prompt_ids),
+            token_ids=tuple(reader.token_ids),
+            search=dataclasses.replace(record, notices=(*self._notices, *record.notices)),
+            max_tokens=asked.max_tokens,
+            usage=dataclasses.replace(self._usage),
+            timings=dataclasses.replace(timings),
+            peak_memory_bytes=mx.get_peak_memory(),
+        )
+
+
+def _with_threshold(plan: Plan, loaded: Loaded) -> tuple[Plan, tuple[str, ...]]:
+    """The plan with its cut-off as a score, and what the person should know of that."""
+    retrace = plan.retrace
+    if retrace is None or retrace.threshold is not None:
+        return plan, ()
+    judge = plan.judge_of(plan.steps[retrace.after])
+    moments = loaded.calibration.get(judge, {}).get(list(Stage)[retrace.after])
+    notices: tuple[str, ...] = ()
+    if moments is not None:
+        threshold = moments.cut_off(retrace.deviations)
+    elif judge == SELF:
+        threshold = _EVEN_CHANCE
+        notices = (
+            "the judge self is not calibrated for this model, so the search goes back below an "
+            "even chance; llavacot calibrate measures better",
+        )
+    else:
+        raise UserError(
+            f"the judge {judge} is not calibrated for this model, so nobody knows which of its "
+            "scores are good: give a threshold, or run llavacot calibrate"
+        )
+    filled = dataclasses.replace(retrace, threshold=threshold)
+    return dataclasses.replace(plan, retrace=filled), notices
+
+
+def _told(events: list[StageEvent], reader: Reader) -> Iterator[Event]:
+    """What the reader found, as the events of an answer."""
+    ended = len(reader.records) - sum(isinstance(event, Closed) for event in events)
+    for event in events:
+        if isinstance(event, Opened):
+            yield StageStarted(event.stage)
+        elif isinstance(event, Closed):
+            yield StageEnded(event.stage, event.by_tag, reader.records[ended].tokens)
+            ended += 1
+        elif event.stage is None:
+            yield FreeText(event.text)
+        else:
+            yield StageText(event.stage, event.text)
+
+
+def _image_name(image: ImageSource | None) -> str | None:
+    if image is None:
+        return None
+    if isinstance(image, bytes):
+        return "-"
+    if isinstance(image, Image.Image):
+        return getattr(image, "filename", None) or "image"
+    return str(image)

@@ -1,0 +1,99 @@
+"""What scores a judge usually gives: `calibration.json` beside a model, and cut-offs from it.
+
+A judge's scores mean something beside other scores of the same judge alone. Their mean and standard
+deviation, measured on data that is no benchmark (`llavacot calibrate`), turn the published cut-off
+of SWIRES (arXiv 2411.10440v6, appendix D: so many standard deviations above the mean) into a score.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .config import read_json
+from .errors import UserError
+from .stages import Stage
+from .trace import Trace
+
+FILE_NAME = "calibration.json"
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of the scores that a judge gave one stage."""
+
+    mean: float
+    std: float
+    count: int
+
+    @classmethod
+    def of(cls, scores: Sequence[float]) -> Moments:
+        """`std` is the population's, as in the published cut-off."""
+        return cls(statistics.fmean(scores), statistics.pstdev(scores), len(scores))
+
+    def cut_off(self, deviations: float) -> float:
+        return self.mean + deviations * self.std
+
+
+Calibration = Mapping[str, Mapping[Stage, Moments]]
+"""By the judge's name and by stage."""
+
+
+def load_calibration(folder: Path) -> Calibration:
+    """What was measured for the model in `folder`; empty where nothing was.
+
+    Raises UserError that names what is wrong with the file.
+    """
+    file = folder / FILE_NAME
+    if not file.exists():
+        return {}
+    value = read_json(file, "write it anew with llavacot calibrate")
+    try:
+        return {
+            judge: {Stage(stage): _moments(numbers) for stage, numbers in stages.items()}
+            for judge, stages in value["judges"].items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as problem:
+        said = f"{type(problem).__name__}: {problem}"
+        raise UserError(
+            f"{file} is no calibration ({said}); write it anew with llavacot calibrate"
+        ) from None
+
+
+def save_calibration(folder: Path, calibration: Calibration) -> Path:
+    """Writes the file, whole or not at all, and returns where it is."""
+    value = {
+        "judges": {
+            judge: {stage.value: asdict(moments) for stage, moments in stages.items()}
+            for judge, stages in calibration.items()
+        }
+    }
+    file = folder / FILE_NAME
+    written = file.with_name(f".{FILE_NAME}.part")
+    try:
+        written.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        written.replace(file)
+    except OSError as problem:
+        written.unlink(missing_ok=True)
+        raise UserError(f"{file} cannot be written: {problem.strerror}") from None
+    return file
+
+
+def scores_of(trace: Trace) -> dict[Stage, list[float]]:
+    """What the judge gave the candidates of a search, by the stage that they wrote."""
+    scores: dict[Stage, list[float]] = {}
+    for node in trace.search.nodes:
+        if node.stage is not None and node.score is not None:
+            scores.setdefault(node.stage, []).append(node.score)
+    return scores
+
+
+def _moments(numbers: Mapping[str, float]) -> Moments:
+    mean, std, count = float(numbers["mean"]), float(numbers["std"]), int(numbers["count"])
+    if not (math.isfinite(mean) and math.isfinite(std) and std >= 0 and count > 0):
+        raise ValueError(f"{dict(numbers)}")
+    return Moments(mean, std, count)

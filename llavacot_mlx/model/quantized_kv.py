@@ -1,0 +1,130 @@
+"""Keys or values of many tokens in few bits, read without ever being unpacked as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from llavacot_mlx.errors import UserError
+
+
+@dataclass(frozen=True)
+class QuantizedKV:
+    """K or V, (1, kv heads, tokens, head_dim): groups of neighbours share a scale and a bias.
+
+    MLX's affine quantisation along a head's dimension; the groups are 64 wide, or 32 where 64 does
+    not divide the head.
+    """
+
+    packed: mx.array
+    scales: mx.array
+    biases: mx.array
+    bits: int
+    group_size: int
+
+    @classmethod
+    def of(cls, array: mx.array, bits: int) -> QuantizedKV:
+        """Raises UserError where neither 64 nor 32 divides the head's width."""
+        group_size = _group_size(array.shape[-1])
+        return cls(*mx.quantize(array, group_size, bits), bits, group_size)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        batch, heads, tokens, groups = self.scales.shape
+        return batch, heads, tokens, groups * self.group_size
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        return self.scales.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self.packed.nbytes + self.scales.nbytes + self.biases.nbytes
+
+    def tokens(self, first: int, last: int) -> QuantizedKV:
+        """The part of tokens `first` to `last` (exclusive)."""
+        packed, scales, biases = (
+            array[..., first:last, :] for array in (self.packed, self.scales, self.biases)
+        )
+        return QuantizedKV(packed, scales, biases, self.bits, self.group_size)
+
+    def unpacked(self) -> mx.array:
+        return mx.dequantize(self.packed, self.scales, self.biases, self.group_size, self.bits)
+
+
+KV = mx.array | QuantizedKV
+
+
+def _group_size(head_dim: int) -> int:
+    size = next((size for size in (64, 32) if head_dim % size == 0), None)
+    if size is None:
+        raise UserError(
+            f"K/V cannot be quantised: this model's heads are {head_dim} wide, and 32 does not "
+            "divide that"
+        )
+    return size
+
+
+def kv_bytes(values: int, head_dim: int, dtype: mx.Dtype, bits: int | None) -> int:
+    """What so many values of K or V take, heads `head_dim` wide, in `bits` or in `dtype`."""
+    if bits is None:
+        return values * dtype.size
+    return values * bits // 8 + 2 * dtype.size * values // _group_size(head_dim)
+
+
+def joined(parts: list[KV]) -> KV:
+    """The tokens of all parts, one after another; all are kept alike."""
+    if len(parts) == 1:
+        return parts[0]
+    packed = [part for part in parts if isinstance(part, QuantizedKV)]
+    plain = [part for part in parts if not isinstance(part, QuantizedKV)]
+    assert not packed or not plain
+    if plain:
+        return mx.concatenate(plain, axis=2)
+    return QuantizedKV(
+        mx.concatenate([part.packed for part in packed], axis=2),
+        mx.concatenate([part.scales for part in packed], axis=2),
+        mx.concatenate([part.biases for part in packed], axis=2),
+        packed[0].bits,
+        packed[0].group_size,
+    )
+
+
+def tokens_of(kv: KV, first: int, last: int) -> KV:
+    """The part of tokens `first` to `last` (exclusive)."""
+    return kv.tokens(first, last) if isinstance(kv, QuantizedKV) else kv[..., first:last, :]
+
+
+def arrays_of(kv: KV) -> tuple[mx.array, ...]:
+    return (kv.packed, kv.scales, kv.biases) if isinstance(kv, QuantizedKV) else (kv,)
+
+
+def unpacked(kv: KV) -> mx.array:
+    return kv.unpacked() if isinstance(kv, QuantizedKV) else kv
+
+
+def scores(queries: mx.array, keys: KV) -> mx.array:
+    """Queries (1, kv heads, n, head_dim) against all keys: (1, kv heads, n, tokens)."""
+    if isinstance(keys, QuantizedKV):
+        return _product(queries, keys, transpose=True)
+    return queries @ keys.swapaxes(-1, -2)
+
+
+def weighted(weights: mx.array, values: KV) -> mx.array:
+    """Sums of values by weights (1, kv heads, n, tokens): (1, kv heads, n, head_dim)."""
+    if isinstance(values, QuantizedKV):
+        return _product(weights, values, transpose=False)
+    return weights @ values
+
+
+def _product(rows: mx.array, kv: QuantizedKV, *, transpose: bool) -> mx.array:
+    return mx.quantized_matmul(
+        rows,
+        kv.packed,
+        kv.scales,
+        kv.biases,
+        transpose=transpose,
+        group_size=kv.group_size,
+        bits=kv.bits,
+    )
