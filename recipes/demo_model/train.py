@@ -57,8 +57,9 @@ CELLS_WEIGHT = 0.5  # of the auxiliary loss beside the text's
 MISTAKES_WEIGHT = 0.5  # of the other auxiliary loss, which words of a text are wrong
 CELL_WEIGHTS = {"kind": 3.0}  # the last thing to be learned: it takes several patches' outlines
 WARMUP = {"pictures": 100, "joint": 100, "text": 15}  # steps
-SAVE_EVERY = 240.0  # seconds
-LOG_EVERY = 25  # steps
+TAUGHT_FACTOR = 4.0  # the learning rate of the attention that is taught where to look, to others'
+SAVE_EVERY = 60.0  # seconds
+LOG_EVERY = 10  # steps
 
 
 @dataclass(frozen=True)
@@ -327,7 +328,13 @@ def run(plan: Plan, folder: Path, processes: int) -> None:
         trained = [model.model.vision_model, model.model.multi_modal_projector, heads]
     elif plan.phase == "text":
         trained = [model.model.language_model, model.lm_head, heads["true"]]
-    optimizer = Optimizer(trained, matrices_by_muon=plan.muon_rate > 0)
+    taught = {layer for layer, _ in LOOKS.values()} if plan.phase == "text" else set()
+    faster = [
+        parameter
+        for layer in taught
+        for parameter in model.model.language_model.layers[layer].self_attn.parameters()
+    ]
+    optimizer = Optimizer(trained, plan.muon_rate > 0, faster, TAUGHT_FACTOR)
     checkpoint = folder / f"{plan.phase}.pt"
     step, seconds = 0, 0.0
     saved = None
