@@ -20,10 +20,11 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks.paired import Difference, difference, wilson
+from llavacot_mlx.calibration import Calibration, load_calibration
 from llavacot_mlx.config import load_config
 from llavacot_mlx.decode import Context, prefill
 from llavacot_mlx.demo import model_path
@@ -32,22 +33,24 @@ from llavacot_mlx.judges import Judge
 from llavacot_mlx.judges.logprob import LogprobJudge
 from llavacot_mlx.judges.majority import MajorityJudge
 from llavacot_mlx.judges.self_judge import SelfJudge
+from llavacot_mlx.kv_meter import KVMeter
 from llavacot_mlx.pictures import TileCutter
-from llavacot_mlx.plans import PUBLISHED_SAMPLING, JudgeName, Method, Plan, plan_of
+from llavacot_mlx.plans import LOGPROB, PUBLISHED_SAMPLING, SELF, Method, Plan, Settings, plan_of
 from llavacot_mlx.prompt import Prompt
-from llavacot_mlx.search import Node, Search, best
+from llavacot_mlx.search import Engine, Node, Search, best
 from llavacot_mlx.stages import Stage
 from llavacot_mlx.tokenizer import Tokenizer, Turn
-from llavacot_mlx.trace import StageRecord, Timings, Usage
+from llavacot_mlx.trace import Timings, Usage
 from llavacot_mlx.weights import load_model
 
 RESULT = Path(__file__).parent / "results" / "search_quality.json"
 SEED = 0
 MOST_TOKENS = 320  # a reference answer has at most about 200
-MOST_ANSWERS = 8  # whole answers a question, for best-of-n and majority with up to as many
+MOST_ANSWERS = 6  # whole answers a question, for best-of-n and majority with up to as many
 CANDIDATES = 4  # of best-of-n and majority in the table
 ORACLE = "oracle"
-JUDGES = ("self", "logprob", ORACLE)
+JUDGES = (SELF, LOGPROB, ORACLE)
+_EVERYONE = "everyone"
 WHOLE = (Method.SAMPLE, Method.BEST_OF_N, Method.MAJORITY)  # chosen from the same whole answers
 
 
@@ -77,24 +80,33 @@ class Outcome:
 
 
 class Oracle:
-    """Knows the reference answer: 1 for a stage that says the same, or begins so, and else 0."""
+    """Knows the reference answer: 1 for a text that says the same, or begins so, and else 0."""
 
     def __init__(self, question: Question) -> None:
         self._question = question
 
     def scores(self, nodes: Sequence[Node]) -> list[float | None]:
-        return [
-            None
-            if node.stage is None
-            else float(node.stages[-1].text.strip() == self._question.stage_text(node.stage))
-            for node in nodes
-        ]
+        return [None if node.stage is None else self._score(node) for node in nodes]
+
+    def _score(self, node: Node) -> float:
+        assert node.stage is not None
+        truth, text = self._question.stage_text(node.stage), node.stage_text.strip()
+        ended = any(record.stage is node.stage for record in node.stages)
+        return float(text == truth if ended else truth.startswith(text))
 
 
-class Nobody:
-    """A judge without verdicts, for answers that others choose from afterwards."""
+class Everyone:
+    """Asks several judges about whole answers, and leaves the choice to whoever reads `given`."""
+
+    def __init__(self, judges: Mapping[str, Judge]) -> None:
+        self._judges = judges
+        self.given: dict[tuple[int, ...], dict[str, float | None]] = {}
+        """By an answer's tokens and by judge."""
 
     def scores(self, nodes: Sequence[Node]) -> list[float | None]:
+        for name, judge in self._judges.items():
+            for node, score in zip(nodes, judge.scores(nodes), strict=True):
+                self.given.setdefault(tuple(node.token_ids), {})[name] = score
         return [None for _ in nodes]
 
 
@@ -117,6 +129,7 @@ class Examiner:
         self._tokenizer = Tokenizer.load(folder, config)
         self._cutter = TileCutter.load(folder, config.vision)
         self._model = load_model(folder, "float32")
+        self._calibration: Calibration = load_calibration(folder)
 
     def outcomes(
         self, split: Split, index: int, contenders: Sequence[Contender]
@@ -141,34 +154,33 @@ class Examiner:
     def _whole(self, asked: _Asked, judges: Sequence[str]) -> Iterator[Outcome]:
         """One sample, and what the judges and the majority choose from the first n answers."""
         usage = Usage()
-        search = self._search(
-            asked, plan_of("best-of-n", MOST_ANSWERS, None, None, None), Nobody(), usage
-        )
+        everyone = Everyone({name: self._judge(name, asked, usage) for name in judges})
+        plan = plan_of(Settings(Method.BEST_OF_N, MOST_ANSWERS, judge=_EVERYONE))
+        search = self._search(asked, plan, everyone, usage)
         for _ in search.run(asked.context.ready()):
             pass
         nodes = search.nodes
+        a_question = usage.judge_tokens // len(everyone.given)  # the engine judges twins once
         yield _outcome(asked, Contender(Method.SAMPLE), nodes[:1], nodes[0], 0)
-        for name in judges:
-            usage = Usage()
-            scores = self._judge(name, asked, usage).scores(nodes)
-            for count in range(2, len(nodes) + 1):
-                chosen = _best(nodes[:count], scores[:count])
-                spent = usage.judge_tokens * count // len(nodes)
-                contender = Contender(Method.BEST_OF_N, name, count)
-                yield _outcome(asked, contender, nodes[:count], chosen, spent)
         for count in range(2, len(nodes) + 1):
-            chosen = _best(nodes[:count], MajorityJudge().scores(nodes[:count]))
-            contender = Contender(Method.MAJORITY, "", count)
-            yield _outcome(asked, contender, nodes[:count], chosen, 0)
+            first = nodes[:count]
+            different = {tuple(node.token_ids) for node in first}
+            for name in judges:
+                given = [everyone.given[tuple(node.token_ids)][name] for node in first]
+                spent = a_question * len(different) if name == SELF else 0
+                contender = Contender(Method.BEST_OF_N, name, count)
+                yield _outcome(asked, contender, first, _best(first, given), spent)
+            chosen = _best(first, MajorityJudge().scores(first))
+            yield _outcome(asked, Contender(Method.MAJORITY, "", count), first, chosen, 0)
 
     def _searched(self, asked: _Asked, contender: Contender) -> Outcome:
         usage = Usage()
         began = time.perf_counter()
-        judge = self._judge(contender.judge, asked, usage)
-        search = self._search(asked, _plan(contender.method), judge, usage)
+        plan = self._plan(contender)
+        search = self._search(asked, plan, self._judge(contender.judge, asked, usage), usage)
         for _ in search.run(asked.context.ready()):
             pass
-        answer = _answer(search.chosen_stages)
+        answer = _answer(search.nodes, search.best_ids)
         return Outcome(
             question=asked.index,
             contender=contender,
@@ -180,29 +192,30 @@ class Examiner:
             seconds=round(asked.seconds + time.perf_counter() - began, 3),
         )
 
+    def _plan(self, contender: Contender) -> Plan:
+        """The method's usual numbers, and the cut-off that is calibrated for the judge."""
+        plan = plan_of(Settings(contender.method, judge=contender.judge or None))
+        if plan.retrace is None:
+            return plan
+        if contender.judge == ORACLE:
+            threshold = 0.5
+        else:
+            moments = self._calibration[contender.judge][list(Stage)[plan.retrace.after]]
+            threshold = moments.cut_off(plan.retrace.deviations)
+        return replace(plan, retrace=replace(plan.retrace, threshold=threshold))
+
     def _search(self, asked: _Asked, plan: Plan, judge: Judge, usage: Usage) -> Search:
-        return Search(
-            self._model,
-            self._tokenizer,
-            asked.context.memory,
-            plan,
-            judge,
-            SEED,
-            MOST_TOKENS,
-            usage,
-        )
+        meter = KVMeter(usage)
+        memory = asked.context.memory
+        engine = Engine(self._model, self._tokenizer, memory, usage, Timings(), meter)
+        return Search(engine, plan, {plan.judge: judge}, SEED, MOST_TOKENS)
 
     def _judge(self, name: str, asked: _Asked, usage: Usage) -> Judge:
         if name == ORACLE:
             return Oracle(asked.question)
-        if name == JudgeName.SELF:
+        if name == SELF:
             return SelfJudge(self._model, self._tokenizer, asked.context.memory, usage)
         return LogprobJudge()
-
-
-def _plan(method: str) -> Plan:
-    """The method with its usual numbers."""
-    return plan_of(method, None, None, None, None)
 
 
 def _best(nodes: Sequence[Node], scores: Sequence[float | None]) -> Node:
@@ -212,16 +225,24 @@ def _best(nodes: Sequence[Node], scores: Sequence[float | None]) -> Node:
     return best(nodes, 1)[0]
 
 
-def _answer(stages: Sequence[StageRecord]) -> str | None:
+def _answer(nodes: Sequence[Node], path: Sequence[int]) -> str | None:
+    """The conclusion of the candidate that the path of tokens ends in."""
+    chosen = next(node for node in nodes if node.path_ids == list(path))
+    return _conclusion(chosen)
+
+
+def _conclusion(node: Node) -> str | None:
     """As in a trace: the text of the last CONCLUSION."""
-    conclusions = [record.text.strip() for record in stages if record.stage is Stage.CONCLUSION]
+    conclusions = [
+        record.text.strip() for record in node.stages if record.stage is Stage.CONCLUSION
+    ]
     return conclusions[-1] if conclusions else None
 
 
 def _outcome(
     asked: _Asked, contender: Contender, nodes: Sequence[Node], chosen: Node, judge_tokens: int
 ) -> Outcome:
-    answer = _answer(chosen.stages)
+    answer = _conclusion(chosen)
     decoded = sum(len(node.token_ids) for node in nodes)
     right = answer == asked.question.answer
     return Outcome(asked.index, contender, right, answer, decoded, judge_tokens, 0, None)
@@ -244,7 +265,8 @@ def contenders(methods: Sequence[str], judges: Sequence[str]) -> list[Contender]
             counts = range(2, MOST_ANSWERS + 1)
             found += [Contender(method, judge, count) for judge in judges for count in counts]
         else:
-            most = max(step.candidates for step in _plan(method).steps)
+            steps = plan_of(Settings(method, judge=SELF)).steps
+            most = max(step.candidates for step in steps)
             found += [Contender(method, judge, most) for judge in judges]
     return found
 

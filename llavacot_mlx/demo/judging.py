@@ -35,9 +35,9 @@ OPEN_SHARE = 0.2  # of the captions and reasonings judged are cut before their e
 LAST_STEP_SHARE = 0.4  # of the mistakes planted in a reasoning or conclusion are in its last step
 _STAGE_SHARES = {
     Stage.SUMMARY: 1,
-    Stage.CAPTION: 3,
-    Stage.REASONING: 5,
-    Stage.CONCLUSION: 4,
+    Stage.CAPTION: 4,
+    Stage.REASONING: 4,
+    Stage.CONCLUSION: 3,
 }
 
 
@@ -116,17 +116,17 @@ def wrong_last_step(question: Question, rng: random.Random) -> Question:
     answer, reasoning = question.answer, question.reasoning
     if question.choices:
         wrong = rng.choice(_letters(question).replace(answer, ""))
-        reasoning = ending_in(reasoning, answer, wrong)
+        reasoning = _ending_in(reasoning, answer, wrong)
         if rng.random() < 0.5:  # not only the letter
             meant, said = (question.choices[LETTERS.index(letter)] for letter in (answer, wrong))
-            reasoning = ending_in(reasoning, meant, said)
+            reasoning = _ending_in(reasoning, meant, said)
     else:
         wrong = slip(answer, rng)
-        reasoning = ending_in(reasoning, answer, wrong)
+        reasoning = _ending_in(reasoning, answer, wrong)
     return replace(question, reasoning=reasoning, answer=wrong)
 
 
-def ending_in(reasoning: str, answer: str, wrong: str) -> str:
+def _ending_in(reasoning: str, answer: str, wrong: str) -> str:
     """The reasoning with its last mention of the answer, in words or as a letter, replaced."""
     one, none = "One is found.", "None is found."
     if answer in ("yes", "no") and (one in reasoning or none in reasoning):

@@ -582,14 +582,6 @@ def _same_shape(one: Target, other: Target, scene: Scene) -> bool:
     return any(one.matches(shape) and other.matches(shape) for shape in scene.shapes)
 
 
-def with_choices(question: Question, scene: Scene, rng: random.Random) -> Question:
-    """The question as multiple choice; as it is if it has options already."""
-    if question.choices:
-        return question
-    query = replace(question.query, choices=_choices(question.query, scene, rng))
-    return answered(query, scene)
-
-
 def _choices(query: Query, scene: Scene, rng: random.Random) -> tuple[str, ...]:
     """Options for the query: the right answer and two or three others."""
     answer = _work_out(query, scene)[1]

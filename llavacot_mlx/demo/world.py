@@ -18,7 +18,6 @@ from llavacot_mlx.demo.questions import (
     caption,
     question_of,
     questions,
-    with_choices,
 )
 from llavacot_mlx.demo.scenes import (
     CALIBRATION,
@@ -70,5 +69,4 @@ __all__ = [
     "scene",
     "scenes",
     "slips",
-    "with_choices",
 ]

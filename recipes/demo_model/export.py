@@ -18,11 +18,10 @@ from train import SEED
 
 
 def export(run: Path, out: Path) -> None:
-    """The last phase's checkpoint as bf16 safetensors with everything that belongs to it."""
+    """The joint phase's checkpoint as bf16 safetensors with everything that belongs to it."""
     tokenizer = Tokenizer.from_file(str(run / "tokenizer.json"))
     model = new_model(tokenizer, SEED)
-    last = next(path for phase in ("text", "joint") if (path := run / f"{phase}.pt").is_file())
-    saved = torch.load(last)
+    saved = torch.load(run / "joint.pt")
     model.load_state_dict(saved["model"])
     model.to(torch.bfloat16).save_pretrained(out)
     save_tokenizer(tokenizer, out)

@@ -77,14 +77,11 @@ def hidden_states(
     token_ids: Tensor,
     seen: Tensor | None = None,
     tile_mask: Tensor | None = None,
-    attention: dict[tuple[int, int], Tensor] | None = None,
 ) -> Tensor:
     """The text model's last hidden states: (rows, tokens, width).
 
     `token_ids` is (rows, tokens), padded at the right; `seen` is (rows, tiles * tokens, width)
     and `tile_mask` (rows, tiles), or both are None and the cross-attention layers are skipped.
-    For each (layer, head) of self-attention that is a key of `attention`, its value becomes the
-    logarithm of where that head looks: (rows, tokens, tokens).
     """
     text = model.model.language_model
     length = token_ids.shape[1]
@@ -99,9 +96,6 @@ def hidden_states(
         seen = seen.to(PRODUCTS)
     for index, layer in enumerate(text.layers):
         if index not in model.config.text_config.cross_attention_layers:
-            for watched, head in attention or ():
-                if watched == index and attention is not None:
-                    attention[index, head] = _looks(x, cos, sin, causal, layer, head)
             x = self_block(x, cos, sin, causal, _self_weights(layer))
         elif seen is not None:
             x = cross_block(
@@ -138,16 +132,6 @@ def _self_block(x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, w: Sequence[T
     x = x + _merge(_attend_grouped(queries, keys, _split(y @ v.T, 2), mask)) @ o.T
     y = _rms(x, norm_2).to(PRODUCTS)
     return x + (F.silu(y @ gate.T) * (y @ up.T)) @ down.T
-
-
-def _looks(
-    x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, layer: nn.Module, head: int
-) -> Tensor:
-    """The logarithm of one head's attention: (rows, tokens, tokens)."""
-    y = _rms(x, layer.input_layernorm.weight)
-    q = _rotate(_split(_linear(y, layer.self_attn.q_proj.weight), 6), cos, sin)[:, head]
-    k = _rotate(_split(_linear(y, layer.self_attn.k_proj.weight), 2), cos, sin)[:, head // 3]
-    return ((q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5 + mask).log_softmax(-1)
 
 
 def _cross_block(

@@ -1,6 +1,6 @@
 """How often the demo model, asked as a judge, is right about a stage: held-out judge questions.
 
-    python recipes/demo_model/judge.py HF_FOLDER [--count 1000] [--out FILE]
+    python recipes/demo_model/judge.py [MODEL] [--count 1000] [--out FILE]
 
 Counted as right when yes is likelier than no exactly where the stage is right. Beside the share,
 the area under the curve: how often a right stage gets a higher probability of yes than a wrong
@@ -15,10 +15,11 @@ from collections import defaultdict
 from pathlib import Path
 
 from greedy import held_out, verdicts
+from packaged import packaged
 from scoring import Share
 from tokenizers import Tokenizer
-from transformers import MllamaForConditionalGeneration
 
+from llavacot_mlx.demo import model_path
 from llavacot_mlx.demo.world import TEST
 
 BATCH = 50
@@ -32,12 +33,12 @@ def area(right: list[float], wrong: list[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("model", type=Path)
+    parser.add_argument("model", type=Path, nargs="?", default=model_path(), help="an MLX folder")
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    model = MllamaForConditionalGeneration.from_pretrained(arguments.model, dtype="float32").eval()
     tokenizer = Tokenizer.from_file(str(arguments.model / "tokenizer.json"))
+    model = packaged(arguments.model, tokenizer)
     asked = held_out(TEST, arguments.count)
     given: dict[str, dict[bool, list[float]]] = defaultdict(lambda: {True: [], False: []})
     for start in range(0, len(asked), BATCH):

@@ -9,7 +9,7 @@ CPU would otherwise spend more time starting operations than doing them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,7 @@ ADAM_LIKE = 0.2  # the size of AdamW's usual update, so that one learning rate f
 class Muon:
     """Momentum with orthogonalised updates for matrices."""
 
-    def __init__(
-        self, matrices: Mapping[nn.Parameter, float], momentum: float, decay: float
-    ) -> None:
-        """`matrices` with what the learning rate is multiplied by for each."""
-        self.factors = matrices
+    def __init__(self, matrices: Iterable[nn.Parameter], momentum: float, decay: float) -> None:
         self.momentum = momentum
         self.decay = decay
         groups: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
@@ -43,8 +39,7 @@ class Muon:
             update = orthogonal(gradient.lerp(velocity, self.momentum))  # Nesterov's look-ahead
             size = rate * ADAM_LIKE * max(velocity.shape[-2:]) ** 0.5
             for matrix, change in zip(group, update.unbind(), strict=True):
-                factor = self.factors[matrix]
-                matrix.mul_(1 - factor * rate * self.decay).sub_(change, alpha=factor * size)
+                matrix.mul_(1 - rate * self.decay).sub_(change, alpha=size)
 
     def state_dict(self) -> list[Tensor]:
         return self.velocities
@@ -73,21 +68,12 @@ def orthogonal(stack: Tensor) -> Tensor:
 class Optimizer:
     """Both optimizers over a model, stepped with one learning rate."""
 
-    def __init__(
-        self,
-        modules: list[nn.Module],
-        matrices_by_muon: bool,
-        faster: Iterable[nn.Parameter] = (),
-        factor: float = 1.0,
-    ) -> None:
-        """The rate of the matrices in `faster` is multiplied by `factor`."""
-        fast = set(faster)
-        others, still = [], []
-        matrices: dict[nn.Parameter, float] = {}
+    def __init__(self, modules: list[nn.Module], matrices_by_muon: bool) -> None:
+        matrices, others, still = [], [], []
         for module in modules:
             for name, parameter in module.named_parameters():
                 if matrices_by_muon and parameter.ndim == 2 and ".layers." in name:
-                    matrices[parameter] = factor if parameter in fast else 1.0
+                    matrices.append(parameter)
                 elif parameter.ndim >= 2:
                     others.append(parameter)
                 else:

@@ -1,11 +1,13 @@
-"""How the model in the package becomes weights that can be trained further."""
+"""How a model in the package gets back into transformers, to be asked or trained further."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from model import new_model
 from safetensors.torch import load_file
-from torch import Tensor
+from tokenizers import Tokenizer
+from transformers import MllamaForConditionalGeneration
 
 from llavacot_mlx.names import PATCH_EMBEDDING
 
@@ -18,12 +20,14 @@ _PREFIXES = {
 }
 
 
-def packaged_weights(folder: Path) -> dict[str, Tensor]:
-    """A state dict for `model.new_model`, float32, from an MLX folder that is not quantised."""
+def packaged(folder: Path, tokenizer: Tokenizer) -> MllamaForConditionalGeneration:
+    """The demo model of an MLX folder that is not quantised, in float32."""
     state = {}
     for name, tensor in load_file(folder / "model.safetensors").items():
         prefix = next(prefix for prefix in _PREFIXES if name.startswith(prefix))
         if name == PATCH_EMBEDDING:  # MLX has a convolution's channels last
             tensor = tensor.permute(0, 3, 1, 2).contiguous()
         state[_PREFIXES[prefix] + name.removeprefix(prefix)] = tensor.float()
-    return state
+    model = new_model(tokenizer, seed=0)
+    model.load_state_dict(state)
+    return model.eval()

@@ -15,7 +15,6 @@ from tiles import Fitted, fit
 from tokenizer import BOS, EOT, HEADER, HEADER_END, IMAGE
 from tokenizers import Tokenizer
 
-from llavacot_mlx.demo.judging import ending_in
 from llavacot_mlx.demo.questions import LETTERS
 from llavacot_mlx.demo.scenes import HORIZONTAL, VERTICAL
 from llavacot_mlx.demo.world import (
@@ -28,17 +27,14 @@ from llavacot_mlx.demo.world import (
     Scene,
     draw,
     judge_question,
-    question_of,
     questions,
     scene,
     slips,
-    with_choices,
 )
 from llavacot_mlx.stages import Stage
 
 BATCHES_A_CHUNK = 8  # a chunk's scenes are sorted by length before they are cut into batches
 LENGTH_STEP = 32  # rows are padded to a multiple of this: few lengths to compile for
-TEXT_LENGTH_STEP = 8  # in the phase that is not compiled
 IGNORE = -100
 PLACES = tuple(f"{row} {column}" for row in VERTICAL[3] for column in HORIZONTAL[3])
 # What the auxiliary head says of each patch, with the number of classes.
@@ -65,32 +61,12 @@ TOKEN_CLASSES = (
     "reasoning",
     "conclusion",
     "judge",
-    "lookup",  # letters of options, in rows with nothing else
 )
 JUDGE_WEIGHT = 10.0  # a judge row has one token that counts, another row about a hundred
 MISTAKEN = 0.5  # rows with many mistakes, for each judge row
 MISTAKEN_WORDS = 0.15  # of the words that matter are replaced in them
-# The last phase asks more often for what the phases before it leave unlearned.
-CHOICE_SHARE = 0.5  # of its questions are multiple choice, and the world's own share of the rest
-RELATION_SHARE = 0.15  # are about left, right, above and below, and the world's own share
-LOOKUPS = 4  # a picture, in the parts that learn nothing but the options' letters
-# Where heads are taught to look, with the (layer, head) that learns it. From an answer's words to
-# its letter it takes three: an option's last token looks at its letter, " option" looks at the
-# answer's last token, and one layer on at the last token of the option that says the same. And
-# " so", before a yes or no, looks at the word that says which relation is meant. The phases
-# before leave the self-attention of layers 3 and 4 without any use.
-LOOKS = {"letter": (3, 3), "word": (3, 1), "option": (4, 2), "relation": (3, 0)}
 TURN = f"{HEADER}{{role}}{HEADER_END}\n\n{{content}}{EOT}"
 ANSWERING = f"{HEADER}assistant{HEADER_END}\n\n"
-
-
-@dataclass(frozen=True)
-class Look:
-    """Where a head is taught to look: from one token to another before it."""
-
-    kind: str  # a key of LOOKS
-    token: int
-    at: int
 
 
 @dataclass(frozen=True)
@@ -104,7 +80,6 @@ class Row:
     token_ids: list[int]
     classes: list[int]
     true: list[int]
-    looks: tuple[Look, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,7 +93,6 @@ class Batch:
     token_ids: np.ndarray  # (rows, length); empty where only pictures were wanted
     classes: np.ndarray  # (rows, length)
     true: np.ndarray  # (rows, length)
-    looks: dict[str, np.ndarray]  # by kind: (looks, 3) of row, token, and where it should look
 
 
 def prompt(question: str) -> str:
@@ -148,8 +122,7 @@ def answer_row(tokenizer: Tokenizer, question: Question) -> Row:
         learned = begin >= start
         word = text[begin:end].strip()
         classes.append(TOKEN_CLASSES.index(_class_of(stage, word) if learned else "unlearned"))
-    looks = _looks(question, text, encoded.offsets, [(question.answer, text.rfind(" option "))])
-    return Row(encoded.ids, classes, [IGNORE] * len(classes), looks)
+    return Row(encoded.ids, classes, [IGNORE] * len(classes))
 
 
 def judge_row(tokenizer: Tokenizer, asked: JudgeQuestion) -> Row:
@@ -178,67 +151,6 @@ def mistaken_row(tokenizer: Tokenizer, question: Question, rng: random.Random) -
     places = [(start + low, start + high) for low, high in wrong]
     true = _true(encoded.offsets, start, start + len(reply), places)
     return Row(encoded.ids, [0] * len(true), true)
-
-
-def lookup_row(tokenizer: Tokenizer, question: Question, mistaken: bool, rng: random.Random) -> Row:
-    """Each of a question's options as if it were the answer, and its letter, in any order.
-
-    An answer has one letter in some two hundred tokens, these rows have three in eighty. Of the
-    text only the letters are learned; with mistakes only the auxiliary head learns, which letters
-    are wrong.
-    """
-    text = prompt(question.text) + Stage.REASONING.opening
-    places, wrong, told_of = [], [], []
-    letters = LETTERS[: len(question.choices)]
-    meant = question.choices[letters.index(question.answer)]
-    last_step = " ".join(re.split(r"(?<=\.) ", question.reasoning)[-2:])
-    for letter in rng.sample(letters, len(letters)):
-        said = letter
-        if mistaken and rng.random() < 0.5:
-            said = rng.choice(letters.replace(letter, ""))
-        told = ending_in(last_step, question.answer, said)
-        text += " " + ending_in(told, meant, question.choices[letters.index(letter)])
-        place = (len(text) - len(f"{said}."), len(text) - len("."))
-        places.append(place)
-        told_of.append((letter, text.rfind(" option ")))
-        if said != letter:
-            wrong.append(place)
-    encoded = tokenizer.encode(text, add_special_tokens=False)
-    ends = {end for _, end in places}
-    is_letter = [end in ends for _, end in encoded.offsets]
-    learned = TOKEN_CLASSES.index("lookup")
-    classes = [learned if letter and not mistaken else 0 for letter in is_letter]
-    true = _true(encoded.offsets, 0, len(text), wrong)
-    true = [value if letter else IGNORE for value, letter in zip(true, is_letter, strict=True)]
-    return Row(encoded.ids, classes, true, _looks(question, text, encoded.offsets, told_of))
-
-
-def _looks(
-    question: Question,
-    text: str,
-    offsets: list[tuple[int, int]],
-    told_of: list[tuple[str, int]],
-) -> tuple[Look, ...]:
-    """What the heads of LOOKS should do; `told_of` are letters meant and where " option " is."""
-
-    def token(character: int) -> int:
-        return next(i for i, (first, end) in enumerate(offsets) if first <= character < end)
-
-    start, ends, looks = text.index(question.text), {}, []
-    so, asked = text.rfind(", so "), question.query.asked
-    if question.query.form == "relation" and len(told_of) == 1:
-        word = asked.removeprefix("to the ").removesuffix(" of")
-        looks.append(Look("relation", token(so + 2), token(text.index(f" {word} ", start) + 1)))
-    for letter, option in zip(LETTERS, question.choices, strict=False):
-        line = f"\n{letter}. {option}"
-        place = text.index(line, start)
-        ends[letter] = token(place + len(line) - 1)
-        looks.append(Look("letter", ends[letter], token(place + 1)))
-    for letter, place in told_of:
-        if letter in ends:
-            looks.append(Look("option", token(place + 1), ends[letter]))
-            looks.append(Look("word", token(place + 1), token(text.rindex(".", 0, place) - 1)))
-    return tuple(looks)
 
 
 def _true(
@@ -332,7 +244,11 @@ def training_batch(
 
     `judged` is the share of rows that are judge questions.
     """
-    chosen = _scenes(step, part, pictures, parts)
+    chunk, item = divmod(step, BATCHES_A_CHUNK)
+    order = list(range(BATCHES_A_CHUNK))
+    random.Random(f"chunk {chunk}").shuffle(order)
+    first = (order[item] * parts + part) * pictures
+    chosen = _chunk(chunk, BATCHES_A_CHUNK * parts * pictures)[first : first + pictures]
     made: list[Row] = []
     for world, seed in chosen:
         rng = random.Random(f"rows {seed}")
@@ -348,63 +264,12 @@ def training_batch(
     return assemble([world for world, _ in chosen], made)
 
 
-def text_batch(
-    tokenizer: Tokenizer, step: int, part: int, pictures: int, parts: int, rows: int, judged: float
-) -> Batch:
-    """Like `training_batch`, for the last phase: more options, relations and judge questions.
-
-    Every second part has short rows, `lookup_row`, and no others.
-    """
-    chosen = _scenes(step, part, pictures, parts)
-    made: list[Row] = []
-    for world, seed in chosen:
-        rng = random.Random(f"text rows {seed}")
-        asked = questions(world, rng)
-        if part % 2:
-            for index in range(LOOKUPS):
-                question = with_choices(asked[index % len(asked)], world, rng)
-                made.append(lookup_row(tokenizer, question, index % 2 == 1, rng))
-            continue
-        for index in range(rows):
-            question = asked[index % len(asked)]
-            if rng.random() < RELATION_SHARE:
-                question = _relation(world, rng) or question
-            if rng.random() < CHOICE_SHARE:
-                question = with_choices(question, world, rng)
-            drawn = rng.random()
-            if drawn < judged:
-                made.append(judge_row(tokenizer, judge_question(world, question, rng)))
-            elif drawn < judged * (1 + MISTAKEN):
-                made.append(mistaken_row(tokenizer, question, rng))
-            else:
-                made.append(answer_row(tokenizer, question))
-    return assemble([world for world, _ in chosen], made, TEXT_LENGTH_STEP)
-
-
-def _relation(world: Scene, rng: random.Random) -> Question | None:
-    """A question about left, right, above or below; None where a few tries find none."""
-    for _ in range(8):
-        question = question_of("position", world, rng)
-        if question is not None and question.query.form == "relation":
-            return question
-    return None
-
-
-def _scenes(step: int, part: int, pictures: int, parts: int) -> tuple[tuple[Scene, int], ...]:
-    """The scenes of a part of a step, with their seeds."""
-    chunk, item = divmod(step, BATCHES_A_CHUNK)
-    order = list(range(BATCHES_A_CHUNK))
-    random.Random(f"chunk {chunk}").shuffle(order)
-    first = (order[item] * parts + part) * pictures
-    return _chunk(chunk, BATCHES_A_CHUNK * parts * pictures)[first : first + pictures]
-
-
-def assemble(worlds: list[Scene], rows: list[Row], length_step: int = LENGTH_STEP) -> Batch:
-    """Draws the scenes, and pads the rows at the right to one length, a multiple of the step."""
+def assemble(worlds: list[Scene], rows: list[Row]) -> Batch:
+    """Draws the scenes, and pads the rows at the right to one length."""
     fitted = [fit(draw(world)) for world in worlds]
     heads = [cells(world, picture) for world, picture in zip(worlds, fitted, strict=True)]
     longest = max((len(row.token_ids) for row in rows), default=0)
-    length = -(-longest // length_step) * length_step
+    length = -(-longest // LENGTH_STEP) * LENGTH_STEP
     token_ids = np.zeros((len(rows), length), dtype=np.int64)
     classes = np.zeros((len(rows), length), dtype=np.int64)
     true = np.full((len(rows), length), IGNORE, dtype=np.int64)
@@ -420,15 +285,4 @@ def assemble(worlds: list[Scene], rows: list[Row], length_step: int = LENGTH_STE
         token_ids=token_ids,
         classes=classes,
         true=true,
-        looks={
-            kind: np.array(
-                [
-                    (index, look.token, look.at)
-                    for index, row in enumerate(rows)
-                    for look in row.looks
-                    if look.kind == kind
-                ]
-            ).reshape(-1, 3)
-            for kind in LOOKS
-        },
     )

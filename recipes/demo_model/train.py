@@ -1,14 +1,12 @@
-"""Trains the demo model: the vision tower on cells, then all of it, then the text side alone.
+"""Trains the demo model from nothing: the vision tower on cells first, then all of it.
 
     python recipes/demo_model/train.py pictures RUN --steps 800
     python recipes/demo_model/train.py joint RUN --steps 9000 --decay 3500
-    python recipes/demo_model/train.py text RUN --steps 1200 --decay 500
 
-The text phase begins with the joint phase's checkpoint, and with the model in the package where
-RUN has none. RUN holds the tokenizer, a checkpoint for each phase and the curve (curve.jsonl). A
-phase that was interrupted goes on from its checkpoint. The learning rate rises, stays, and falls
-linearly to zero over the last `--decay` steps; a phase that has not begun to fall may be given
-other `--steps` when it is resumed.
+RUN holds the tokenizer, a checkpoint for each phase and the curve (curve.jsonl). A phase that
+was interrupted goes on from its checkpoint. The learning rate rises, stays, and falls linearly
+to zero over the last `--decay` steps; a phase that has not begun to fall may be given other
+`--steps` when it is resumed.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ import argparse
 import json
 import math
 import multiprocessing
-import shutil
 import time
 from dataclasses import asdict, dataclass
 from multiprocessing.sharedctypes import Synchronized
@@ -31,42 +28,29 @@ from forward import PRODUCTS, Pictures, features, hidden_states
 from greedy import held_out, pictures_of, score
 from model import TEXT_WIDTH, new_model
 from muon import Optimizer
-from packaged import packaged_weights
-from rows import (
-    CELL_HEADS,
-    IGNORE,
-    JUDGE_WEIGHT,
-    LOOKS,
-    TOKEN_CLASSES,
-    Batch,
-    prompt,
-    text_batch,
-    training_batch,
-)
+from rows import CELL_HEADS, IGNORE, JUDGE_WEIGHT, TOKEN_CLASSES, Batch, prompt, training_batch
 from tiles import check_against_transformers, normalised
 from tokenizer import save_tokenizer, train_tokenizer
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import MllamaForConditionalGeneration
 
-from llavacot_mlx.demo import model_path
 from llavacot_mlx.demo.world import VALIDATION, draw
 
 SEED = 0
 CELLS_WEIGHT = 0.5  # of the auxiliary loss beside the text's
 MISTAKES_WEIGHT = 0.5  # of the other auxiliary loss, which words of a text are wrong
 CELL_WEIGHTS = {"kind": 3.0}  # the last thing to be learned: it takes several patches' outlines
-WARMUP = {"pictures": 100, "joint": 100, "text": 15}  # steps
-TAUGHT_FACTOR = 4.0  # the learning rate of the attention that is taught where to look, to others'
-SAVE_EVERY = 60.0  # seconds
-LOG_EVERY = 10  # steps
+WARMUP = 100  # steps
+SAVE_EVERY = 240.0  # seconds
+LOG_EVERY = 25  # steps
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a phase does, and for how long."""
 
-    phase: str  # "pictures" (the vision tower and the cells alone), "joint" or "text"
+    phase: str  # "pictures" (the vision tower and the cells alone) or "joint"
     steps: int
     decay: int  # the last steps, over which the learning rate falls to zero
     parts: int  # that a step is cut into, taken by whichever process is free
@@ -81,7 +65,7 @@ class Plan:
 
     def factor(self, step: int) -> float:
         """What the learning rates are multiplied by at a step."""
-        return min(1.0, (step + 1) / WARMUP[self.phase], (self.steps - step) / max(1, self.decay))
+        return min(1.0, (step + 1) / WARMUP, (self.steps - step) / max(1, self.decay))
 
 
 def cell_losses(
@@ -106,15 +90,12 @@ def text_losses(
     seen: Tensor,
     tile_mask: Tensor,
     batch: Batch,
-    teach_looks: bool,
 ) -> tuple[Tensor, dict[str, float]]:
     """The weighted mean cross-entropy of the learned tokens, and the mean by class of token."""
     token_ids, classes = torch.from_numpy(batch.token_ids), torch.from_numpy(batch.classes)
     shared = len(token_ids) // len(seen)
     mask = tile_mask.repeat_interleave(shared, dim=0)
-    attention = {heads: torch.zeros(()) for heads in LOOKS.values()} if teach_looks else None
-    hidden = hidden_states(model, token_ids, seen, mask, attention)
-    looks, shares = looks_loss(attention or {}, batch)
+    hidden = hidden_states(model, token_ids, seen, mask)
     mistakes, by_class = mistakes_loss(head, hidden, torch.from_numpy(batch.true))
     hidden = hidden[:, :-1]
     target, kinds = token_ids[:, 1:], classes[:, 1:]
@@ -130,24 +111,7 @@ def text_losses(
         for number, name in enumerate(TOKEN_CLASSES)
         if (kinds == number).any()
     }
-    return total + MISTAKES_WEIGHT * mistakes + looks, by_class | shares
-
-
-def looks_loss(
-    attention: dict[tuple[int, int], Tensor], batch: Batch
-) -> tuple[Tensor, dict[str, float]]:
-    """How far the heads of LOOKS are from looking where they should, and how much of them does.
-
-    Which head is to look where has to be found by chance otherwise, before anything is learned.
-    """
-    total, shares = torch.zeros(()), {}
-    for kind, heads in LOOKS.items():
-        if heads in attention and len(batch.looks[kind]):
-            row, token, at = torch.from_numpy(batch.looks[kind]).T
-            logs = attention[heads][row, token, at]
-            total = total - logs.mean()
-            shares[f"look {kind}"] = logs.detach().exp().mean().item()
-    return total, shares
+    return total + MISTAKES_WEIGHT * mistakes, by_class
 
 
 def mistakes_loss(
@@ -186,8 +150,7 @@ class Learner:
         """Adds a part's gradient to the weights' `grad`; returns the losses and shares to log."""
         plan = self.plan
         judged = plan.judged if step >= plan.judge_from else 0.0
-        make = text_batch if plan.phase == "text" else training_batch
-        batch = make(
+        batch = training_batch(
             self.tokenizer, step, part, plan.pictures, plan.parts, plan.rows_a_picture, judged
         )
         tile_mask = torch.from_numpy(batch.tile_mask).long()
@@ -196,17 +159,11 @@ class Learner:
             ratio_ids=torch.from_numpy(batch.ratio_ids),
             tile_mask=tile_mask,
         )
-        with torch.set_grad_enabled(plan.phase != "text"):
-            seen = features(self.model, pictures)
-        loss, figures = torch.zeros(()), {}
-        if plan.phase != "text":
-            loss, figures = cell_losses(self.heads, seen, batch)
-            figures["cells"] = loss.item()
-        if plan.phase != "pictures":
-            text, by_class = text_losses(
-                *(self.model, self.heads["true"], seen, tile_mask, batch),
-                teach_looks=plan.phase == "text",
-            )
+        seen = features(self.model, pictures)
+        loss, figures = cell_losses(self.heads, seen, batch)
+        figures["cells"] = loss.item()
+        if plan.phase == "joint":
+            text, by_class = text_losses(self.model, self.heads["true"], seen, tile_mask, batch)
             figures |= by_class
             figures["text"] = text.item()
             loss = text + CELLS_WEIGHT * loss
@@ -251,7 +208,7 @@ class Helper:
         ).start()
 
     def step(self, learner: Learner, number: int) -> list[dict[str, float]]:
-        """Both processes' gradients of a whole step, in the weights' `grad`; what they log."""
+        """Both processes' gradients of a whole step, in the weights' `grad`."""
         self._taken.value = 0
         self._steps.put(number)
         figures = _work(learner, number, self._taken)
@@ -291,8 +248,7 @@ def _help(
     learner = new_learner(tokenizer_file, plan)
     for parameter, weight in zip(learner.parameters(), weights, strict=True):
         parameter.data = weight
-    if plan.phase != "text":
-        forward.compile_blocks()
+    forward.compile_blocks()
     while True:
         figures = _work(learner, steps.get(), taken)
         for parameter, gradient in zip(learner.parameters(), gradients, strict=True):
@@ -304,37 +260,19 @@ def _help(
         done.put(figures)
 
 
-def _alone(learner: Learner, number: int) -> list[dict[str, float]]:
-    """A whole step without a helper."""
-    return [learner.gradient(number, part) for part in range(learner.plan.parts)]
-
-
-def run(plan: Plan, folder: Path, processes: int) -> None:
+def run(plan: Plan, folder: Path, start_from: Path | None) -> None:
     """Trains a phase to its end, from its checkpoint if there is one."""
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer_file = folder / "tokenizer.json"
-    before = {"pictures": None, "joint": "pictures.pt", "text": "joint.pt"}[plan.phase]
-    start_from = folder / before if before and (folder / before).is_file() else None
-    packaged = plan.phase == "text" and start_from is None
-    if packaged:
-        shutil.copy(model_path() / "tokenizer.json", tokenizer_file)
-    elif not tokenizer_file.is_file():
+    if not tokenizer_file.is_file():
         save_tokenizer(train_tokenizer(), folder)
     learner = new_learner(tokenizer_file, plan)
     model, heads = learner.model, learner.heads
-    trained: list[nn.Module] = [model, heads]
-    if plan.phase == "pictures":
-        trained = [model.model.vision_model, model.model.multi_modal_projector, heads]
-    elif plan.phase == "text":
-        trained = [model.model.language_model, model.lm_head, heads["true"]]
-    taught = {layer for layer, _ in LOOKS.values()} if plan.phase == "text" else set()
-    faster = [
-        parameter
-        for layer in taught
-        for parameter in model.model.language_model.layers[layer].self_attn.parameters()
-    ]
-    optimizer = Optimizer(trained, plan.muon_rate > 0, faster, TAUGHT_FACTOR)
+    trained = [model.model.vision_model, model.model.multi_modal_projector, heads]
+    if plan.phase == "joint":
+        trained = [model, heads]
+    optimizer = Optimizer(trained, matrices_by_muon=plan.muon_rate > 0)
     checkpoint = folder / f"{plan.phase}.pt"
     step, seconds = 0, 0.0
     saved = None
@@ -344,23 +282,20 @@ def run(plan: Plan, folder: Path, processes: int) -> None:
         step, seconds = saved["step"], saved["seconds"]
     elif start_from is not None:
         saved = torch.load(start_from)
-    elif packaged:
-        model.load_state_dict(packaged_weights(model_path()))
     if saved is not None:
         model.load_state_dict(saved["model"])
         heads.load_state_dict(saved["heads"])
 
     held = held_out(VALIDATION, plan.evaluated)
     _check(model, learner.tokenizer)
-    if plan.phase != "text":  # some hundred steps of all lengths do not pay for it
-        forward.compile_blocks()
-    make_step = Helper(learner, tokenizer_file).step if processes == 2 else _alone
+    forward.compile_blocks()
+    helper = Helper(learner, tokenizer_file)
     log = (folder / "curve.jsonl").open("a", buffering=1)
     log.write(json.dumps({"plan": asdict(plan), "from step": step}) + "\n")
     began, last_saved = time.monotonic() - seconds, time.monotonic()
     sums: dict[str, list[float]] = {}
     while step < plan.steps:
-        for figures in make_step(learner, step):
+        for figures in helper.step(learner, step):
             for name, value in figures.items():
                 sums.setdefault(name, []).append(value)
         factor = plan.factor(step)
@@ -377,7 +312,7 @@ def run(plan: Plan, folder: Path, processes: int) -> None:
             _save(checkpoint, model, heads, optimizer, step, now - began)
             last_saved = now
         if plan.evaluate_every and (step % plan.evaluate_every == 0 or step == plan.steps):
-            torch.set_num_threads(processes)
+            torch.set_num_threads(2)
             model.eval()
             shares = score(model, learner.tokenizer, held, batch=100)
             model.train()
@@ -423,39 +358,35 @@ def _save(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("phase", choices=("pictures", "joint", "text"))
+    parser.add_argument("phase", choices=("pictures", "joint"))
     parser.add_argument("run", type=Path)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--decay", type=int, default=0)
-    parser.add_argument("--judge-from", type=int, help="a step; the joint phase's usual is 300")
-    parser.add_argument("--judged", type=float, help="share of the rows; usually 0.2, text 0.4")
-    parser.add_argument("--processes", type=int, choices=(1, 2), default=2)
+    parser.add_argument("--judge-from", type=int, default=300)
+    parser.add_argument("--judged", type=float, default=0.2, help="share of the rows")
     parser.add_argument("--evaluate-every", type=int, default=500)
     parser.add_argument("--muon-rate", type=float, default=1e-3, help="0: AdamW for all")
     parser.add_argument("--adam-rate", type=float, default=7e-4)
     arguments = parser.parse_args()
-    parts, pictures, rows, judged, judge_from = {
-        "pictures": (4, 8, 0, 0.0, 0),
-        "joint": (4, 4, 3, 0.2, 300),
-        "text": (2, 3, 5, 0.4, 0),
-    }[arguments.phase]
+    joint = arguments.phase == "joint"
     plan = Plan(
         phase=arguments.phase,
         steps=arguments.steps,
         decay=arguments.decay,
-        parts=parts,
-        pictures=pictures,
-        rows_a_picture=rows,
-        judged=judged if arguments.judged is None else arguments.judged,
-        judge_from=judge_from if arguments.judge_from is None else arguments.judge_from,
+        parts=4,
+        pictures=4 if joint else 8,
+        rows_a_picture=3 if joint else 0,
+        judged=arguments.judged if joint else 0.0,
+        judge_from=arguments.judge_from,
         muon_rate=arguments.muon_rate,
         adam_rate=arguments.adam_rate,
-        evaluate_every=arguments.evaluate_every if rows else 0,
+        evaluate_every=arguments.evaluate_every if joint else 0,
         evaluated=200,
     )
     if not math.isfinite(plan.adam_rate) or plan.steps < plan.decay:
         parser.error("--steps must be at least --decay")
-    run(plan, arguments.run, arguments.processes)
+    pictures = arguments.run / "pictures.pt"
+    run(plan, arguments.run, pictures if joint and pictures.is_file() else None)
 
 
 if __name__ == "__main__":
