@@ -6,6 +6,7 @@ a prompt read once, and a generated token computed once, however many candidates
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -172,6 +173,8 @@ class Search:
                     break
                 yield from self._chosen(candidates, kept, index)
             if decides and retrace is not None and self._goes_back(retrace, pool):
+                for node in itertools.chain(*frontiers[retrace.to + 1 :]):
+                    node.ready = None  # what it shares with those in the pool is theirs as well
                 del frontiers[retrace.to + 1 :]
                 back_to = _next_stage(frontiers[-1][0])
                 yield from self._chosen(candidates, kept, index, back_to)
