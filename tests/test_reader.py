@@ -311,6 +311,10 @@ ANSWERS: dict[str, tuple[str, Found]] = {
         "<CAPTION> b\n\n<REASONING> c </REASONING>",
         [(CAPTION, "b", False), (REASONING, "c", True)],
     ),
+    "not closed, and the next is indented": (
+        "<CAPTION> b\n  <REASONING> c </REASONING>",
+        [(CAPTION, "b", False), (REASONING, "c", True)],
+    ),
     "none closed": (
         "<SUMMARY>a\n<CAPTION>b\n<REASONING>c\n<CONCLUSION>d",
         [
