@@ -335,15 +335,12 @@ def test_a_judge_that_raises() -> None:
     assert str(failure.value) == "judge odd failed: RuntimeError: no memory left"
 
 
+FAILED = "its package's brevity:Brevity failed: "
 BROKEN = {
-    "raise OSError('no weights')": "judge brevity: its package's brevity:Brevity failed: "
-    "OSError: no weights",
-    "Other = 1": "judge brevity: its package's brevity:Brevity failed: AttributeError: "
-    "module 'brevity' has no attribute 'Brevity'",
-    "def Brevity():\n    raise ValueError()": "judge brevity: its package's brevity:Brevity failed: "
-    "ValueError",
-    "def Brevity():\n    return 7": "judge brevity: brevity:Brevity made a int, "
-    "which has no method `scores`",
+    "raise OSError('no weights')": FAILED + "OSError: no weights",
+    "Other = 1": FAILED + "AttributeError: module 'brevity' has no attribute 'Brevity'",
+    "def Brevity():\n    raise ValueError()": FAILED + "ValueError",
+    "def Brevity():\n    return 7": "brevity:Brevity made a int, which has no method `scores`",
 }
 
 
@@ -354,7 +351,7 @@ def test_a_package_whose_judge_cannot_be_made(
     outside = installed(tmp_path, monkeypatch, code)
     with pytest.raises(UserError) as problem:
         outside.get("brevity")
-    assert str(problem.value) == told
+    assert str(problem.value) == f"judge brevity: {told}"
 
 
 def test_a_name_that_is_no_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
