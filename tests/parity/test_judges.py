@@ -276,8 +276,10 @@ def test_no_code_of_the_folder_is_run(
     assert not witness.exists()
 
 
-def test_a_folder_that_mlx_vlm_cannot_open(qwen: Path, tmp_path: Path) -> None:
-    """One line that names the folder, whatever is wrong in it."""
+def test_a_folder_that_mlx_vlm_cannot_open(
+    qwen: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line that names the folder, whatever is wrong in it, and nothing else on the screen."""
     for name, change in (
         ("unknown", {"model_type": "no_such_model"}),
         ("smaller", {"hidden_size": 24}),
@@ -294,9 +296,13 @@ def test_a_folder_that_mlx_vlm_cannot_open(qwen: Path, tmp_path: Path) -> None:
         line = str(problem.value)
         assert line.startswith(f"judge {folder}: mlx-vlm cannot open it: ")
         assert "\n" not in line
+    assert not caplog.records
     index = {"weight_map": {"model.norm.weight": "../../model.safetensors"}}
     write_json(folder / "model.safetensors.index.json", index)
     with pytest.raises(UserError, match="is no file of this folder"):
+        loaded(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no \*\.safetensors in it"):
         loaded(folder)
 
 
