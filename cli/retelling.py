@@ -65,9 +65,7 @@ class _Search:
         # Those that were being written or judged when the search was stopped.
         last = record.nodes[sum(len(choice.nodes) for choice in record.choices) :]
         yield from self._written(last, stopped=True)
-        yield from (
-            CandidateScored(node.id, node.score) for node in last if node.score is not None
-        )
+        yield from (CandidateScored(node.id, node.score) for node in last if node.score is not None)
 
     def _written(self, nodes: Sequence[NodeRecord], *, stopped: bool) -> Iterator[SearchEvent]:
         for node in nodes:

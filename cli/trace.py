@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -112,8 +111,8 @@ def _show(trace: Trace, show: Show, *, plain: bool) -> None:
 def _check_page(out: Path, file: str) -> None:
     """A page takes the place of a page, and of nothing else that someone may want to keep."""
     check_can_write(out)
-    place = out.expanduser()
-    if file != "-" and place.exists() and os.path.exists(file) and os.path.samefile(place, file):
+    place, source = out.expanduser(), Path(file).expanduser()
+    if place.exists() and source.exists() and place.samefile(source):
         raise UserError(f"--html {out}: that is FILE itself; choose another name")
     if place.is_file() and place.stat().st_size:
         with place.open("rb") as stream:
