@@ -4,14 +4,16 @@ STYLE = """
 :root {
   color-scheme: light dark;
   --paper: #fbfaf7; --card: #ffffff; --ink: #22252b; --soft: #62676f; --line: #e2dfd7;
-  --edge: #d3cfc5; --path: #0b7a6b; --path-soft: #e3f1ee; --bar: #aab0b8; --warn: #96580b; --on-path: #ffffff;
+  --edge: #d3cfc5; --path: #0b7a6b; --path-soft: #e3f1ee; --bar: #aab0b8; --warn: #96580b;
+  --on-path: #ffffff;
   --serif: ui-serif, "Iowan Old Style", Palatino, "Palatino Linotype", Georgia, serif;
   --sans: ui-sans-serif, system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #16181c; --card: #1e2126; --ink: #e4e4e1; --soft: #a0a5ad; --line: #31353c;
-    --edge: #4a5059; --path: #5cc9b5; --path-soft: #1c312f; --bar: #5d636c; --warn: #e2ab62; --on-path: #10211e;
+    --edge: #4a5059; --path: #5cc9b5; --path-soft: #1c312f; --bar: #5d636c; --warn: #e2ab62;
+    --on-path: #10211e;
   }
 }
 * { box-sizing: border-box; }

@@ -21,7 +21,7 @@ from llavacot_mlx.events import (
 from llavacot_mlx.plan_file import plan_from
 from llavacot_mlx.plans import Plan, Unit
 from llavacot_mlx.stages import Closed, Stage, StageParser
-from llavacot_mlx.trace import ChoiceRecord, NodeRecord, SearchRecord, Trace
+from llavacot_mlx.trace import NodeRecord, SearchRecord, Trace
 
 
 def retelling(trace: Trace) -> Iterator[Event]:
@@ -53,11 +53,11 @@ class _Search:
 
     def told(self) -> Iterator[SearchEvent]:
         record = self._record
+        judged = self._judged()
         for place, choice in enumerate(record.choices):
-            nodes = [record.nodes[node] for node in choice.nodes]
-            yield from self._written(nodes, stopped=False)
-            if self._was_judged(place):
-                yield from (CandidateScored(node.id, node.score) for node in nodes)
+            yield from self._written([record.nodes[node] for node in choice.nodes], stopped=False)
+            for node in judged[place]:
+                yield CandidateScored(node, record.nodes[node].score)
             yield CandidatesKept(choice.kept)
             after = record.choices[place + 1 : place + 2]
             if choice.back_to is not None or (after and after[0].round > choice.round):
@@ -79,34 +79,46 @@ class _Search:
             if not stopped or node.stage is not None:
                 yield CandidateEnded(node.id, node.stage, node.closed, node.tokens)
 
-    def _was_judged(self, place: int) -> bool:
-        """Whether a judge was asked: then a node without a score is one without a verdict."""
+    def _judged(self) -> list[list[int]]:
+        """By choice, the nodes that a judge was asked about; one without a score got no verdict."""
+        choices, nodes = self._record.choices, self._record.nodes
+        judged = [
+            self._candidates(place) if self._asks(place) else [] for place in range(len(choices))
+        ]
+        told: set[int] = set()
+        for place in range(len(choices)):
+            judged[place] = [node for node in judged[place] if node not in told]
+            told.update(judged[place])
+        for place, choice in enumerate(choices):
+            judged[place] += [
+                node for node in choice.nodes if node not in told and nodes[node].score is not None
+            ]
+        return judged
+
+    def _candidates(self, place: int) -> list[int]:
+        """What was chosen from: an answer that was at its end has no child, and stands again."""
         choice = self._record.choices[place]
-        nodes = [self._record.nodes[node] for node in choice.nodes]
-        if any(node.score is not None for node in nodes):
-            return True
+        parents = {self._record.nodes[node].parent for node in choice.nodes}
+        ended = [node for node in self._frontier(place) if node not in parents]
+        return [*ended, *choice.nodes]
+
+    def _asks(self, place: int) -> bool:
+        """Whether the plan asks a judge about that choice's candidates."""
         if self._plan is None:
             return False
-        if self._plan.retrace is not None and choice.step == self._plan.retrace.after:
-            return True
-        # Parents whose answer was at its end have no child, and are candidates once more.
-        parents = {node.parent for node in nodes}
-        ended = [node for node in self._frontier(place) if node not in parents]
-        return len(nodes) + len(ended) > self._plan.steps[choice.step].keep
+        step, retrace = self._record.choices[place].step, self._plan.retrace
+        decides = retrace is not None and step == retrace.after
+        return decides or len(self._candidates(place)) > self._plan.steps[step].keep
 
     def _frontier(self, place: int) -> Sequence[int]:
         """The nodes that the choice's candidates went on from; none where it was the prompt."""
-        choice = self._record.choices[place]
+        assert self._plan is not None
+        step = self._record.choices[place].step
+        repeated = self._plan.steps[step].unit is Unit.SENTENCE
         for before in reversed(self._record.choices[:place]):
-            if self._precedes(before, choice):
+            if before.step == step - 1 or (before.step == step and repeated):
                 return before.kept
         return ()
-
-    def _precedes(self, before: ChoiceRecord, choice: ChoiceRecord) -> bool:
-        assert self._plan is not None
-        if before.step == choice.step:
-            return self._plan.steps[choice.step].unit is Unit.SENTENCE
-        return before.step == choice.step - 1
 
 
 def _next_stage(path: str) -> Stage | None:

@@ -59,9 +59,13 @@ def write_whole(file: Path, data: bytes) -> None:
 
 def _place(file: Path) -> Path:
     try:
-        return file.expanduser().resolve()
-    except (OSError, RuntimeError, ValueError) as problem:  # a loop of links, no home, a NUL
-        raise UserError(f"{file}: {getattr(problem, 'strerror', None) or problem}") from None
+        place = file.expanduser().resolve()
+        place.exists()
+    except OSError as problem:  # such as a name that is too long, or a loop of links
+        raise _unwritable(file, problem) from None
+    except (RuntimeError, ValueError) as problem:  # such as ~nobody, or a NUL
+        raise UserError(f"{file}: {problem}") from None
+    return place
 
 
 def _is_stream(place: Path) -> bool:
