@@ -14,12 +14,13 @@ import typer
 
 from llavacot_mlx.cli.byte_count import byte_count
 from llavacot_mlx.cli.exits import ending_well
-from llavacot_mlx.cli.model import Model, model_named
+from llavacot_mlx.cli.model import Model, fetched, model_named
 from llavacot_mlx.cli.plain import PlainView
 from llavacot_mlx.cli.printable import printable
 from llavacot_mlx.cli.view import NoView, Show, View
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.events import Answered, Interrupted
+from llavacot_mlx.judges.outside import check_name, is_model
 from llavacot_mlx.kv_meter import BITS, KVLimits
 from llavacot_mlx.plan_file import read_plan
 from llavacot_mlx.plans import Method, Plan, Settings, Unit, plan_of
@@ -163,6 +164,8 @@ def ask(
             search, candidates, keep, judge, temperature, top_p, max_retraces, threshold
         )
         plan = _plan(given) if plan_file is None else _read_plan(plan_file, given)
+        for name in plan.judges:
+            check_name(name)
         limits = _limits(kv_bits, kv_budget)
         _check_rest(max_tokens, show, as_json=as_json, answer_only=answer_only)
         if image == question == "-":
@@ -176,6 +179,8 @@ def ask(
             limits=limits,
         )
         chosen = model_named(model)
+        for name in filter(is_model, plan.judges):
+            fetched(name)
         if as_json or answer_only:
             view = _quiet_view()
         else:

@@ -43,8 +43,13 @@ def model_named(name: str | None) -> Model:
             raise UserError(f"{folder}: no demo model in this installation; give --model a folder")
         print(_DEMO_NOTICE, file=sys.stderr)
         return Model(str(folder), folder)
+    return Model(name, fetched(name))
+
+
+def fetched(name: str) -> Path:
+    """The folder of a model that has a name; what has to be downloaded is said on stderr."""
     with ExitStack() as stack:
-        return Model(name, hub.find(name, _Reporter(stack)))
+        return hub.find(name, _Reporter(stack))
 
 
 class _Reporter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -25,15 +25,13 @@ from .events import (
     StageStarted,
     StageText,
 )
-from .judges import Judge
-from .judges.logprob import LogprobJudge
-from .judges.majority import MajorityJudge
-from .judges.self_judge import SelfJudge
+from .judges.chosen import Case, judge_named
+from .judges.outside import OutsideJudges
 from .kv_meter import KVLimits, KVMeter
 from .model.mllama import Mllama
 from .pictures import ImageSource, TileCutter, open_picture
 from .plan_file import plan_object
-from .plans import MAJORITY, SELF, Plan
+from .plans import SELF, Plan
 from .prompt import Prompt
 from .reader import Reader
 from .search import Engine, Search
@@ -54,6 +52,7 @@ class Loaded:
     calibration: Calibration
     name: str
     load_s: float
+    outside: OutsideJudges = field(default_factory=OutsideJudges)
 
 
 @dataclass(frozen=True)
@@ -91,11 +90,15 @@ class Answering:
     def __next__(self) -> Event:
         return next(self._events)
 
+    def close(self) -> None:
+        """Ends an answer that nobody waits for; does nothing to one that has ended."""
+        self._events.close()
+
     def so_far(self) -> Trace:
         """The record of an answer that was stopped: the stages of the best path so far."""
         return dataclasses.replace(self._trace(), interrupted=True)
 
-    def _run(self) -> Iterator[Event]:
+    def _run(self) -> Generator[Event, None, None]:
         asked, loaded, plan = self._asked, self._loaded, self._plan
         mx.reset_peak_memory()
         self._started = time.perf_counter()
@@ -158,7 +161,15 @@ class Answering:
             meter,
             self._asked.limits.bits,
         )
-        judges = {name: self._judge(name, context) for name in self._plan.judges}
+        case = Case(
+            loaded.model,
+            loaded.tokenizer,
+            context.memory,
+            self._usage,
+            picture,
+            self._asked.question,
+        )
+        judges = {name: judge_named(name, case, loaded.outside) for name in self._plan.judges}
         self._search = Search(engine, self._plan, judges, self._asked.seed, limit)
         first = True
         for event in self._search.run(context.ready()):
@@ -166,12 +177,6 @@ class Answering:
                 self._first_token()
                 first = False
             yield event
-
-    def _judge(self, name: str, context: Context) -> Judge:
-        loaded = self._loaded
-        if name == SELF:
-            return SelfJudge(loaded.model, loaded.tokenizer, context.memory, self._usage)
-        return MajorityJudge() if name == MAJORITY else LogprobJudge()
 
     def _first_token(self) -> None:
         self._timings.first_token_s = time.perf_counter() - self._started

@@ -54,11 +54,16 @@ def find(model: str, report: Callable[[Download], None]) -> Path:
         return folder
     if folder.exists():
         raise UserError(f"{model}: a file; a model is a folder with config.json and *.safetensors")
-    if not _ID.fullmatch(model):
+    if not is_id(model):
         raise UserError(
             f"{model}: no such folder; a model is a folder, or an id like owner/name on the hub"
         )
     return _downloaded(model) or _download(model, report)
+
+
+def is_id(name: str) -> bool:
+    """Whether a name has the form of a hub id, whether or not there is such a model."""
+    return _ID.fullmatch(name) is not None
 
 
 def _downloaded(model: str) -> Path | None:
@@ -94,7 +99,7 @@ def _download(model: str, report: Callable[[Download], None]) -> Path:
     if constants.HF_HUB_OFFLINE:
         raise UserError(
             f"{model}: not downloaded yet, and HF_HUB_OFFLINE forbids the network; "
-            "unset it, or give --model a folder"
+            "unset it, or name a folder"
         )
     logging.set_verbosity_error()  # its advice on tokens and retries would disturb the bar
     try:
@@ -155,7 +160,7 @@ def _why_not(model: str, error: Exception) -> str:
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     return (
         f"{model}: not downloaded yet, and the download failed ({reason}); "
-        "check the network and run this again, or give --model a folder"
+        "check the network and run this again, or name a folder"
     )
 
 

@@ -178,7 +178,7 @@ def _retrace(value: Any, steps: tuple[Step, ...]) -> Retrace:
             raise UserError(f"retrace: {key} {name!r} is no step; there are {', '.join(names)}")
         places[key] = names.index(name)
     after, to = places["after"], places["to"]
-    if to > after or (to == 0 and after == 0):
+    if to > after:
         raise UserError("retrace: it goes from a step back to one that comes no later")
     if after == len(steps) - 1:
         raise UserError("retrace: after the last step the answer is there; go back before it")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import codecs
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as HFTokenizer
-from tokenizers.decoders import DecodeStream
 
 from .config import ModelConfig, read_json
 from .errors import UserError
@@ -19,6 +19,13 @@ _STOP_TOKENS = ("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")
 # The published training collator and search scripts tokenised a templated text with special tokens
 # added again, so training probably saw two; the authors' simple demo used one. To compare, set 2.
 _BOS_COUNT = 1
+
+# A byte-level vocabulary writes each byte as one visible character: most as the character of the
+# same number, and those that Latin-1 shows nothing for, in their order, as the ones from 256 on.
+_INVISIBLE = (*range(0x21), *range(0x7F, 0xA1), 0xAD)
+_BYTES_OF_CHARACTERS = {256 + place: byte for place, byte in enumerate(_INVISIBLE)}
+# Letters of two to four bytes, a space, and line breaks, some of which share a token.
+_SAMPLE = " Ü 這 🙂\n\n</SUMMARY>\n"
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class Tokenizer:
         self._image_id = image_id
         self.stop_ids = stop_ids
         """Ids that end a turn."""
+        added = tokenizer.get_added_tokens_decoder()
+        self._special_ids = frozenset(token_id for token_id in added if added[token_id].special)
 
     @classmethod
     def load(cls, folder: Path, config: ModelConfig) -> Tokenizer:
@@ -67,7 +76,12 @@ class Tokenizer:
                 f"{file}: <|image|> is {image_id}, and config.json's image_token_index is "
                 f"{config.image_token_id}: this is another model's tokenizer"
             )
-        return cls(tokenizer, config.image_token_id, _stop_ids(folder, tokenizer))
+        loaded = cls(tokenizer, config.image_token_id, _stop_ids(folder, tokenizer))
+        if b"".join(map(loaded._bytes, loaded.encode(_SAMPLE))) != _SAMPLE.encode():
+            raise UserError(
+                f"{file}: its tokens do not spell text in bytes, so this is no Llama 3 tokenizer"
+            )
+        return loaded
 
     def encode(self, text: str) -> list[int]:
         """Ids of ordinary text; nothing in it is read as a special token."""
@@ -93,14 +107,25 @@ class Tokenizer:
     def next_turn(self, text: str) -> list[int]:
         """Ids that end the assistant's turn, put a user's turn after it, and open the next."""
         end = self._special("<|eot_id|>")
-        return [end, *self._header("user"), *self.encode(text), end, *self._header("assistant")]
+        asked = [*self._header("user"), *self.encode("\n\n" + text), end]
+        return [end, *asked, *self._header("assistant"), *self.encode("\n\n")]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, special tokens left out."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def stream(self) -> TextStream:
-        return TextStream(self._tokenizer)
+        return TextStream(self._bytes)
+
+    def _bytes(self, token_id: int) -> bytes:
+        """What the token stands for; nothing where it is special or not in the vocabulary."""
+        token = self._tokenizer.id_to_token(token_id)
+        if token is None or token_id in self._special_ids:
+            return b""
+        try:
+            return token.translate(_BYTES_OF_CHARACTERS).encode("latin-1")
+        except UnicodeEncodeError:  # not spelled in bytes: `decode` takes it as it stands, too
+            return token.encode()
 
     def _header(self, role: str) -> list[int]:
         return [
@@ -116,24 +141,23 @@ class Tokenizer:
 
 
 class TextStream:
-    """Generated ids to text, piece by piece, without ever splitting a character."""
+    """Generated ids to text, piece by piece, without ever splitting a character.
 
-    def __init__(self, tokenizer: HFTokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._ids: list[int] = []
-        self._shown = 0
+    Only the bytes of a character that is not whole are held back, so that a token costs the same
+    wherever in an answer it comes, and whatever came before it.
+    """
+
+    def __init__(self, bytes_of: Callable[[int], bytes]) -> None:
+        self._bytes_of = bytes_of
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
         """The text that became certain with this id; often empty amid a character."""
-        self._ids.append(token_id)
-        text = self._stream.step(self._tokenizer, token_id) or ""
-        self._shown += len(text)
-        return text
+        return self._decoder.decode(self._bytes_of(token_id))
 
     def finish(self) -> str:
         """What was held back: the beginning of a character that never became whole, as �."""
-        return self._tokenizer.decode(self._ids, skip_special_tokens=True)[self._shown :]
+        return self._decoder.decode(b"", final=True)
 
 
 def _stop_ids(folder: Path, tokenizer: HFTokenizer) -> frozenset[int]:

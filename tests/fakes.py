@@ -35,7 +35,7 @@ from llavacot_mlx.events import (
 )
 from llavacot_mlx.kv_meter import KVLimits
 from llavacot_mlx.plan_file import plan_object
-from llavacot_mlx.plans import Plan
+from llavacot_mlx.plans import Plan, Settings, plan_of
 from llavacot_mlx.stages import Closed, Opened, Stage, StageEvent, StageParser
 from llavacot_mlx.trace import (
     ChoiceRecord,
@@ -130,6 +130,10 @@ class Script:
     """What the person is told before anything else."""
 
 
+_GREEDY = plan_of(Settings())
+_NO_LIMITS = KVLimits()
+
+
 class FakeAssistant:
     """`llavacot_mlx.assistant.Assistant` without a model: it follows a script."""
 
@@ -148,10 +152,10 @@ class FakeAssistant:
         image: Image.Image,
         question: str,
         *,
-        search: Plan,
-        max_tokens: int,
-        seed: int,
-        limits: KVLimits,
+        search: Plan = _GREEDY,
+        max_tokens: int = 2048,
+        seed: int = 0,
+        limits: KVLimits = _NO_LIMITS,
     ) -> FakeAnswering:
         return FakeAnswering(self.script, self._name, image, question, search, max_tokens, seed)
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import llavacot_mlx
-from llavacot_mlx import assistant as assistant_module
+from llavacot_mlx import answering as answering_module
 from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.config import load_config
 from llavacot_mlx.errors import UserError
@@ -51,7 +51,7 @@ def says(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def script(text: str) -> list[int]:
         ids = [*tokenizer.encode(text), end]
-        monkeypatch.setattr(assistant_module, "decode", lambda *arguments: iter(ids))
+        monkeypatch.setattr(answering_module, "decode", lambda *arguments: iter(ids))
         return ids
 
     return script
@@ -142,7 +142,7 @@ def test_the_token_that_ends_a_turn_is_no_text(
     (end,) = tokenizer.encode("!")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
     ids = tokenizer.encode("Yes!")
-    monkeypatch.setattr(assistant_module, "decode", lambda *arguments: iter(ids))
+    monkeypatch.setattr(answering_module, "decode", lambda *arguments: iter(ids))
     trace = Assistant.load(folder).ask(None, "Is it?")
     assert trace.text == "Yes"
     assert list(trace.token_ids) == ids
@@ -222,7 +222,7 @@ def test_an_answer_given_up_midway_does_no_harm(assistant: Assistant, picture: I
     for _ in range(4):
         next(events)
     assert isinstance(events, Iterator)
-    events.close()  # type: ignore[attr-defined]
+    events.close()
     assert essence(assistant.ask(picture, "What is it?", max_tokens=15)) == essence(before)
 
 

@@ -61,6 +61,10 @@ def refused(*arguments: str) -> str:
         (["--temp", "1.2", "--top-p", "1"], "sample of 1 by logprob, temperature 1.2, top-p 1"),
         (["--search", "swires"], "swires of 4 by self, temperature 0.6, top-p 0.9"),
         (
+            ["--search", "swires", "--judge", "logprob"],
+            "swires of 4 by logprob, temperature 0.6, top-p 0.9",
+        ),
+        (
             ["--search", "majority", "--candidates", "9"],
             "majority of 9 by majority, temperature 0.6, top-p 0.9",
         ),
@@ -70,7 +74,7 @@ def refused(*arguments: str) -> str:
         ),
         (
             ["--search", "stage-beam", "--top-p", "0.5"],
-            "stage-beam of 2 by self, temperature 0.6, top-p 0.5",
+            "stage-beam of 2 by pairwise, temperature 0.6, top-p 0.5",
         ),
         (
             ["--search", "greedy", "--candidates", "1"],
@@ -79,8 +83,10 @@ def refused(*arguments: str) -> str:
     ],
 )
 def test_search_and_sampling_flags_mean(flags: list[str], meant: str) -> None:
-    search = ask("example.png", "How many?", *flags)["search"]
-    assert search == {"method": meant, "retraces": 0, "nodes": []}
+    plan = ask("example.png", "How many?", *flags)["search"]["plan"]
+    widest = max(step["candidates"] for step in plan["steps"])
+    said = f"{plan['method']} of {widest} by {plan['judge']}"
+    assert f"{said}, temperature {plan['temperature']:g}, top-p {plan['top_p']:g}" == meant
 
 
 @pytest.mark.usefixtures("unloadable")
@@ -103,7 +109,18 @@ def test_search_and_sampling_flags_mean(flags: list[str], meant: str) -> None:
             "--search majority --candidates 10000: ",
         ),
         (["--search", "majority", "--judge", "self"], "--search majority --judge self: "),
-        (["--search", "swires", "--judge", "logprob"], "--search swires --judge logprob: "),
+        (["--search", "swires", "--keep", "5"], "--search swires --keep 5: keep 5 of 4"),
+        (["--search", "swires", "--keep", "0"], "--search swires --keep 0: "),
+        (["--search", "majority", "--keep", "2"], "--search majority --keep 2: "),
+        (["--search", "stage-beam", "--threshold", "1"], "--search stage-beam --threshold 1"),
+        (["--search", "swires", "--threshold", "nan"], "--search swires --threshold nan: "),
+        (["--search", "swires", "--max-retraces", "-1"], "--search swires --max-retraces -1: "),
+        (["--search", "swires", "--judge", " "], "--search swires --judge : "),
+        (["--plan", "nix.yaml"], "nix.yaml: No such file"),
+        (["--plan", "nix.yaml", "--keep", "2"], "--plan nix.yaml with --keep 2: drop one"),
+        (["--kv-bits", "3"], "--kv-bits 3: must be 8 or 4"),
+        (["--kv-budget", "much"], "--kv-budget: 'much' is no number of bytes"),
+        (["--kv-budget", "0"], "--kv-budget: "),
         (
             ["--search", "stage-beam", "--judge", "majority"],
             "--search stage-beam --judge majority: ",

@@ -42,7 +42,9 @@ def test_json_of_the_real_engine_has_the_promised_fields(tiny: Path, desk: Path)
     record = json.loads(done.stdout)
     assert record["image"] == "example.png"
     assert record["model"] == str(tiny)
-    assert record["search"] == {"method": "sample", "retraces": 0, "nodes": []}
+    search = record["search"]
+    assert (search["method"], search["retraces"], search["nodes"]) == ("sample", 0, [])
+    assert search["plan"]["temperature"] == 0.6
     assert 1 <= len(record["token_ids"]) <= 5
     assert record["usage"]["images_encoded"] == 1
     assert record["usage"]["decoded_tokens"] == len(record["token_ids"])

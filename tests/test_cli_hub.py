@@ -74,7 +74,7 @@ def test_offline_says_what_to_do(desk: Path, hub: FakeHub) -> None:
     assert done.returncode == 1
     assert done.stderr == (
         "error: owner/name: not downloaded yet, and HF_HUB_OFFLINE forbids the network; "
-        "unset it, or give --model a folder\n"
+        "unset it, or name a folder\n"
     )
 
 
@@ -83,7 +83,7 @@ def test_no_network_is_one_line(desk: Path, hub: FakeHub) -> None:
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: owner/name: not downloaded yet, and the download failed (")
-    assert line.endswith("; check the network and run this again, or give --model a folder")
+    assert line.endswith("; check the network and run this again, or name a folder")
 
 
 def test_a_model_that_the_hub_does_not_know(desk: Path, hub: FakeHub) -> None:

@@ -19,7 +19,6 @@ from llavacot_mlx.demo.judging import misread, slip
 from llavacot_mlx.demo.world import (
     COLOURS,
     EXAMPLES,
-    JUDGE_QUESTIONS,
     KINDS,
     LAYOUTS,
     QUESTION_KINDS,
@@ -38,6 +37,7 @@ from llavacot_mlx.demo.world import (
     scene,
     slips,
 )
+from llavacot_mlx.judges.questions import IS_IT_RIGHT
 from llavacot_mlx.stages import Stage
 
 MANY = range(400)
@@ -252,7 +252,7 @@ def test_planted_mistakes_are_mistakes_and_right_ones_are_right() -> None:
         world, asked = asked_of(seed)
         judged = judge_question(world, asked[0], random.Random(seed))
         verdicts[judged.stage, judged.answer] += 1
-        assert judged.text == JUDGE_QUESTIONS[judged.stage]
+        assert judged.text == IS_IT_RIGHT[judged.stage]
         assert judged.judged in judged.partial
         truth = asked[0].stage_text(judged.stage)
         closed = judged.partial.rstrip().endswith(judged.stage.closing)

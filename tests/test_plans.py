@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.plans import JudgeName, Method, Plan, Retrace, Step, Unit, plan_of
-from llavacot_mlx.sampling import Sampling
-
-
-def plan(
-    search: str | None = None, candidates: int | None = None, judge: str | None = None
-) -> Plan:
-    return plan_of(search, candidates, judge, temperature=None, top_p=None)
+from llavacot_mlx.plans import (
+    LOGPROB,
+    MAJORITY,
+    PAIRWISE,
+    SELF,
+    Method,
+    Plan,
+    Retrace,
+    Sampling,
+    Settings,
+    Step,
+    Unit,
+    plan_of,
+)
 
 
 def test_swires_has_its_published_numbers() -> None:
     """arXiv 2411.10440v6, appendix D: M = 4, N = 2, C = 3, temperature 0.6, top-p 0.9."""
-    assert plan("swires") == Plan(
+    assert plan_of(Settings("swires")) == Plan(
         Method.SWIRES,
         (
             Step(Unit.STAGE, 1, 1),
@@ -26,52 +34,120 @@ def test_swires_has_its_published_numbers() -> None:
             Step(Unit.ANSWER, 2, 1),
         ),
         Sampling(0.6, 0.9),
-        JudgeName.SELF,
-        Retrace(after=2, to=1, most=3, threshold=0.5),
+        SELF,
+        Retrace(after=2, to=1, most=3, rank=2, threshold=None, deviations=0.2533),
     )
 
 
+def test_swires_code_has_the_numbers_of_its_authors_program() -> None:
+    """4 captions, 2 kept, 2 reasonings each, five rounds, three conclusions; the second best of all
+    rounds decides."""
+    plan = plan_of(Settings("swires-code"))
+    assert [step.candidates for step in plan.steps] == [1, 4, 4, 3]
+    assert [step.keep for step in plan.steps] == [1, 2, 3, 1]
+    assert plan.retrace == Retrace(after=2, to=1, most=4, rank=2)
+
+
+def test_the_first_version_of_the_paper_judges_in_pairs() -> None:
+    plan = plan_of(Settings("stage-beam"))
+    assert plan.judge == PAIRWISE
+    assert plan.steps == (*[Step(Unit.STAGE, 2)] * 3, Step(Unit.ANSWER, 2))
+    assert plan.retrace is None
+
+
 def test_without_a_method_the_temperature_decides() -> None:
-    assert plan_of(None, None, None, None, None).method is Method.GREEDY
-    assert plan_of(None, None, None, 0.0, None).method is Method.GREEDY
-    assert plan_of(None, None, None, 0.3, None) == plan_of("sample", None, None, 0.3, None)
+    assert plan_of(Settings()).method is Method.GREEDY
+    assert plan_of(Settings(temperature=0.0)).method is Method.GREEDY
+    drawn = plan_of(Settings(temperature=0.3))
+    assert drawn == plan_of(Settings("sample", temperature=0.3))
+    assert drawn.sampling == Sampling(0.3, 0.9)
 
 
 @pytest.mark.parametrize("method", list(Method))
 def test_one_candidate_has_nothing_to_choose(method: Method) -> None:
-    assert plan(method, 1).single
-
-
-def test_candidates_and_judge_change_a_plan() -> None:
-    assert plan("best-of-n", 8, "logprob").steps == (Step(Unit.ANSWER, 8, 1),)
-    assert plan("best-of-n", 8, "logprob").judge is JudgeName.LOGPROB
-    beam = [Step(Unit.STAGE, 3, 1)] * 3 + [Step(Unit.ANSWER, 3, 1)]
-    assert list(plan("stage-beam", 3).steps) == beam
-    assert [step.keep for step in plan("swires", 6).steps] == [1, 3, 3, 1]
+    plan = plan_of(Settings(method, candidates=1))
+    assert plan.single
+    assert plan.retrace is None
+    assert plan.judges == ()
 
 
 @pytest.mark.parametrize(
-    ("search", "candidates", "judge", "named"),
+    ("settings", "candidates", "kept"),
     [
-        ("beam", None, None, "beam"),
-        ("best-of-n", 0, None, "0"),
-        ("best-of-n", -3, None, "-3"),
-        ("swires", 10_000, None, "10000"),
-        ("best-of-n", None, "oracle", "oracle"),
-        ("greedy", 4, None, "4"),
-        ("sample", None, "self", "sample"),
-        ("majority", None, "logprob", "logprob"),
-        ("stage-beam", None, "majority", "stage-beam"),
-        ("swires", None, "logprob", "logprob"),
+        (Settings("best-of-n", 8), [8], [1]),
+        (Settings("sentence-beam"), [2], [1]),
+        (Settings("sentence-beam", 6, 3), [6], [3]),
+        (Settings("stage-beam", 3), [3, 3, 3, 3], [1, 1, 1, 1]),
+        (Settings("stage-beam", 4, 2), [4, 4, 4, 4], [2, 2, 2, 1]),
+        (Settings("swires", 6), [1, 6, 6, 3], [1, 3, 3, 1]),
+        (Settings("swires", 6, 1), [1, 6, 6, 1], [1, 1, 1, 1]),
+        (Settings("swires-code", 2), [1, 2, 2, 2], [1, 1, 2, 1]),
     ],
 )
-def test_what_makes_no_sense_is_said(
-    search: str, candidates: int | None, judge: str | None, named: str
+def test_candidates_and_keep_change_a_plan(
+    settings: Settings, candidates: list[int], kept: list[int]
 ) -> None:
+    plan = plan_of(settings)
+    assert [step.candidates for step in plan.steps] == candidates
+    assert [step.keep for step in plan.steps] == kept
+
+
+def test_judge_retraces_and_threshold_change_a_plan() -> None:
+    assert plan_of(Settings("best-of-n", judge=LOGPROB)).judge == LOGPROB
+    assert plan_of(Settings("best-of-n", judge=MAJORITY)).judge == MAJORITY
+    assert plan_of(Settings("swires", judge="/models/reward")).judges == ("/models/reward",)
+    retrace = plan_of(Settings("swires", max_retraces=7, threshold=-0.243)).retrace
+    assert retrace is not None
+    assert (retrace.most, retrace.threshold) == (7, -0.243)
+    assert plan_of(Settings("swires", max_retraces=0)).retrace is None
+
+
+def test_the_judges_of_a_plan_are_those_that_it_asks() -> None:
+    """Where nothing is chosen nobody is asked; each name comes once."""
+    steps = (
+        Step(Unit.STAGE, judge="never"),
+        Step(Unit.STAGE, 4, 2, judge="a"),
+        Step(Unit.STAGE, 4, 4, judge="b"),
+        Step(Unit.ANSWER, 4),
+    )
+    plan = Plan("mine", steps, Sampling(), "a")
+    assert plan.judges == ("a",)
+    assert Plan("mine", steps, Sampling(), "c", Retrace(2, 1, 3, 2)).judges == ("a", "c", "b")
+
+
+def wrong(**settings: Any) -> Any:
+    named = settings.pop("named")
+    return pytest.param(Settings(**settings), named, id=named)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        wrong(search="beam", named="beam"),
+        wrong(search="best-of-n", candidates=0, named="0 candidates"),
+        wrong(search="best-of-n", candidates=-3, named="-3 candidates"),
+        wrong(search="swires", candidates=10_000, named="10000 candidates"),
+        wrong(search="greedy", candidates=4, named="for 4 take best-of-n"),
+        wrong(search="greedy", temperature=0.6, named="no temperature of 0.6"),
+        wrong(search="sample", judge="self", named="no judge of self"),
+        wrong(search="sample", keep=1, named="no keep of 1"),
+        wrong(search="greedy", threshold=0.5, named="no threshold of 0.5"),
+        wrong(search="greedy", max_retraces=2, named="no max_retraces of 2"),
+        wrong(search="majority", judge="logprob", named="cannot be judged by logprob"),
+        wrong(search="stage-beam", judge="majority", named="stage-beam judges stages"),
+        wrong(search="swires", judge="", named="a judge has a name"),
+        wrong(search="swires", keep=5, named="keep 5 of 4"),
+        wrong(search="swires", keep=0, named="keep 0"),
+        wrong(search="best-of-n", keep=1, named="nothing to keep"),
+        wrong(search="best-of-n", threshold=0.5, named="never goes back"),
+        wrong(search="stage-beam", max_retraces=1, named="max_retraces of 1"),
+        wrong(search="swires", max_retraces=-1, named="max_retraces -1"),
+        wrong(search="swires", max_retraces=1000, named="max_retraces 1000"),
+        wrong(search="swires", threshold=float("nan"), named="threshold nan"),
+        wrong(search="sample", temperature=-1.0, named="temperature must be 0 or more"),
+        wrong(search="sample", top_p=0.0, named="top_p must be above 0"),
+    ],
+)
+def test_what_makes_no_sense_is_said(settings: Settings, named: str) -> None:
     with pytest.raises(UserError, match=named):
-        plan(search, candidates, judge)
-
-
-def test_greedy_has_no_temperature() -> None:
-    with pytest.raises(UserError, match="greedy"):
-        plan_of("greedy", None, None, 0.6, None)
+        plan_of(settings)

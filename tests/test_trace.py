@@ -57,7 +57,16 @@ def test_the_json_of_a_trace() -> None:
         "text": "<SUMMARY>a</SUMMARY>…",
         "prompt_token_ids": [1, 2],
         "token_ids": [3, 4, 5],
-        "search": {"method": "greedy", "retraces": 0, "nodes": []},
+        "search": {
+            "method": "greedy",
+            "retraces": 0,
+            "nodes": [],
+            "choices": [],
+            "plan": {},
+            "notices": [],
+        },
+        "max_tokens": 0,
+        "interrupted": False,
         "usage": {
             "prompt_tokens": 2,
             "images_encoded": 0,
@@ -65,6 +74,7 @@ def test_the_json_of_a_trace() -> None:
             "decoded_tokens": 3,
             "judge_tokens": 0,
             "reused_tokens": 0,
+            "kv_bytes": 0,
         },
         "timings": {
             "load_s": 0.5,

@@ -28,15 +28,9 @@ from llavacot_mlx.demo.questions import (
     tagged,
 )
 from llavacot_mlx.demo.scenes import COLOURS, HORIZONTAL, KINDS, SIZES, VERTICAL, Scene, Shape
+from llavacot_mlx.judges.questions import IS_IT_RIGHT
 from llavacot_mlx.stages import Stage
 
-# The texts that a judge asks; the model knows no others.
-JUDGE_QUESTIONS = {
-    Stage.SUMMARY: "Is this summary right? Answer yes or no.",
-    Stage.CAPTION: "Is this caption right? Answer yes or no.",
-    Stage.REASONING: "Is this reasoning right? Answer yes or no.",
-    Stage.CONCLUSION: "Is this conclusion right? Answer yes or no.",
-}
 OPEN_SHARE = 0.2  # of the captions and reasonings judged are cut before their end
 _STAGE_SHARES = {
     Stage.SUMMARY: 1,
@@ -85,7 +79,7 @@ def judge_question(scene: Scene, question: Question, rng: random.Random) -> Judg
         question=question,
         partial="\n\n".join([*before, last]),
         judged=judged,
-        text=JUDGE_QUESTIONS[stage],
+        text=IS_IT_RIGHT[stage],
         answer="yes" if right else "no",
     )
 

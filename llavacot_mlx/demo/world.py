@@ -8,7 +8,7 @@ measured on `CALIBRATION`.
 """
 
 from llavacot_mlx.demo.drawing import draw
-from llavacot_mlx.demo.judging import JUDGE_QUESTIONS, JudgeQuestion, judge_question, slips
+from llavacot_mlx.demo.judging import JudgeQuestion, judge_question, slips
 from llavacot_mlx.demo.questions import (
     QUESTION_KINDS,
     Query,
@@ -43,7 +43,6 @@ __all__ = [
     "CALIBRATION",
     "COLOURS",
     "EXAMPLES",
-    "JUDGE_QUESTIONS",
     "KINDS",
     "LAYOUTS",
     "QUESTION_KINDS",

@@ -39,6 +39,11 @@ class Candidate:
     answer: str
     """Everything from the beginning of the answer to this candidate's end, tags included."""
 
+    @property
+    def judged_text(self) -> str:
+        """The stage's text, or all that there is where no stage was opened."""
+        return (self.answer if self.stage is None else self.stage_text).strip()
+
 
 class OutsideJudge(Protocol):
     """A judge that knows texts and the picture, and nothing of the model that wrote them.

@@ -8,14 +8,12 @@ import mlx.core as mx
 
 from llavacot_mlx.cache import VisionMemory
 from llavacot_mlx.candidates import ask
+from llavacot_mlx.judges.questions import IS_IT_RIGHT
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.search import Node
 from llavacot_mlx.stages import Stage
 from llavacot_mlx.tokenizer import Tokenizer
 from llavacot_mlx.trace import Usage
-
-# Asked in a turn of the user's after the answer so far. The demo model was trained on these texts.
-QUESTIONS = {stage: f"Is this {stage} right? Answer yes or no." for stage in Stage}
 
 
 class SelfJudge:
@@ -34,7 +32,7 @@ class SelfJudge:
         for stage in Stage:
             asked = [node for node in nodes if node.stage is stage]
             if asked:
-                question = self._tokenizer.next_turn(QUESTIONS[stage])
+                question = self._tokenizer.next_turn(IS_IT_RIGHT[stage])
                 branches = [node.branch for node in asked]
                 logits = ask(self._model, self._memory, branches, question, self._usage)
                 chances = mx.softmax(logits[:, self._verdicts].astype(mx.float32), axis=-1)

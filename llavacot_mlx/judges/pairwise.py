@@ -1,0 +1,110 @@
+"""The model asked which of two candidates is better, pair by pair (arXiv 2411.10440v1)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from llavacot_mlx.branches import Branch
+from llavacot_mlx.cache import VisionMemory
+from llavacot_mlx.judges.asking import ask_each
+from llavacot_mlx.judges.questions import (
+    WHAT_IS_BETTER,
+    WHICH_ANSWERS_BETTER,
+    first_or_second,
+)
+from llavacot_mlx.model.mllama import Mllama
+from llavacot_mlx.search import Node
+from llavacot_mlx.stages import Stage
+from llavacot_mlx.tokenizer import Tokenizer
+from llavacot_mlx.trace import Usage
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Two candidates, on top of the path that they have in common."""
+
+    nodes: tuple[Node, Node]
+    branch: Branch
+    orders: tuple[list[int], list[int]]
+    """The question's token ids, with the first of `nodes` as text 1 and as text 2."""
+
+    @property
+    def longest(self) -> int:
+        return max(map(len, self.orders))
+
+
+class PairwiseJudge:
+    """The share of its comparisons that a candidate wins; each is compared with every other.
+
+    A pair is shown in a user's turn after what both have in common, so the picture and the stages
+    before are read already. It is asked in both orders, and the likeliest token is the answer.
+    There is no verdict when that is neither number in one of the orders, when the orders contradict
+    each other, or when the pair does not fit the model's context. A candidate without any verdict
+    has no score.
+    """
+
+    def __init__(
+        self, model: Mllama, tokenizer: Tokenizer, memory: VisionMemory | None, usage: Usage
+    ) -> None:
+        self._model, self._tokenizer, self._memory = model, tokenizer, memory
+        self._usage = usage
+        one, two = (tokenizer.encode(number)[0] for number in ("1", "2"))
+        self._winner = {(one, two): 0, (two, one): 1}
+        """Which of a pair wins, by what is said to both orders."""
+
+    def scores(self, nodes: Sequence[Node]) -> list[float | None]:
+        won: dict[int, list[bool]] = {node.id: [] for node in nodes}
+        pairs = [self._comparison(*pair) for pair in itertools.combinations(nodes, 2)]
+        context = self._model.config.text.max_position_embeddings
+        fitting = [pair for pair in pairs if pair.branch.length + pair.longest <= context]
+        for pair, winner in zip(fitting, self._winners(fitting), strict=True):
+            if winner is not None:
+                for place, node in enumerate(pair.nodes):
+                    won[node.id].append(place == winner)
+        return [sum(won[node.id]) / len(won[node.id]) if won[node.id] else None for node in nodes]
+
+    def _comparison(self, one: Node, other: Node) -> _Comparison:
+        paths = _path(one), _path(other)
+        shared = sum(a is b for a, b in zip(*paths, strict=False))
+        assert shared, "the candidates of a search begin with the same prompt"
+        common = paths[0][shared - 1]
+        texts = ["".join(node.text for node in path[shared:]).strip() for path in paths]
+        stages = _stages_after(common, one) | _stages_after(common, other)
+        before, between, after = first_or_second(
+            WHAT_IS_BETTER[stages.pop()] if len(stages) == 1 else WHICH_ANSWERS_BETTER
+        )
+        straight, swapped = (
+            self._tokenizer.next_turn(f"{before}{first}{between}{second}{after}")
+            for first, second in (texts, reversed(texts))
+        )
+        return _Comparison((one, other), common.branch, (straight, swapped))
+
+    def _winners(self, pairs: Sequence[_Comparison]) -> Iterator[int | None]:
+        """Which of each pair wins; None without a verdict."""
+        if not pairs:
+            return
+        branches = [pair.branch for pair in pairs for _ in pair.orders]
+        questions = [order for pair in pairs for order in pair.orders]
+        logits = ask_each(self._model, self._memory, branches, questions, self._usage)
+        said: list[int] = mx.argmax(logits, axis=-1).tolist()  # type: ignore[assignment]
+        for straight, swapped in zip(said[::2], said[1::2], strict=True):
+            yield self._winner.get((straight, swapped))
+
+
+def _path(node: Node | None) -> list[Node]:
+    """From the prompt to the node."""
+    path: list[Node] = []
+    while node is not None:
+        path.insert(0, node)
+        node = node.parent
+    return path
+
+
+def _stages_after(ancestor: Node, node: Node) -> set[Stage]:
+    """Those that are ended or open in what the node's path adds to its ancestor's."""
+    ended = {record.stage for record in node.stages[len(ancestor.stages) :]}
+    return ended if node.stage is None else ended | {node.stage}

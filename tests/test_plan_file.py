@@ -1,0 +1,137 @@
+"""Plans in YAML: every number of a search, and every mistake by its name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llavacot_mlx import plan_file
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.plan_file import plan_from, plan_object, read_plan
+from llavacot_mlx.plans import Method, Plan, Retrace, Sampling, Settings, Step, Unit, plan_of
+
+MINE = """
+method: mine
+judge: logprob
+temperature: 0.7
+steps:
+  - write: summary
+  - {write: caption, candidates: 6, keep: 2, judge: self, temperature: 0.9, max_tokens: 300}
+  - {write: reasoning, candidates: 4, keep: 2, top_p: 0.5}
+  - {write: conclusion, candidates: 2}
+retrace: {after: reasoning, to: caption, most: 2, rank: 1, threshold: -0.5}
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "plan.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_every_stage_is_set_by_itself(tmp_path: Path) -> None:
+    assert read_plan(written(tmp_path, MINE)) == Plan(
+        "mine",
+        (
+            Step(Unit.STAGE),
+            Step(Unit.STAGE, 6, 2, "self", Sampling(0.9, 0.9), 300),
+            Step(Unit.STAGE, 4, 2, None, Sampling(0.7, 0.5)),
+            Step(Unit.ANSWER, 2),
+        ),
+        Sampling(0.7, 0.9),
+        "logprob",
+        Retrace(after=2, to=1, most=2, rank=1, threshold=-0.5),
+    )
+
+
+def test_what_is_left_out_is_usual(tmp_path: Path) -> None:
+    plan = read_plan(written(tmp_path, "steps: [{write: sentences, candidates: 3}]"))
+    assert plan == Plan("plan", (Step(Unit.SENTENCE, 3),), Sampling(0.6, 0.9), "self")
+
+
+def test_the_example_in_the_documentation_is_a_plan(tmp_path: Path) -> None:
+    assert plan_file.__doc__ is not None
+    example = plan_file.__doc__.partition("trace.\n")[2].partition("A step writes")[0]
+    plan = read_plan(written(tmp_path, example))
+    assert plan.steps[2].max_tokens == 600
+    assert plan.retrace == plan_of(Settings("swires")).retrace
+
+
+@pytest.mark.parametrize("method", list(Method))
+def test_every_method_can_be_written_down(method: Method) -> None:
+    """And read again, which a trace is replayed with; through JSON as well."""
+    plan = plan_of(Settings(method))
+    assert plan_from(json.loads(json.dumps(plan_object(plan)))) == plan
+
+
+def test_a_plan_of_ones_own_can_be_written_down(tmp_path: Path) -> None:
+    plan = read_plan(written(tmp_path, MINE))
+    assert plan_from(plan_object(plan)) == plan
+
+
+STEPS = "steps: [{write: summary}, {write: caption, candidates: 4, keep: 2}, {write: answer}]"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "expected keys such as method"),
+        ("- a\n- b", "expected keys such as method"),
+        ("steps: [", "not a YAML file"),
+        ("a: !!python/object/apply:os.system [ls]", "not a YAML file"),
+        ("method: swires", "steps: a list"),
+        ("steps: []", "steps: a list"),
+        ("steps: 4", "steps: a list"),
+        (f"{STEPS}\njugde: self", "unknown key 'jugde'; is it judge?"),
+        (f"{STEPS}\ncolour: red", "unknown key 'colour'; there are method"),
+        ("steps: [{write: answer, candidats: 4}]", "unknown key 'candidats'; is it candidates?"),
+        ("steps: [answer]", r"steps\[0\]: expected keys"),
+        ("steps: [{candidates: 4}]", r"steps\[0\]: write is missing"),
+        ("steps: [{write: caption}]", "write 'caption'; here it is summary or answer"),
+        ("steps: [{write: answer}, {write: caption}]", "answer goes to the end"),
+        ("steps: [{write: summary}]", "the last one must write"),
+        ("steps: [{write: answer, candidates: four}]", "candidates 'four': expected a whole"),
+        ("steps: [{write: answer, candidates: 2.5}]", "candidates 2.5: expected a whole"),
+        ("steps: [{write: answer, candidates: true}]", "candidates True: expected a whole"),
+        ("steps: [{write: answer, candidates: 0}]", r"steps\[0\]: 0 candidates"),
+        ("steps: [{write: answer, candidates: 10000}]", "10000 candidates"),
+        ("steps: [{write: answer, candidates: 2, keep: 3}]", "keep 3 of 2"),
+        ("steps: [{write: answer, max_tokens: 0}]", "max_tokens 0"),
+        ("steps: [{write: answer, temperature: -1}]", r"steps\[0\]: temperature"),
+        ("temperature: hot\nsteps: [{write: answer}]", "temperature 'hot': expected a number"),
+        ("top_p: 2\nsteps: [{write: answer}]", "top_p must be"),
+        ("judge: [a]\nsteps: [{write: answer}]", "judge .*expected a word"),
+        (f"{STEPS}\nretrace: {{to: caption}}", "retrace: after is missing"),
+        (f"{STEPS}\nretrace: {{after: reasoning, to: caption}}", "after 'reasoning' is no step"),
+        (f"{STEPS}\nretrace: {{after: summary, to: caption}}", "comes no later"),
+        (f"{STEPS}\nretrace: {{after: answer, to: caption}}", "after the last step"),
+        (f"{STEPS}\nretrace: {{after: caption, to: caption, rank: 5}}", "rank 5"),
+        (f"{STEPS}\nretrace: {{after: caption, to: caption, most: -1}}", "most -1"),
+        (
+            f"{STEPS}\nretrace: {{after: caption, to: caption, threshold: 1, deviations: 1}}",
+            "threshold and deviations",
+        ),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, named: str) -> None:
+    file = written(tmp_path, text)
+    with pytest.raises(UserError, match=named) as raised:
+        read_plan(file)
+    assert str(raised.value).startswith(f"{file}: ")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    for file in (tmp_path, tmp_path / "nix.yaml"):
+        with pytest.raises(UserError, match=f"^{file}: "):
+            read_plan(file)
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not a YAML file"):
+        read_plan(binary)
+    huge = tmp_path / "huge.yaml"
+    huge.write_bytes(b"a" * 2_000_000)
+    with pytest.raises(UserError, match="too large"):
+        read_plan(huge)
