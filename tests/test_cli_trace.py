@@ -115,7 +115,7 @@ def test_an_interrupted_search_says_so(desk: Path) -> None:
     search = replace(
         whole.search, nodes=whole.search.nodes[:5], choices=whole.search.choices[:2], retraces=0
     )
-    text = "<SUMMARY> I count. </SUMMARY><CAPTION> A square. </CAPTION>"
+    text = "<SUMMARY> I count. </SUMMARY><CAPTION> One circle. </CAPTION>"
     stopped = replace(whole, search=search, text=text, stages=whole.stages[:2], interrupted=True)
     write_trace(desk / "stopped.json", stopped, None)
     shown = run(desk, "stopped.json").stdout
