@@ -38,6 +38,7 @@ _POLICY = (
     "base-uri 'none'; form-action 'none'"
 )
 _SHORT_ANSWER = 60  # characters that are set in large type
+_SHORT_GIST = 80  # characters that are seen whole on a phone as well
 
 
 def page(trace: Trace, picture: bytes | None) -> str:
@@ -249,10 +250,8 @@ def _scales(search: SearchRecord) -> Mapping[int, _Scale]:
 
 def _round(round: Round, search: SearchRecord, path: set[int], scales: Mapping[int, _Scale]) -> str:
     notes = []
-    if round.kept:
-        notes.append(f"kept {', '.join(map(str, round.kept))}")
-    elif not round.ended:
-        notes.append("stopped here")
+    kept = ", ".join(map(str, round.kept))
+    notes.append(f"kept {kept}" if kept else "stopped here")
     notes.append(f"{round.tokens} tokens")
     if round.identical:
         count = len(round.candidates)
@@ -282,7 +281,7 @@ def _candidate(
     fate = {"path": "on the path", "kept": "kept", "dropped": "dropped" if round.kept else ""}
     parts.append(f'<span class="fate">{fate[name]}</span>')
     gist = round.gist(candidate)
-    if round.shared and len(gist) > round.shared and not round.identical:
+    if round.shared and len(gist) > _SHORT_GIST and not round.identical:
         gist = f"…{gist[round.shared :]}"  # where they differ says more than how they begin
     return (
         f'<li class="{name}" id="c{candidate.number}"><details><summary>'

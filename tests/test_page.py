@@ -214,6 +214,15 @@ def test_a_whole_answer_is_told_by_its_conclusion_and_shown_by_its_stages() -> N
     assert "1 0.50 on the path 2 Summary I need to count the red circles. Caption" in said
 
 
+def test_long_candidates_are_told_from_where_they_differ() -> None:
+    begin = "a square, " * 12
+    texts = [f"<SUMMARY> {begin}a {what} </SUMMARY>" for what in ("dot", "dog")]
+    rounds: list[ScriptedRound] = [{"stage": "summary", "texts": texts, "kept": [0]}]
+    said = words(page(trace_of(events_of(rounds)), None))
+    assert "dropped …dog a square, a square" in said
+    assert "9 0.03 dropped 1 + 2 = 3." in words(page(retracing(), None))
+
+
 def test_a_huge_tree_has_no_drawing() -> None:
     texts = [f"<SUMMARY> {n} </SUMMARY>" for n in range(200)]
     rounds: list[ScriptedRound] = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable, Sequence
 
 import pytest
@@ -27,6 +28,7 @@ from llavacot_mlx.events import (
     StageText,
 )
 from llavacot_mlx.plans import Plan, Retrace, Sampling, Settings, Step, Unit, plan_of
+from llavacot_mlx.trace import Trace
 
 PICTURE = Image.new("RGB", (40, 30), "red")
 
@@ -69,6 +71,7 @@ def viewed(events: Iterable[Event], show: Show, unit: Unit) -> str:
 
 def check_told_again(live: Sequence[Event]) -> None:
     trace = trace_of(live)
+    assert Trace.from_dict(json.loads(trace.to_json())) == trace
     again = list(retelling(trace))
     assert ordered(again) == ordered(live)
     for show in Show:
@@ -171,6 +174,7 @@ def test_an_answer_that_was_interrupted(demo_assistant: Assistant, plan: Plan, a
             break
     assert not isinstance(live[-1], Answered), "stopped too late"
     trace = answering.so_far()
+    assert Trace.from_dict(json.loads(trace.to_json())) == trace
     live.append(Interrupted(trace))
     again = list(retelling(trace))
     unit = unit_of(trace)
