@@ -18,8 +18,10 @@ from rich.panel import Panel
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
@@ -494,11 +496,7 @@ class BytesBar:
         self._task = self._progress.add_task(doing, total=None)
 
     def __enter__(self) -> Self:
-        try:
-            self._progress.start()  # hides the cursor, and draws: Ctrl-C may come in between
-        except BaseException:
-            self._progress.stop()
-            raise
+        _begin(self._progress)
         return self
 
     def __exit__(
@@ -512,3 +510,45 @@ class BytesBar:
     def at(self, done: int, total: int) -> None:
         """Moves the bar to `done` of `total` bytes."""
         self._progress.update(self._task, completed=done, total=total)
+
+
+class CountBar:
+    """A progress bar of things done, with rate and time left, on stderr; nothing elsewhere."""
+
+    def __init__(self, doing: str, total: int) -> None:
+        console = Console(stderr=True, highlight=False)
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal or console.is_dumb_terminal,
+        )
+        self._task = self._progress.add_task(doing, total=total)
+
+    def __enter__(self) -> Self:
+        _begin(self._progress)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self) -> None:
+        """One more is done."""
+        self._progress.advance(self._task)
+
+
+def _begin(progress: Progress) -> None:
+    try:
+        progress.start()  # hides the cursor, and draws: Ctrl-C may come in between
+    except BaseException:
+        progress.stop()
+        raise

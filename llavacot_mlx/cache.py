@@ -48,6 +48,10 @@ class Segment:
     def nbytes(self) -> int:
         return sum(kv.nbytes for kv in (*self.keys, *self.values))
 
+    @property
+    def quantized(self) -> bool:
+        return isinstance(self.keys[0], QuantizedKV)
+
     def in_bits(self, bits: int | None) -> Segment:
         """With K/V in so many bits where it is a long one; as it is for None."""
         if bits is None or self.length < _LONG:

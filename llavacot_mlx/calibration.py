@@ -17,6 +17,7 @@ from pathlib import Path
 from .config import read_json
 from .errors import UserError
 from .stages import Stage
+from .trace import Trace
 
 FILE_NAME = "calibration.json"
 
@@ -80,6 +81,15 @@ def save_calibration(folder: Path, calibration: Calibration) -> Path:
         written.unlink(missing_ok=True)
         raise UserError(f"{file} cannot be written: {problem.strerror}") from None
     return file
+
+
+def scores_of(trace: Trace) -> dict[Stage, list[float]]:
+    """What the judge gave the candidates of a search, by the stage that they wrote."""
+    scores: dict[Stage, list[float]] = {}
+    for node in trace.search.nodes:
+        if node.stage is not None and node.score is not None:
+            scores.setdefault(node.stage, []).append(node.score)
+    return scores
 
 
 def _moments(numbers: Mapping[str, float]) -> Moments:

@@ -46,9 +46,12 @@ class Context:
 
     def growing(self) -> SelfAttentionCache:
         """The text's K/V as the cache that a single path goes on in."""
-        if self.kv_bits is None:
+        branch = self.ready().branch
+        if not branch.segments[0].quantized:
             return self.cache
-        return BranchBatch([self.ready().branch], self.meter)
+        if self.meter is not None:
+            self.meter.hold("prefixes", branch.segments[0].nbytes)
+        return BranchBatch([branch], self.meter)
 
 
 def prefill(

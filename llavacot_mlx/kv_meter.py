@@ -54,4 +54,4 @@ class KVMeter:
 
 
 def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB"
+    return f"{count / 1e6:,.2f} MB"

@@ -1,0 +1,137 @@
+"""`llavacot calibrate`: what scores a judge usually gives, so that a search knows what is good."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llavacot_mlx.cli.exits import ending_well
+from llavacot_mlx.cli.model import Model, fetched, model_named
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.judges.outside import check_name, is_model
+from llavacot_mlx.plans import MAJORITY, PUBLISHED_DEVIATIONS, SELF, Settings, plan_of
+from llavacot_mlx.question_file import AskedRow, read_questions
+from llavacot_mlx.stages import Stage
+
+if TYPE_CHECKING:
+    from llavacot_mlx.calibration import Moments
+
+HELP = """\
+Measure the mean and the deviation of a judge's scores on questions of your own, and keep them \
+beside the model. --search swires takes its cut-off from them. Use questions that you will not \
+evaluate on.
+
+FILE is JSONL, a row like {"image": "a.png", "question": "How many?"} or as in LLaVA-CoT-100k.
+
+\b
+Examples:
+  llavacot calibrate questions.jsonl --images pictures --model ./llava-cot-4bit
+  llavacot calibrate train.jsonl --images images --limit 200 --judge logprob
+"""
+
+INTRODUCTION = """\
+llavacot calibrate measures what scores a judge usually gives, for --search swires.
+"""
+
+EXAMPLE = """\
+For example:
+
+  llavacot calibrate questions.jsonl --images pictures --model ./llava-cot-4bit
+"""
+
+
+def calibrate(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Questions, a JSON object a line.")],
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where the pictures are. [default: beside FILE]"),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH|ID", help="A folder, or an id on the hub. [default: the demo model]"
+        ),
+    ] = None,
+    judge: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|PATH",
+            help="self, logprob, pairwise, an installed judge, or a model that mlx-vlm opens.",
+        ),
+    ] = SELF,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Ask the first N alone.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Stop an answer after this many tokens.")] = 2048,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same candidates.")] = 0,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback when something goes wrong.")
+    ] = False,
+) -> None:
+    with ending_well(debug=debug):
+        if judge == MAJORITY:
+            raise UserError("--judge majority: it counts whole answers, and swires judges stages")
+        check_name(judge)
+        if limit is not None and limit < 1:
+            raise UserError(f"--limit {limit}: must be 1 or more")
+        if max_tokens < 1:
+            raise UserError(f"--max-tokens {max_tokens}: must be 1 or more")
+        rows = list(itertools.islice(read_questions(file, images or file.parent), limit))
+        if not rows:
+            raise UserError(f"{file}: there is no question in it")
+        chosen = model_named(model)
+        if not os.access(chosen.folder, os.W_OK):
+            raise UserError(f"{chosen.folder}: cannot be written to, and the result goes there")
+        if is_model(judge):
+            fetched(judge)
+        moments = _measured(rows, chosen, judge, max_tokens, seed)
+
+        from llavacot_mlx.calibration import load_calibration, save_calibration
+
+        known = load_calibration(chosen.folder)
+        written = save_calibration(chosen.folder, {**known, judge: moments})
+        _print(moments)
+        typer.echo(f"written to {written}", err=True)
+
+
+def _measured(
+    rows: list[AskedRow], model: Model, judge: str, max_tokens: int, seed: int
+) -> dict[Stage, Moments]:
+    """Runs the first round of swires on every question and gathers what the judge said."""
+    from llavacot_mlx.assistant import Assistant
+    from llavacot_mlx.calibration import Moments, scores_of
+    from llavacot_mlx.cli.render import CountBar
+
+    plan = plan_of(Settings("swires", judge=judge, max_retraces=0))
+    assistant = Assistant.load(model.folder)
+    scores: dict[Stage, list[float]] = defaultdict(list)
+    notices: set[str] = set()
+    with CountBar("asking", len(rows)) as bar:
+        for row in rows:
+            try:
+                trace = assistant.ask(
+                    row.image, row.question, search=plan, max_tokens=max_tokens, seed=seed
+                )
+            except UserError as problem:
+                raise UserError(f"{row.where}: {problem}") from None
+            for stage, given in scores_of(trace).items():
+                scores[stage] += given
+            notices |= set(trace.search.notices)
+            bar.advance()
+    for notice in sorted(notices):
+        typer.echo(f"note: {notice}", err=True)
+    if not scores:
+        raise UserError(f"the judge {judge} came to no verdict on any of {len(rows)} questions")
+    return {stage: Moments.of(scores[stage]) for stage in Stage if stage in scores}
+
+
+def _print(moments: dict[Stage, Moments]) -> None:
+    typer.echo(f"{'stage':<12}{'mean':>9}{'std':>9}{'cut-off':>9}{'scores':>9}")
+    for stage, found in moments.items():
+        cut_off = found.cut_off(PUBLISHED_DEVIATIONS)
+        typer.echo(
+            f"{stage.value:<12}{found.mean:>9.4f}{found.std:>9.4f}{cut_off:>9.4f}{found.count:>9}"
+        )

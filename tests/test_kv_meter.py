@@ -1,0 +1,87 @@
+"""The bytes of K/V: what is told is what there is, and too much is refused before it is taken."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+
+from llavacot_mlx import demo
+from llavacot_mlx.assistant import Assistant
+from llavacot_mlx.branches import Branch, BranchBatch
+from llavacot_mlx.cache import Segment, TextCache
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.kv_meter import KVLimits, KVMeter
+from llavacot_mlx.trace import Usage
+
+QUESTION = "How many red shapes are there?"
+
+
+@pytest.fixture(scope="module")
+def assistant() -> Assistant:
+    return Assistant.load(demo.model_path(), dtype="float32")
+
+
+def test_the_parts_are_added_up_and_the_most_is_remembered() -> None:
+    usage = Usage()
+    meter = KVMeter(usage, budget=100)
+    meter.hold("images", 40)
+    meter.hold("prefixes", 20)
+    meter.hold("rows", 30)
+    meter.hold("rows", 0)
+    meter.hold("prefixes", 45)
+    assert usage.kv_bytes == 90
+    with pytest.raises(UserError, match=r"would take 0.00 MB, and the budget is 0.00 MB"):
+        meter.hold("rows", 16)
+    assert usage.kv_bytes == 90
+
+
+def test_a_batch_tells_what_its_buffers_take() -> None:
+    """At the beginning, when they grow, and with what rows that left took along."""
+    usage = Usage()
+    prompt = Segment((mx.zeros((1, 2, 5, 8)),), (mx.zeros((1, 2, 5, 8)),), 5)
+    own = Segment((mx.zeros((1, 2, 70, 8)),), (mx.zeros((1, 2, 70, 8)),), 70)
+    branches = [Branch((prompt,)), Branch((prompt, own))]
+    batch = BranchBatch(branches, KVMeter(usage))
+    buffers = [*batch._keys, *batch._values]
+    assert usage.kv_bytes == sum(buffer.nbytes for buffer in buffers)
+    new = [mx.zeros((2, heads, 1, 8)) for heads in (4, 2, 2)]
+    batch.attend(0, *new)
+    batch.advance(1)
+    buffers = [*batch._keys, *batch._values]
+    grown = sum(buffer.nbytes for buffer in buffers)
+    assert usage.kv_bytes == grown
+    left = batch.segment(0, 1)
+    batch.keep([1, 0])
+    batch.attend(0, *new)
+    assert usage.kv_bytes == grown + left.nbytes
+
+
+def test_a_text_cache_tells_before_it_grows() -> None:
+    cache = TextCache(3, KVMeter(Usage(), budget=1000))
+    with pytest.raises(UserError, match="budget"):
+        cache.extend(0, mx.zeros((1, 2, 4, 8)), mx.zeros((1, 2, 4, 8)))
+    assert cache.state() == []
+
+
+@pytest.mark.parametrize("search", ["greedy", "swires"])
+def test_a_budget_is_kept_or_refused(assistant: Assistant, search: str) -> None:
+    """Just enough is enough; a byte less is one clear line."""
+    picture = demo.example_path()
+    needed = assistant.ask(picture, QUESTION, search=search).usage.kv_bytes
+    again = assistant.ask(picture, QUESTION, search=search, limits=KVLimits(budget=needed))
+    assert again.usage.kv_bytes == needed
+    with pytest.raises(UserError, match="take fewer candidates, fewer tokens or 8-bit K/V"):
+        assistant.ask(picture, QUESTION, search=search, limits=KVLimits(budget=needed - 1))
+
+
+def test_a_picture_beyond_the_budget_is_refused_before_it_is_encoded(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encoded(*arguments: object) -> None:
+        raise AssertionError("the picture was encoded")
+
+    monkeypatch.setattr(type(assistant._loaded.model), "image_features", encoded)
+    with pytest.raises(UserError, match="budget"):
+        assistant.ask(demo.example_path(), QUESTION, limits=KVLimits(budget=1000))
+    with pytest.raises(UserError, match="holds nothing"):
+        KVLimits(budget=0)

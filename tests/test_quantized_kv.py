@@ -1,0 +1,168 @@
+"""Keys and values in few bits: the same attention as over what they unpack to."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from llavacot_mlx import demo
+from llavacot_mlx.assistant import Assistant
+from llavacot_mlx.branches import Branch, BranchBatch
+from llavacot_mlx.cache import Segment, VisionMemory
+from llavacot_mlx.decode import Context, prefill
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.kv_meter import KVLimits
+from llavacot_mlx.model import attention
+from llavacot_mlx.model.attention import attend, attend_to_all
+from llavacot_mlx.model.quantized_kv import (
+    KV,
+    QuantizedKV,
+    joined,
+    kv_bytes,
+    tokens_of,
+    unpacked,
+)
+from llavacot_mlx.pictures import open_picture
+from llavacot_mlx.prompt import Prompt
+from llavacot_mlx.tokenizer import Turn
+from llavacot_mlx.trace import Timings, Usage
+
+LONG_QUESTION = "How many red shapes are there? " * 12
+
+
+def noise(*shape: int, seed: int = 0) -> mx.array:
+    return mx.random.normal(shape, key=mx.random.key(seed))
+
+
+def close(one: mx.array, other: mx.array, tolerance: float = 1e-5) -> None:
+    np.testing.assert_allclose(np.array(one), np.array(other), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("head_dim", [32, 64, 96, 128])
+def test_attention_over_few_bits_is_that_over_what_they_unpack_to(
+    bits: int, head_dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the blocks in which the queries are taken."""
+    keys, values = noise(1, 2, 50, head_dim, seed=1), noise(1, 2, 50, head_dim, seed=2)
+    queries = noise(1, 6, 7, head_dim, seed=3)
+    packed = QuantizedKV.of(keys, bits), QuantizedKV.of(values, bits)
+    expected = attend(queries, packed[0].unpacked(), packed[1].unpacked())
+    close(attend_to_all(queries, *packed), expected)
+    monkeypatch.setattr(attention, "_SCORES_BYTES", 4 * 2 * 50 * 3)
+    close(attend_to_all(queries, *packed), expected)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_what_is_unpacked_is_near(bits: int) -> None:
+    """Within half a step of a group's range in so many levels."""
+    array = noise(1, 2, 30, 64)
+    groups = np.array(array).reshape(1, 2, 30, -1, 64)
+    steps = (groups.max(-1) - groups.min(-1)) / (2**bits - 1)
+    error = np.abs(np.array(QuantizedKV.of(array, bits).unpacked()).reshape(groups.shape) - groups)
+    # MLX moves a group's scale a little, so that zero stays zero.
+    assert (error.max(-1) <= 1.1 * steps).all()
+    assert error.max() > 0
+
+
+def test_parts_and_bytes() -> None:
+    array = noise(1, 2, 30, 96)
+    packed = QuantizedKV.of(array, 8)
+    assert (packed.shape, packed.group_size) == (array.shape, 32)
+    parts: list[KV] = [tokens_of(packed, 0, 11), tokens_of(packed, 11, 30)]
+    close(unpacked(joined(parts)), packed.unpacked(), 0)
+    close(unpacked(tokens_of(packed, 5, 9)), packed.unpacked()[..., 5:9, :], 0)
+    assert packed.nbytes == kv_bytes(array.size, 96, array.dtype, 8)
+    assert packed.nbytes < array.nbytes / 3
+    assert kv_bytes(array.size, 96, array.dtype, None) == array.nbytes
+
+
+def test_a_head_that_has_no_groups_is_refused() -> None:
+    with pytest.raises(UserError, match="heads are 40 wide"):
+        QuantizedKV.of(noise(1, 2, 3, 40), 8)
+    with pytest.raises(UserError, match="5 bits: K/V can be kept in 8 or 4"):
+        KVLimits(5)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_batch_reads_a_quantized_prefix_where_it_lies(bits: int) -> None:
+    """Two rows on one long prefix in few bits, one of them with a part of its own in few bits."""
+    prompt = Segment((noise(1, 2, 70, 32),), (noise(1, 2, 70, 32, seed=1),), 70).in_bits(bits)
+    own = Segment((noise(1, 2, 65, 32, seed=2),), (noise(1, 2, 65, 32, seed=3),), 65).in_bits(bits)
+    assert prompt.quantized
+    assert own.quantized
+    whole = [
+        Branch(tuple(_whole(segment) for segment in branch))
+        for branch in ((prompt,), (prompt, own))
+    ]
+    few = [Branch((prompt,)), Branch((prompt, own))]
+    new = [noise(2, heads, 1, 32, seed=seed) for heads, seed in ((6, 4), (2, 5), (2, 6))]
+    close(BranchBatch(few).attend(0, *new), _rows_alone(whole, new))
+
+
+def _whole(segment: Segment) -> Segment:
+    return Segment(
+        tuple(map(unpacked, segment.keys)), tuple(map(unpacked, segment.values)), segment.length
+    )
+
+
+def _rows_alone(branches: list[Branch], new: list[mx.array]) -> mx.array:
+    rows = []
+    for row, branch in enumerate(branches):
+        queries, keys, values = (array[row : row + 1] for array in new)
+        before = zip(
+            *((segment.keys[0], segment.values[0]) for segment in branch.segments), strict=True
+        )
+        own_keys, own_values = (
+            mx.concatenate([*map(unpacked, parts), last], axis=2)
+            for parts, last in zip(before, (keys, values), strict=True)
+        )
+        rows.append(attend(queries, own_keys, own_values))
+    return mx.concatenate(rows)
+
+
+def test_a_short_prefix_stays_as_it_is() -> None:
+    segment = Segment((noise(1, 2, 20, 32),), (noise(1, 2, 20, 32),), 20)
+    assert segment.in_bits(8) is segment
+    memory = VisionMemory(segment.keys, segment.values, (20,))
+    assert memory.in_bits(None) is memory
+    assert isinstance(memory.in_bits(8).keys[0], QuantizedKV)
+
+
+@pytest.fixture(scope="module")
+def assistant() -> Assistant:
+    return Assistant.load(demo.model_path(), dtype="float32")
+
+
+def read(assistant: Assistant, bits: int | None) -> Context:
+    loaded = assistant._loaded
+    ids = loaded.tokenizer.prompt([Turn("user", LONG_QUESTION, images=1)])
+    tiles = loaded.cutter.cut(open_picture(demo.example_path("tall")))
+    return prefill(loaded.model, Prompt(tuple(ids), (tiles,)), Usage(), Timings(), bits)
+
+
+def test_the_first_token_already_sees_few_bits(assistant: Assistant) -> None:
+    """From the prefill on, and the fewer bits, the further from the logits in all bits."""
+    logits = {bits: np.array(read(assistant, bits).logits) for bits in (None, 8, 4)}
+    scale = np.abs(logits[None]).max()
+    drift = {bits: np.abs(logits[bits] - logits[None]).max() / scale for bits in (8, 4)}
+    assert 0 < drift[8] < drift[4]
+    assert drift[8] < 0.05
+    context = read(assistant, 8)
+    assert context.memory is not None
+    assert isinstance(context.memory.keys[0], QuantizedKV)
+    assert context.ready().branch.segments[0].quantized
+
+
+@pytest.mark.parametrize("search", ["greedy", "stage-beam"])
+def test_answers_with_few_bits(assistant: Assistant, search: str) -> None:
+    """The same answer in a third of the memory; this picture is no close call."""
+    full, few = (
+        assistant.ask(
+            demo.example_path("busy"), LONG_QUESTION, search=search, limits=KVLimits(bits=bits)
+        )
+        for bits in (None, 8)
+    )
+    assert few.answer == full.answer
+    assert few.usage.kv_bytes < full.usage.kv_bytes
