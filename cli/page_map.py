@@ -11,8 +11,8 @@ _MOST_LEAVES = 64  # dots beside each other; a phone cannot show more
 _PHONE = 320.0  # pixels that the drawing has on a phone; sizes below are pixels there
 _LEAF = 26.0
 _RADIUS = 9.0
-_ROW = 56.0
-_LABEL = 14.0  # as in page_style.py
+_ROW = 50.0
+_LABELS = 0.27  # of the width, at the left
 _NUMBERED_UP_TO = 13  # leaves; with more, the numbers are too small on a phone
 
 
@@ -36,7 +36,7 @@ def tree_map(search: SearchRecord, path: Collection[int]) -> str:
     ]
     return (
         f'<svg class="map{dense}" viewBox="0 {layout.top:.0f} {layout.width:.0f} '
-        f'{layout.bottom - layout.top:.0f}" style="max-width:{max(layout.width, 480):.0f}px;'
+        f'{layout.bottom - layout.top:.0f}" style="max-width:{max(layout.width, 400):.0f}px;'
         f'--scale:{layout.scale:.2f}" role="img" aria-label="The tree of {len(search.nodes)} '
         f'candidates; the list below tells the same">{"".join(parts)}</svg>'
     )
@@ -59,16 +59,16 @@ class _Layout:
 
 
 def _laid_out(columns: Sequence[float], depths: Sequence[int], leaves: int) -> _Layout:
-    width = max(leaves * _LEAF, _PHONE)
+    width = max(leaves * _LEAF / (1 - _LABELS), _PHONE)
+    indent = width * _LABELS + (width * (1 - _LABELS) - (leaves - 1) * _LEAF) / 2
     scale = width / _PHONE
-    indent = (width - (leaves - 1) * _LEAF) / 2
-    row = max(_ROW, (2 * _RADIUS + _LABEL + 20) * scale)
+    row = max(_ROW, 38 * scale)
     return _Layout(
         x=[indent + column * _LEAF for column in columns],
         y=[depth * row for depth in depths],
         row=row,
         width=width,
-        top=-_RADIUS - (12 + _LABEL) * scale,
+        top=-_RADIUS - 4,
         bottom=max(depths) * row + _RADIUS + 6,
         scale=scale,
     )
@@ -148,8 +148,7 @@ def _labels(nodes: Sequence[NodeRecord], depths: Sequence[int], layout: _Layout)
     for depth, stage in sorted(stages.items()):
         if stage != told:
             told = stage
-            y = depth * layout.row - _RADIUS - 10 * layout.scale
-            yield f'<text class="row" x="0" y="{y:.1f}">{stage}</text>'
+            yield f'<text class="row" x="0" y="{depth * layout.row:.1f}">{stage}</text>'
 
 
 def _dots(search: SearchRecord, path: Collection[int], layout: _Layout) -> Iterator[str]:

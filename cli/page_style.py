@@ -70,9 +70,9 @@ h1 {
 .map circle.path { fill: var(--path); stroke: var(--path); }
 .map circle.cut { stroke: var(--warn); stroke-dasharray: 3 2; }
 .map text { font-family: var(--sans); fill: var(--soft); }
-.map .row, .map text.back { font-size: calc(14px * var(--scale)); }
+.map .row, .map text.back { font-size: calc(13px * var(--scale)); }
 @media (min-width: 40rem) { .map .row, .map text.back { font-size: 14px; } }
-.map .row { paint-order: stroke; stroke: var(--paper); stroke-width: 6px; font-weight: 600; }
+.map .row { font-weight: 600; dominant-baseline: central; }
 .map text.back { fill: var(--warn); font-weight: 600; paint-order: stroke;
   stroke: var(--paper); stroke-width: 5px; }
 .map path.back { fill: none; stroke: var(--warn); stroke-width: 1; stroke-dasharray: 2 4; }

@@ -105,6 +105,18 @@ def test_a_terminal_gets_panels_unless_plain(desk: Path) -> None:
         assert b"\x1b" not in session.output
 
 
+def test_a_terminal_shows_a_search_as_it_showed_it(desk: Path) -> None:
+    asked = [*command(desk, {"rounds": RETRACING, "notices": ["mind the gap"]}), "ask"]
+    asked += [str(desk / "example.png"), "How many?", "--model", str(desk / "demo")]
+    with TerminalSession([*asked, "--search", "swires"]) as session:
+        assert session.finish() == 0
+        live = session.text
+    words = [sys.executable, "-m", "llavacot_mlx", "trace", str(desk / "search.json")]
+    with TerminalSession(words) as session:
+        assert session.finish() == 0
+        assert session.text.partition("\n\n")[2] == live
+
+
 def test_what_json_printed_can_be_piped_in(desk: Path) -> None:
     printed = retracing().to_json().encode()
     assert "kept from before: 4" in run(desk, "-", stdin=printed).stdout
