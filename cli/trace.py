@@ -27,6 +27,7 @@ Examples:
   llavacot trace search.json
   llavacot trace search.json --html search.html
   llavacot trace search.json --show stages
+  llavacot trace search.json --replay
   llavacot ask shapes.png "How many?" --search swires --json | llavacot trace - --html page.html
 """
 
@@ -59,6 +60,17 @@ def trace(
             help="Write a page instead, in one file with everything in it; - prints it.",
         ),
     ] = None,
+    replay: Annotated[
+        bool,
+        typer.Option(
+            "--replay",
+            help="Ask again as it was asked, and say whether the answer is the same.",
+        ),
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="PATH|ID", help="Replay with this model. [default: the trace's]"),
+    ] = None,
     show: Annotated[
         Show | None,
         typer.Option(
@@ -77,10 +89,16 @@ def trace(
         if html is not None and (show is not None or plain):
             flag = "--plain" if plain else f"--show {show}"
             raise UserError(f"{flag} with --html: drop one; a page has everything in it")
+        if replay and (html is not None or show is not None):
+            raise UserError("--replay shows nothing but whether the answer is the same")
+        if model is not None and not replay:
+            raise UserError(f"--model {model}: goes with --replay")
         if html not in (None, "-"):
             _check_page(Path(html), file)
         stored = _read(file)
-        if html is None:
+        if replay:
+            _replay(stored, file, model)
+        elif html is None:
             _show(stored.trace, show or Show.ALL, plain=plain)
         else:
             _write_page(stored, html, file)
@@ -106,6 +124,28 @@ def _show(trace: Trace, show: Show, *, plain: bool) -> None:
     with answer_view(sys.stdout, show, unit_of(trace), plain=plain) as view:
         for event in retelling(trace):
             view.show(event)
+
+
+def _replay(stored: StoredTrace, file: str, model: str | None) -> None:
+    """Raises UserError where the answer is another one now."""
+    from llavacot_mlx.cli.model import model_named
+
+    before = stored.trace
+    if before.image is not None and stored.picture is None:
+        raise UserError(f"{file}: there is no picture in it; use a file that ask --trace wrote")
+    if before.interrupted:
+        raise UserError(f"{file}: that answer was stopped, so there is no end to compare with")
+    folder = model_named(model or before.model).folder
+    from llavacot_mlx.assistant import Assistant
+
+    now = Assistant.load(folder).replay(before, stored.picture)
+    if now.token_ids != before.token_ids:
+        pairs = zip(now.token_ids, before.token_ids, strict=False)
+        same = next((place for place, (a, b) in enumerate(pairs) if a != b), None)
+        shorter = min(len(now.token_ids), len(before.token_ids))
+        place = shorter if same is None else same
+        raise UserError(f"{file}: another answer now, from token {place} on: {now.answer!r}")
+    print(f"the same answer, all {len(now.token_ids)} tokens of it")
 
 
 def _check_page(out: Path, file: str) -> None:

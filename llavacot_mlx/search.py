@@ -166,13 +166,13 @@ class Search:
                 if decides or len(candidates) > step.keep:
                     yield from self._scored(candidates, step)
                 if decides:
-                    pool += candidates
+                    pool += [node for node in candidates if node not in pool]
                     candidates = pool
                 kept = best(candidates, step.keep)
                 if step.unit is not Unit.SENTENCE or all(node.ended for node in kept):
                     break
                 yield from self._chosen(candidates, kept, index)
-            if decides and retrace is not None and self._goes_back(retrace, pool):
+            if decides and retrace is not None and self._goes_back(retrace, pool, frontiers):
                 for node in itertools.chain(*frontiers[retrace.to + 1 :]):
                     node.ready = None  # what it shares with those in the pool is theirs as well
                 del frontiers[retrace.to + 1 :]
@@ -362,8 +362,12 @@ class Search:
                 node.ready = None
         yield CandidatesKept(ids)
 
-    def _goes_back(self, retrace: Retrace, pool: Sequence[Node]) -> bool:
+    def _goes_back(
+        self, retrace: Retrace, pool: Sequence[Node], frontiers: Sequence[Sequence[Node]]
+    ) -> bool:
         """Whether the candidate that decides is not good enough, and there is a round left."""
+        if all(node.ended for node in frontiers[retrace.to]):
+            return False  # nothing could be written anew
         assert retrace.threshold is not None, "the assistant fills in what is calibrated"
         ranked = sorted(pool, key=_merit, reverse=True)
         deciding = ranked[min(retrace.rank, len(ranked)) - 1]

@@ -125,6 +125,8 @@ class Trace:
     search: SearchRecord
     max_tokens: int = 0
     """The most that one path could have been long."""
+    kv_bits: int | None = None
+    """Bits in which the picture's keys and values were kept; None for all bits."""
     interrupted: bool = False
     """Whether it was stopped before its end; the stages are then the best path so far."""
     usage: Usage = field(default_factory=Usage)
