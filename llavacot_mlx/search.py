@@ -326,6 +326,10 @@ class Search:
         try:
             given = self._judges[name].scores(asked)
             assert len(given) == len(asked)
+            if len(asked) > 1 and all(score is None for score in given):
+                yield from self._noticed(
+                    f"the judge {name} came to no verdict, so the first candidates go on"
+                )
         except JudgeError as problem:
             given = [None] * len(asked)
             yield from self._noticed(f"{problem}; the search goes on without its scores")
