@@ -245,10 +245,11 @@ def test_an_interrupted_search_shows_the_best_path_and_keeps_its_trace(desk: Pat
     assert (process.returncode, errors) == (130, b"")
     text = (said + rest).decode()
     assert "Caption · 2 candidates\n" in text
-    assert "stopped; the best path so far:\n\nSUMMARY\nI count.\n\nCAPTION\nOne circle.\n" in text
+    assert text.endswith("stopped; the best path so far:\n\nSUMMARY\nI count.\n")
     kept = json.loads((desk / "search.json").read_text(encoding="utf-8"))
     assert kept["interrupted"]
-    assert [stage["stage"] for stage in kept["stages"]] == ["summary", "caption"]
+    assert [stage["stage"] for stage in kept["stages"]] == ["summary"]
+    assert len(kept["search"]["nodes"]) == 3
     assert kept["answer"] is None
 
 
