@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -32,6 +33,7 @@ from llavacot_mlx.candidates import Ready, Start, Token, extend
 from llavacot_mlx.config import load_config
 from llavacot_mlx.decode import Context, decode, prefill
 from llavacot_mlx.model.mllama import Mllama
+from llavacot_mlx.model.quantized_kv import unpacked
 from llavacot_mlx.pictures import TileCutter, open_picture
 from llavacot_mlx.plans import PUBLISHED_SAMPLING
 from llavacot_mlx.prompt import Prompt
@@ -105,8 +107,8 @@ class Asked:
         """The tokens of a single path, decoded without any of what a search needs."""
         cache = self.model.language_model.new_cache()
         (prefix,) = self.ready.branch.segments
-        for layer, pair in enumerate(zip(prefix.keys, prefix.values, strict=True)):
-            cache.extend(layer, *pair)
+        for layer, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
+            cache.extend(layer, unpacked(keys), unpacked(values))
         cache.advance(prefix.length)
         context = Context(cache, self.memory, self.ready.logits)
         return decode(self.model, context, PUBLISHED_SAMPLING, 0, frozenset(), steps, Usage())
@@ -114,9 +116,9 @@ class Asked:
 
 def _steps(asked: Asked, vocabulary: int, rounds: int, steps: int) -> dict[str, object]:
     runs: dict[str, Callable[[], Iterable[object]]] = {
-        str(count): lambda count=count: asked.together(count, steps) for count in CANDIDATES
+        str(count): partial(asked.together, count, steps) for count in CANDIDATES
     }
-    runs["single path"] = lambda: asked.alone(steps)
+    runs["single path"] = partial(asked.alone, steps)
     seconds: dict[str, list[float]] = {title: [] for title in runs}
     for _ in range(rounds):
         for title, run in runs.items():
