@@ -115,27 +115,6 @@ def extend(
                 chosen = (chosen[0][kept], chosen[1][kept])
 
 
-def ask(
-    model: Mllama,
-    memory: VisionMemory | None,
-    branches: Sequence[Branch],
-    token_ids: Sequence[int],
-    usage: Usage,
-) -> mx.array:
-    """The logits after the same `token_ids` on top of each branch: (branches, vocabulary).
-
-    One forward pass for all of them; the branches stay as they are.
-    """
-    with on_generation_stream():
-        batch = BranchBatch(branches)
-        ids = mx.array([list(token_ids)] * len(branches))
-        sights = sight_of_all(memory, len(token_ids))
-        logits = model.logits(model.hidden(ids, batch, sights)[:, -1])
-        mx.eval(logits)
-    usage.judge_tokens += len(token_ids) * len(branches)
-    return logits
-
-
 def _choose(
     logits: mx.array, sampling: Sampling, seed: int, keys: Sequence[str], position: int
 ) -> tuple[mx.array, mx.array]:

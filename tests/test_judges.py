@@ -18,15 +18,16 @@ from test_decode import prompt, tiles, words
 from llavacot_mlx import demo
 from llavacot_mlx.branches import Branch
 from llavacot_mlx.cache import Segment
-from llavacot_mlx.candidates import Ready, ask
+from llavacot_mlx.candidates import Ready
 from llavacot_mlx.config import load_config
 from llavacot_mlx.decode import prefill
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.judges import Candidate, JudgeError, asking
+from llavacot_mlx.judges import Candidate, JudgeError, asking, self_judge
 from llavacot_mlx.judges.asking import ask_each
 from llavacot_mlx.judges.chosen import Case, judge_named
 from llavacot_mlx.judges.outside import AskOutside, OutsideJudges, check_name, is_model
 from llavacot_mlx.judges.pairwise import PairwiseJudge
+from llavacot_mlx.judges.self_judge import SelfJudge
 from llavacot_mlx.judges.yes_or_no import YesOrNo
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.plans import OWN_JUDGES
@@ -78,7 +79,7 @@ def test_each_question_is_answered_as_if_it_were_alone(
     context = prefill(model, prompt(words(5), tiles(1), words(9, 1)), usage, Timings())
     branch, memory = context.ready().branch, context.memory
     questions = [words(4, 2), words(11, 3), words(1, 4), words(7, 5)]
-    alone = [ask(model, memory, [branch], question, Usage()) for question in questions]
+    alone = [ask_each(model, memory, [branch], [question], Usage()) for question in questions]
     for most in (2048, 12):
         monkeypatch.setattr(asking, "MOST_TOKENS", most)
         usage = Usage()
@@ -408,3 +409,28 @@ def test_yes_and_no_by_what_they_begin_with() -> None:
     assert words.chances(logits) == pytest.approx([0.3 / 0.5])
     with pytest.raises(JudgeError, match="begins yes and no with the same token"):
         YesOrNo.of(lambda text: [1, len(text)])
+
+
+# --- Self. ---
+
+
+def test_a_turn_is_ended_once(
+    model: Mllama, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole answer has ended its turn already: the question was put after a second end of it."""
+    asked: list[list[int]] = []
+
+    def answered(
+        model: Mllama, memory: Any, branches: Any, questions: list[list[int]], usage: Usage
+    ) -> mx.array:
+        asked.extend(questions)
+        return mx.zeros((len(questions), 1000))
+
+    monkeypatch.setattr(self_judge, "ask_each", answered)
+    nodes = [written(root(), number, Stage.CONCLUSION, "2") for number in range(2)]
+    (end,) = {tokenizer.next_turn("?")[0]} & tokenizer.stop_ids
+    nodes[0].token_ids, nodes[1].token_ids = [5, end], [5, 6]
+    scores = SelfJudge(model, tokenizer, None, Usage()).scores(nodes)
+    assert scores == [0.5, 0.5]
+    assert asked[1] == [end, *asked[0]]
+    assert asked[0][0] != end
