@@ -11,20 +11,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from benchmarks.checkpoint import TILE, write_checkpoint
+from benchmarks.checkpoint import TILES, write_checkpoint, write_picture
+from benchmarks.machine import machine
 from llavacot_mlx.demo import example_path, model_path
 
 PROGRAMS = ("ours", "mlx-vlm")
@@ -44,12 +40,11 @@ def main() -> None:
         help="sizes of the output head; the 11B has 128256, and 5%% of its weights in the head",
     )
     arguments = parser.parse_args()
-    result: dict[str, object] = {"machine": _machine(), "rounds": arguments.rounds}
+    result: dict[str, object] = {"machine": machine(), "rounds": arguments.rounds}
     print(json.dumps(result["machine"]))
     with tempfile.TemporaryDirectory() as scratch:
         picture = Path(scratch) / "noise.png"
-        noise = np.random.default_rng(0).integers(0, 256, (2 * TILE, 2 * TILE, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(picture)
+        write_picture(picture, TILES)
         for vocabulary in arguments.vocabularies:
             model = Path(scratch) / f"vocabulary-{vocabulary}"
             write_checkpoint(model, vocabulary)
@@ -119,24 +114,6 @@ def _start(program: str) -> dict[str, float]:
         seconds = time.perf_counter() - started
         process.stdout.read()
     return {"first_token_s": seconds}
-
-
-def _machine() -> dict[str, object]:
-    return {
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "LD_PRELOAD": os.environ.get("LD_PRELOAD", ""),
-        "versions": {name: version(name) for name in ("mlx", "mlx-vlm", "llavacot-mlx")},
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "")
 
 
 if __name__ == "__main__":

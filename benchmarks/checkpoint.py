@@ -1,4 +1,4 @@
-"""A random checkpoint with a real picture's geometry, to measure on without the real weights."""
+"""A random checkpoint and a picture of the real geometry, to measure without real weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten
+from PIL import Image
 
 from llavacot_mlx.config import load_config, read_json
 from llavacot_mlx.demo import model_path
@@ -45,6 +47,14 @@ def write_checkpoint(folder: Path, vocabulary: int) -> None:
     special = [token["id"] for token in read_json(folder / "tokenizer.json", "")["added_tokens"]]
     head[mx.array([token_id for token_id in special if token_id < vocabulary])] = 0
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
+
+
+def write_picture(file: Path, tiles: int) -> None:
+    """Writes a picture of noise that is cut into so many tiles: 1, 2 or 4."""
+    columns, rows = {1: (1, 1), 2: (2, 1), 4: (2, 2)}[tiles]
+    shape = (rows * TILE, columns * TILE, 3)
+    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    Image.fromarray(noise).save(file)
 
 
 def _config(vocabulary: int) -> dict[str, object]:

@@ -45,18 +45,27 @@ LLAVA_COT = {
     },
 }
 ANSWER_TOKENS = 2048  # a long answer; the published setting stops there
+PROMPT_TOKENS = 64  # of a question with its chat template
+CANDIDATES = (1, 2, 4, 8, 16)
 BYTES = 2  # of a bfloat16 value
 
 
 def main() -> None:
     config = parse_config(LLAVA_COT, Path("LLaVA-CoT"))
-    cache = image_cache_bytes(config) + text_cache_bytes(config)
+    text = text_cache_bytes(config, ANSWER_TOKENS)
+    cache = image_cache_bytes(config) + text
     print(f"{'weights':12}{'on disk':>10}{'+ K/V':>10}")
     for title, bits in (("bfloat16", None), ("8 bits", 8), ("4 bits", 4)):
         size = weight_bytes(config, bits)
         print(f"{title:12}{size / 1e9:7.1f} GB{(size + cache) / 1e9:7.1f} GB")
     print(f"\nK/V of a picture of four tiles: {image_cache_bytes(config) / 1e6:.0f} MB")
-    print(f"K/V of {ANSWER_TOKENS} tokens of text: {text_cache_bytes(config) / 1e6:.0f} MB")
+    print(f"K/V of {ANSWER_TOKENS} tokens of text: {text / 1e6:.0f} MB")
+    print("\nK/V of candidates decoded together, the picture's and the prompt's included")
+    print(f"{'own tokens':12}" + "".join(f"{count:>12}" for count in CANDIDATES))
+    for tokens in (64, 256, 1024):
+        sizes = [search_cache_bytes(config, count, tokens) for count in CANDIDATES]
+        row = "".join(f"{size / 1e6:6.0f} MB{size / sizes[0]:4.1f}" for size in sizes)
+        print(f"{tokens:<12}{row}")
 
 
 def weight_bytes(config: ModelConfig, bits: int | None) -> int:
@@ -74,9 +83,15 @@ def image_cache_bytes(config: ModelConfig) -> int:
     return tokens * len(config.text.cross_attention_layers) * _pair_bytes(config)
 
 
-def text_cache_bytes(config: ModelConfig) -> int:
+def text_cache_bytes(config: ModelConfig, tokens: int) -> int:
     layers = config.text.num_hidden_layers - len(config.text.cross_attention_layers)
-    return ANSWER_TOKENS * layers * _pair_bytes(config)
+    return tokens * layers * _pair_bytes(config)
+
+
+def search_cache_bytes(config: ModelConfig, candidates: int, tokens: int) -> int:
+    """K/V of candidates that share a picture and a prompt and have `tokens` of their own each."""
+    text = text_cache_bytes(config, PROMPT_TOKENS + candidates * tokens)
+    return image_cache_bytes(config) + text
 
 
 def _pair_bytes(config: ModelConfig) -> int:

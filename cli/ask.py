@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,16 +15,18 @@ import typer
 from llavacot_mlx.cli.byte_count import byte_count
 from llavacot_mlx.cli.exits import ending_well
 from llavacot_mlx.cli.model import Model, fetched, model_named
-from llavacot_mlx.cli.plain import PlainView
 from llavacot_mlx.cli.printable import printable
+from llavacot_mlx.cli.terminal import answer_view, can_redraw
 from llavacot_mlx.cli.view import NoView, Show, View
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.events import Answered, Interrupted
 from llavacot_mlx.judges.outside import check_name, is_model
 from llavacot_mlx.kv_meter import BITS, KVLimits
 from llavacot_mlx.plan_file import read_plan
-from llavacot_mlx.plans import Method, Plan, Settings, Unit, plan_of
+from llavacot_mlx.plans import Method, Plan, Settings, plan_of
 from llavacot_mlx.trace import Trace
+from llavacot_mlx.trace_file import write_trace
+from llavacot_mlx.whole_file import check_can_write
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,7 +41,7 @@ Examples:
   llavacot ask shapes.png "How many red circles are there?"
   llavacot ask chart.png "Which year was best?" --model ./llava-cot-4bit
   llavacot ask chart.png "Which year was best?" --answer-only
-  llavacot ask chart.png "Which year was best?" --search swires
+  llavacot ask chart.png "Which year was best?" --search swires --trace search.json
   curl -s https://example.com/a.jpg | llavacot ask - "What is this?" --json
 """
 
@@ -139,6 +141,10 @@ def ask(
             metavar="SIZE", help="Stop before keys and values take more memory, such as 2GB."
         ),
     ] = None,
+    trace_file: Annotated[
+        Path | None,
+        typer.Option("--trace", metavar="FILE", help="Keep the whole search, for llavacot trace."),
+    ] = None,
     show: Annotated[
         Show | None,
         typer.Option(
@@ -168,11 +174,15 @@ def ask(
             check_name(name)
         limits = _limits(kv_bits, kv_budget)
         _check_rest(max_tokens, show, as_json=as_json, answer_only=answer_only)
+        if trace_file is not None:
+            check_can_write(trace_file)
         if image == question == "-":
             raise UserError("IMAGE and QUESTION are both -; stdin can only be one of them")
+        asked_question = _question(question)
+        picture, data = _picture(image)
         asked = _Asked(
-            question=_question(question),
-            image=_picture(image),
+            question=asked_question,
+            image=picture,
             plan=plan,
             max_tokens=max_tokens,
             seed=seed,
@@ -184,9 +194,17 @@ def ask(
         if as_json or answer_only:
             view = _quiet_view()
         else:
-            view = _view(show or Show.ALL, plan.steps[0].unit, plain=plain)
-        trace = _answer(asked, chosen, view)
-        trace = dataclasses.replace(trace, image=image, model=chosen.name)
+            unit = plan.steps[0].unit
+            view = answer_view(sys.stdout, show or Show.ALL, unit, plain=plain)
+
+        def kept(trace: Trace) -> Trace:
+            """The trace as the command line tells it, kept if it was asked for."""
+            trace = dataclasses.replace(trace, image=image, model=chosen.name)
+            if trace_file is not None:
+                write_trace(trace_file, trace, data)
+            return trace
+
+        trace = _answer(asked, chosen, view, kept)
         if as_json:
             _print_json(trace)
         elif answer_only:
@@ -207,7 +225,8 @@ class _Asked:
     limits: KVLimits
 
 
-def _answer(asked: _Asked, model: Model, view: View) -> Trace:
+def _answer(asked: _Asked, model: Model, view: View, kept: Callable[[Trace], Trace]) -> Trace:
+    """Shows the answer and keeps its trace; of one that is stopped, what there is."""
     with view:
         view.waiting(f"loading {model.short_name}")
         # Imported here, where someone watches the time go by: mlx and the tokenizer are behind it.
@@ -230,9 +249,10 @@ def _answer(asked: _Asked, model: Model, view: View) -> Trace:
             trace = answering.so_far()
             if trace.token_ids:
                 view.show(Interrupted(trace))
+                kept(trace)
             raise
     assert isinstance(event, Answered)
-    return event.trace
+    return kept(event.trace)
 
 
 def _plan(given: Settings) -> Plan:
@@ -290,17 +310,19 @@ def _check_rest(max_tokens: int, show: Show | None, *, as_json: bool, answer_onl
         raise UserError(f"--show {show} with {flag}: drop one; {flag} says already what to print")
 
 
-def _picture(image: str) -> Image.Image:
+def _picture(image: str) -> tuple[Image.Image, bytes]:
     """The picture, read whole: a damaged one is reported before a model is loaded for it."""
-    from llavacot_mlx.pictures import open_picture
+    from llavacot_mlx.pictures import open_picture, picture_file
 
     if image != "-":
-        return open_picture(Path(image).expanduser())
+        data = picture_file(Path(image).expanduser())
+        return open_picture(data, image), data
     if sys.stdin.isatty():
         raise UserError(
             "IMAGE is -, but nothing is piped in; llavacot ask - QUESTION < picture.png"
         )
-    return open_picture(sys.stdin.buffer.read())
+    data = sys.stdin.buffer.read()
+    return open_picture(data), data
 
 
 def _question(question: str) -> str:
@@ -315,25 +337,13 @@ def _question(question: str) -> str:
     return question
 
 
-def _view(show: Show, unit: Unit, *, plain: bool) -> View:
-    if plain or not _can_redraw(sys.stdout.isatty()):
-        return PlainView(sys.stdout, show, unit)
-    from llavacot_mlx.cli.render import LiveView
-
-    return LiveView(sys.stdout, show, unit)
-
-
 def _quiet_view() -> View:
     """For output that is printed in the end: only a line on stderr, should someone watch."""
-    if not _can_redraw(sys.stderr.isatty()):
+    if not can_redraw(sys.stderr):
         return NoView()
     from llavacot_mlx.cli.render import LiveView
 
     return LiveView(sys.stderr, None)
-
-
-def _can_redraw(terminal: bool) -> bool:
-    return terminal and (os.environ.get("TERM") or "dumb") not in ("dumb", "unknown")
 
 
 def _conclusion(trace: Trace) -> str:

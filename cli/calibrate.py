@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from llavacot_mlx.calibration import (
+    FILE_NAME,
+    Moments,
+    load_calibration,
+    save_calibration,
+    scores_of,
+)
 from llavacot_mlx.cli.exits import ending_well
 from llavacot_mlx.cli.model import Model, fetched, model_named
 from llavacot_mlx.errors import UserError
@@ -17,9 +23,7 @@ from llavacot_mlx.judges.outside import check_name, is_model
 from llavacot_mlx.plans import MAJORITY, PUBLISHED_DEVIATIONS, SELF, Settings, plan_of
 from llavacot_mlx.question_file import AskedRow, read_questions
 from llavacot_mlx.stages import Stage
-
-if TYPE_CHECKING:
-    from llavacot_mlx.calibration import Moments
+from llavacot_mlx.whole_file import check_can_write
 
 HELP = """\
 Measure the mean and the deviation of a judge's scores on questions of your own, and keep them \
@@ -83,13 +87,10 @@ def calibrate(
         if not rows:
             raise UserError(f"{file}: there is no question in it")
         chosen = model_named(model)
-        if not os.access(chosen.folder, os.W_OK):
-            raise UserError(f"{chosen.folder}: cannot be written to, and the result goes there")
+        check_can_write(chosen.folder / FILE_NAME)
         if is_model(judge):
             fetched(judge)
         moments = _measured(rows, chosen, judge, max_tokens, seed)
-
-        from llavacot_mlx.calibration import load_calibration, save_calibration
 
         known = load_calibration(chosen.folder)
         written = save_calibration(chosen.folder, {**known, judge: moments})
@@ -102,7 +103,6 @@ def _measured(
 ) -> dict[Stage, Moments]:
     """Runs the first round of swires on every question and gathers what the judge said."""
     from llavacot_mlx.assistant import Assistant
-    from llavacot_mlx.calibration import Moments, scores_of
     from llavacot_mlx.cli.render import CountBar
 
     plan = plan_of(Settings("swires", judge=judge, max_retraces=0))

@@ -261,7 +261,9 @@ def retold(trace: Trace) -> Iterator[StageStarted | StageText | StageEnded | Fre
         if isinstance(event, Opened):
             yield StageStarted(event.stage)
         elif isinstance(event, Closed):
-            yield StageEnded(event.stage, event.by_tag, next(records).tokens)
+            record = next(records, None)
+            if record is not None:  # else it was stopped in the middle of this stage
+                yield StageEnded(event.stage, event.by_tag, record.tokens)
         elif event.stage is None:
             yield FreeText(event.text)
         else:

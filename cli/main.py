@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from llavacot_mlx import __version__
-from llavacot_mlx.cli import ask, calibrate, convert
+from llavacot_mlx.cli import ask, calibrate, convert, trace
 from llavacot_mlx.cli.command import Command
 from llavacot_mlx.cli.exits import ending_well
 from llavacot_mlx.cli.welcome import first_command
@@ -34,12 +34,18 @@ class _Convert(Command):
         return f"{convert.INTRODUCTION}\n{convert.EXAMPLE}"
 
 
+class _Trace(Command):
+    def introduction(self) -> str:
+        return f"{trace.INTRODUCTION}\n{trace.example()}"
+
+
 class _Calibrate(Command):
     def introduction(self) -> str:
         return f"{calibrate.INTRODUCTION}\n{calibrate.EXAMPLE}"
 
 
 app.command(cls=_Ask, help=ask.HELP)(ask.ask)
+app.command(cls=_Trace, help=trace.HELP)(trace.trace)
 app.command(cls=_Convert, help=convert.HELP)(convert.convert)
 app.command(cls=_Calibrate, help=calibrate.HELP)(calibrate.calibrate)
 

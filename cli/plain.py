@@ -137,9 +137,9 @@ class PlainView:
         if self._show is not Show.ALL:
             return
         self._begin_block()
-        self._write(f"{round.title}\n")
+        lines = [round.title]
         if round.identical:
-            self._write(f"{_cut(round.told_once)}\n")
+            lines.append(_cut(round.told_once))
         digits = len(str(round.candidates[-1].number))
         for candidate in round.candidates:
             origin = f"from {candidate.parent}" if round.forked else ""
@@ -152,10 +152,11 @@ class PlainView:
                 if len(line + gist) > _LINE and round.shared:
                     gist = f"…{gist[round.shared :]}"  # where they differ says more
                 line += gist
-            self._write(f"{_cut(line)}\n")
+            lines.append(_cut(line))
         if round.kept_from_before:
             numbers = ", ".join(map(str, round.kept_from_before))
-            self._write(f"kept from before: {numbers}\n")
+            lines.append(f"kept from before: {numbers}")
+        self._write("".join(f"{line}\n" for line in lines))  # Ctrl-C leaves all of it or nothing
 
     def _begin_block(self) -> None:
         self._end_line()

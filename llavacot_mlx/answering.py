@@ -205,6 +205,7 @@ class Answering:
             token_ids=tuple(reader.token_ids),
             search=dataclasses.replace(record, notices=(*self._notices, *record.notices)),
             max_tokens=asked.max_tokens,
+            kv_bits=asked.limits.bits,
             usage=dataclasses.replace(self._usage),
             timings=dataclasses.replace(timings),
             peak_memory_bytes=mx.get_peak_memory(),

@@ -12,6 +12,7 @@ from .errors import UserError
 from .events import Answered
 from .kv_meter import KVLimits
 from .pictures import ImageSource, TileCutter
+from .plan_file import plan_from
 from .plans import Plan, Settings, plan_of
 from .tokenizer import Tokenizer
 from .trace import Trace
@@ -87,6 +88,20 @@ class Assistant:
             if isinstance(event, Answered):
                 return event.trace
         raise AssertionError("the stream ended without an answer")
+
+    def replay(self, trace: Trace, image: ImageSource | None) -> Trace:
+        """Asks again what a trace was asked, with its plan, its seed and its limits.
+
+        In float32 on a CPU the same tokens come again. Raises UserError as `ask` does.
+        """
+        return self.ask(
+            image,
+            trace.question,
+            search=plan_from(trace.search.plan),
+            max_tokens=trace.max_tokens,
+            seed=trace.seed,
+            limits=KVLimits(trace.kv_bits),
+        )
 
     def stream(
         self,

@@ -18,6 +18,7 @@ from .config import read_json
 from .errors import UserError
 from .stages import Stage
 from .trace import Trace
+from .whole_file import write_whole
 
 FILE_NAME = "calibration.json"
 
@@ -73,13 +74,7 @@ def save_calibration(folder: Path, calibration: Calibration) -> Path:
         }
     }
     file = folder / FILE_NAME
-    written = file.with_name(f".{FILE_NAME}.part")
-    try:
-        written.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        written.replace(file)
-    except OSError as problem:
-        written.unlink(missing_ok=True)
-        raise UserError(f"{file} cannot be written: {problem.strerror}") from None
+    write_whole(file, json.dumps(value, indent=2).encode() + b"\n")
     return file
 
 

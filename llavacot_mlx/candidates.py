@@ -19,7 +19,7 @@ from .cache import VisionMemory, sight_of_all
 from .device import on_generation_stream
 from .kv_meter import KVMeter
 from .model.mllama import Mllama
-from .sampling import Sampling, sample, token_key
+from .sampling import Sampling, log_probabilities, sample, token_keys
 from .trace import Usage
 
 
@@ -115,27 +115,6 @@ def extend(
                 chosen = (chosen[0][kept], chosen[1][kept])
 
 
-def ask(
-    model: Mllama,
-    memory: VisionMemory | None,
-    branches: Sequence[Branch],
-    token_ids: Sequence[int],
-    usage: Usage,
-) -> mx.array:
-    """The logits after the same `token_ids` on top of each branch: (branches, vocabulary).
-
-    One forward pass for all of them; the branches stay as they are.
-    """
-    with on_generation_stream():
-        batch = BranchBatch(branches)
-        ids = mx.array([list(token_ids)] * len(branches))
-        sights = sight_of_all(memory, len(token_ids))
-        logits = model.logits(model.hidden(ids, batch, sights)[:, -1])
-        mx.eval(logits)
-    usage.judge_tokens += len(token_ids) * len(branches)
-    return logits
-
-
 def _choose(
     logits: mx.array, sampling: Sampling, seed: int, keys: Sequence[str], position: int
 ) -> tuple[mx.array, mx.array]:
@@ -143,13 +122,5 @@ def _choose(
 
     Each row draws with a key of its own, so what it draws does not depend on the other rows.
     """
-    token_ids = mx.concatenate(
-        [
-            sample(logits[row : row + 1], sampling, token_key(seed, key, position))
-            for row, key in enumerate(keys)
-        ]
-    )
-    normalised = logits.astype(mx.float32)
-    normalised = normalised - mx.logsumexp(normalised, axis=-1, keepdims=True)
-    logprobs = mx.take_along_axis(normalised, token_ids[:, None], axis=-1)[:, 0]
-    return token_ids, logprobs
+    token_ids = sample(logits, sampling, token_keys(seed, keys, position))
+    return token_ids, log_probabilities(logits, token_ids)

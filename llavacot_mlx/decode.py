@@ -18,7 +18,7 @@ from .model.mllama import Mllama
 from .model.quantized_kv import KV, joined
 from .pictures import Tiles
 from .prompt import OpenImages, Prompt, open_images
-from .sampling import Sampling, sample, token_key
+from .sampling import Sampling, sample, token_keys
 from .trace import Timings, Usage
 
 _PREFILL_ROWS = 2048
@@ -114,7 +114,7 @@ def decode(
     """
     with on_generation_stream():
         cache = context.growing()
-        token = sample(context.logits, sampling, token_key(seed, "0", 0))
+        token = sample(context.logits, sampling, token_keys(seed, ["0"], 0))
         mx.async_eval(token)
     for position in range(max_tokens):
         following = None
@@ -122,7 +122,7 @@ def decode(
             with on_generation_stream():
                 hidden = model.hidden(token[:, None], cache, sight_of_all(context.memory, 1))
                 logits = model.logits(hidden[:, -1])
-                following = sample(logits, sampling, token_key(seed, "0", position + 1))
+                following = sample(logits, sampling, token_keys(seed, ["0"], position + 1))
                 mx.async_eval(following)
         token_id = int(token.item())  # type: ignore[arg-type]
         usage.decoded_tokens += 1

@@ -167,15 +167,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def open_picture(source: ImageSource) -> Image.Image:
+def open_picture(source: ImageSource, name: str = "the picture") -> Image.Image:
     """Reads a picture completely and turns it upright as its EXIF data says; frame one of several.
 
-    Raises UserError when there is no such file or no whole, reasonable picture in it.
+    `name` is what errors call one that is no path. Raises UserError when there is no such file or
+    no whole, reasonable picture in it.
     """
     if isinstance(source, Image.Image):
-        return _with_pixels(ImageOps.exif_transpose(source), "the picture")
-    name = "the picture" if isinstance(source, bytes) else str(source)
-    data = source if isinstance(source, bytes) else _read(Path(source))
+        return _with_pixels(ImageOps.exif_transpose(source), name)
+    if not isinstance(source, bytes):
+        name, source = str(source), picture_file(Path(source))
+    data = source
     if not data:
         raise UserError(f"{name} is empty (0 bytes)")
     if _is_heif(data):
@@ -210,7 +212,8 @@ def _with_pixels(image: Image.Image, name: str) -> Image.Image:
     return image
 
 
-def _read(path: Path) -> bytes:
+def picture_file(path: Path) -> bytes:
+    """The bytes of a file that may be a picture. Raises UserError when it cannot be read."""
     try:
         with path.open("rb") as stream:
             data = stream.read(_MOST_BYTES + 1)

@@ -51,7 +51,12 @@ class Reader:
         return self._stage_text.strip() if self.open_stage is not None else ""
 
     def push(self, token_id: int) -> list[StageEvent]:
-        """Reads a token; returns what it made certain of the stages."""
+        """Reads a token; returns what it made certain of the stages.
+
+        After the end of the turn nothing is read: such a token is no part of the answer.
+        """
+        if self.turn_ended:
+            return []
         self.token_ids.append(token_id)
         if token_id in self._stop_ids:
             self.turn_ended = True

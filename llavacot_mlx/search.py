@@ -6,6 +6,7 @@ a prompt read once, and a generated token computed once, however many candidates
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -165,13 +166,15 @@ class Search:
                 if decides or len(candidates) > step.keep:
                     yield from self._scored(candidates, step)
                 if decides:
-                    pool += candidates
+                    pool += [node for node in candidates if node not in pool]
                     candidates = pool
                 kept = best(candidates, step.keep)
                 if step.unit is not Unit.SENTENCE or all(node.ended for node in kept):
                     break
                 yield from self._chosen(candidates, kept, index)
-            if decides and retrace is not None and self._goes_back(retrace, pool):
+            if decides and retrace is not None and self._goes_back(retrace, pool, frontiers):
+                for node in itertools.chain(*frontiers[retrace.to + 1 :]):
+                    node.ready = None  # what it shares with those in the pool is theirs as well
                 del frontiers[retrace.to + 1 :]
                 back_to = _next_stage(frontiers[-1][0])
                 yield from self._chosen(candidates, kept, index, back_to)
@@ -323,6 +326,10 @@ class Search:
         try:
             given = self._judges[name].scores(asked)
             assert len(given) == len(asked)
+            if len(asked) > 1 and all(score is None for score in given):
+                yield from self._noticed(
+                    f"the judge {name} came to no verdict, so the first candidates go on"
+                )
         except JudgeError as problem:
             given = [None] * len(asked)
             yield from self._noticed(f"{problem}; the search goes on without its scores")
@@ -359,8 +366,12 @@ class Search:
                 node.ready = None
         yield CandidatesKept(ids)
 
-    def _goes_back(self, retrace: Retrace, pool: Sequence[Node]) -> bool:
+    def _goes_back(
+        self, retrace: Retrace, pool: Sequence[Node], frontiers: Sequence[Sequence[Node]]
+    ) -> bool:
         """Whether the candidate that decides is not good enough, and there is a round left."""
+        if all(node.ended for node in frontiers[retrace.to]):
+            return False  # nothing could be written anew
         assert retrace.threshold is not None, "the assistant fills in what is calibrated"
         ranked = sorted(pool, key=_merit, reverse=True)
         deciding = ranked[min(retrace.rank, len(ranked)) - 1]

@@ -7,7 +7,10 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from .stages import Stage
+from .errors import UserError
+from .plan_file import plan_from
+from .records import record_of
+from .stages import Closed, Stage, StageParser
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,8 @@ class Trace:
     search: SearchRecord
     max_tokens: int = 0
     """The most that one path could have been long."""
+    kv_bits: int | None = None
+    """Bits in which the picture's keys and values were kept; None for all bits."""
     interrupted: bool = False
     """Whether it was stopped before its end; the stages are then the best path so far."""
     usage: Usage = field(default_factory=Usage)
@@ -151,3 +156,64 @@ class Trace:
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), ensure_ascii=False)
+
+    @classmethod
+    def from_dict(cls, value: Any) -> Trace:
+        """The trace whose `to_dict` is `value`, as JSON gives it back.
+
+        Raises UserError that names the key which is missing, unknown, of another type, or which
+        contradicts another.
+        """
+        if not isinstance(value, dict) or not {"question", "stages", "search"} <= value.keys():
+            raise UserError("not a trace: it has no question, stages and search")
+        rest = {key: part for key, part in value.items() if key != "answer"}
+        trace: Trace = record_of(cls, rest, "")
+        if value.get("answer") != trace.answer:
+            raise UserError("answer: not the text of the last conclusion among stages")
+        _check_stages(trace)
+        _check_tree(trace.search)
+        return trace
+
+
+def _check_stages(trace: Trace) -> None:
+    """Raises UserError where the stages are not those of the text."""
+    parser = StageParser()
+    found = [
+        (event.stage, event.by_tag)
+        for event in parser.feed(trace.text) + parser.finish()
+        if isinstance(event, Closed)
+    ]
+    told = [(record.stage, record.closed) for record in trace.stages]
+    if trace.interrupted and len(told) < len(found) and not found[-1][1]:
+        found.pop()  # a stage that was stopped in the middle need not be told
+    if told != found:
+        raise UserError("stages: not those that the tags in text say")
+
+
+def _check_tree(search: SearchRecord) -> None:
+    """Raises UserError where candidates, choices and plan do not fit each other."""
+    steps = None
+    if search.plan:
+        try:
+            steps = len(plan_from(search.plan).steps)
+        except UserError as problem:
+            raise UserError(f"search.plan: {problem}") from None
+    for place, node in enumerate(search.nodes):
+        where = f"search.nodes[{place}]"
+        if node.id != place:
+            raise UserError(f"{where}.id: {node.id}, but nodes are numbered from 0 in their order")
+        if node.parent is not None and not 0 <= node.parent < place:
+            raise UserError(f"{where}.parent: {node.parent} is no node before it")
+    told = 0
+    for place, choice in enumerate(search.choices):
+        where = f"search.choices[{place}]"
+        if choice.step < 0 or (steps is not None and choice.step >= steps):
+            raise UserError(f"{where}.step: {choice.step} is no step of the plan")
+        if choice.nodes != tuple(range(told, told + len(choice.nodes))):
+            raise UserError(f"{where}.nodes: not the next ones after those of the choices before")
+        told += len(choice.nodes)
+        if told > len(search.nodes):
+            raise UserError(f"{where}.nodes: {choice.nodes[-1]} does not exist")
+        for kept in choice.kept:
+            if not 0 <= kept < told:
+                raise UserError(f"{where}.kept: {kept} is no node that was written by then")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -18,6 +19,11 @@ from PIL import Image
 from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.config import Llama3Scaling, ModelConfig, TextConfig, VisionConfig
 from llavacot_mlx.model.mllama import Mllama
+from llavacot_mlx.tokenizer import Tokenizer
+
+# Test data beside the repository, not part of it.
+LLAMA_TOKENIZER = Path(__file__).parents[2] / "shared" / "llama-3.2-vision-tokenizer"
+LLAMA_IMAGE_TOKEN_ID = 128256
 
 
 def pytest_configure() -> None:
@@ -53,6 +59,19 @@ def quantizable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     geometry = Geometry(seed=2, width=64, heads=4, kv_heads=2, mlp=128)
     return write_checkpoint(tmp_path_factory.mktemp("quantizable"), geometry)
+
+
+@pytest.fixture(scope="session")
+def llama_folder() -> Path:
+    """The tokenizer of the Llama 3.2 family, where it lies beside the repository."""
+    if not LLAMA_TOKENIZER.is_dir():
+        pytest.skip(f"no real tokenizer in ../shared/{LLAMA_TOKENIZER.name}")
+    return LLAMA_TOKENIZER
+
+
+@pytest.fixture(scope="session")
+def llama_tokenizer(llama_folder: Path) -> Tokenizer:
+    return Tokenizer.load(llama_folder, replace(CONFIG, image_token_id=LLAMA_IMAGE_TOKEN_ID))
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import pytest
 from test_decode import prompt, tiles, words
 
 from llavacot_mlx.cache import VisionMemory
-from llavacot_mlx.candidates import Ended, Ready, Start, Token, ask, extend
+from llavacot_mlx.candidates import Ended, Ready, Start, Token, extend
 from llavacot_mlx.decode import decode, prefill
+from llavacot_mlx.judges.asking import ask_each
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.model.text import TextModel
 from llavacot_mlx.sampling import Sampling
@@ -116,7 +117,8 @@ def test_every_token_passes_the_model_once(model: Mllama, monkeypatch: pytest.Mo
         written, ended = write(model, starts, memory, usage, {"0": 3, "1": 9, "2": 5})
         starts = [Start(ended["1"], "1/0", 30), Start(ended["2"], "2/0", 30)]
         more, ended = write(model, starts, memory, usage, {"1/0": 2, "2/0": 4})
-        ask(model, memory, [ended["1/0"].branch, ended["2/0"].branch], [5, 6, 7], usage)
+        branches = [ended["1/0"].branch, ended["2/0"].branch]
+        ask_each(model, memory, branches, [[5, 6, 7]] * 2, usage)
     assert usage.prefilled_tokens == len(QUESTION.token_ids)
     assert usage.decoded_tokens == sum(map(len, (written | more).values())) == 23
     assert usage.judge_tokens == 6

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fakes import command
+from fakes import RETRACING, command
 from PIL import Image
 
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
@@ -79,6 +79,9 @@ def test_json_is_one_object_with_the_promised_fields(run: Run) -> None:
         "prompt_token_ids",
         "token_ids",
         "search",
+        "max_tokens",
+        "kv_bits",
+        "interrupted",
         "usage",
         "timings",
         "peak_memory_bytes",
@@ -219,6 +222,57 @@ def test_an_interrupt_keeps_what_was_printed_and_exits_with_130(desk: Path) -> N
     assert out.startswith(b"I")
     assert out.endswith(b"\n")
     assert err == b""
+
+
+def test_an_interrupted_search_shows_the_best_path_and_keeps_its_trace(desk: Path) -> None:
+    """What was chosen so far, the round that was being written, and a trace of all of it."""
+    words = ["ask", "example.png", "?", "--model", "demo", "--search", "swires"]
+    script = {"rounds": RETRACING, "pause": 0.1}
+    process = subprocess.Popen(
+        [*command(desk, script), *words, "--plain", "--trace", "search.json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=desk,
+        env=ENVIRONMENT,
+    )
+    assert process.stdout is not None
+    said = b""
+    while b"1 kept: I count." not in said:
+        said += process.stdout.read1()
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, b"")
+    text = (said + rest).decode()
+    assert "Caption · 2 candidates\n" in text
+    assert text.endswith("stopped; the best path so far:\n\nSUMMARY\nI count.\n")
+    kept = json.loads((desk / "search.json").read_text(encoding="utf-8"))
+    assert kept["interrupted"]
+    assert [stage["stage"] for stage in kept["stages"]] == ["summary"]
+    assert len(kept["search"]["nodes"]) == 3
+    assert kept["answer"] is None
+
+
+def test_an_error_in_a_search_keeps_its_trace_too(run: Run, desk: Path) -> None:
+    """Such as keys and values that outgrow their budget."""
+    script = {"rounds": RETRACING, "user_error": "too much"}
+    done = ask(run, "--search", "swires", "--trace", "search.json", script=script)
+    assert error_line(done) == "too much"
+    assert "the best path so far:" in done.stdout
+    assert json.loads((desk / "search.json").read_text(encoding="utf-8"))["answer"] == "2"
+
+
+def test_a_trace_that_cannot_be_written_is_said_first(run: Run) -> None:
+    done = ask(run, "--trace", "nix/search.json")
+    assert error_line(done).startswith("nix/search.json: there is no folder")
+    assert done.stdout == ""
+
+
+def test_notices_come_once_and_not_with_the_answer_alone(run: Run) -> None:
+    script = {"notices": ["the judge was tired"]}
+    assert ask(run, script=script).stdout.startswith("note: the judge was tired\n")
+    assert ask(run, "--answer-only", script=script).stdout == "2\n"
+    assert ask(run, "--show", "stages", script=script).stdout.startswith("SUMMARY\n")
 
 
 def test_a_narrow_locale_gets_question_marks_and_json_stays_utf_8(desk: Path) -> None:

@@ -173,11 +173,11 @@ def test_each_token_has_a_key_of_its_own(model: Mllama, monkeypatch: pytest.Monk
     """0, 1, 2 …: with the same random number for all, a text circles."""
     positions = []
 
-    def watched(seed: int, node: str, position: int) -> mx.array:
-        positions.append((seed, node, position))
-        return mx.random.key(0)
+    def watched(seed: int, nodes: list[str], position: int) -> mx.array:
+        positions.append((seed, *nodes, position))
+        return mx.random.key(0)[None]
 
-    monkeypatch.setattr(decode_module, "token_key", watched)
+    monkeypatch.setattr(decode_module, "token_keys", watched)
     answer(model, PROMPTS["none"], 6, Sampling(1.0), seed=7)
     assert positions == [(7, "0", n) for n in range(6)]
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from llavacot_mlx import demo
 from llavacot_mlx.assistant import Assistant
@@ -19,12 +23,16 @@ from llavacot_mlx.events import (
     CandidatesKept,
     CandidateStarted,
     CandidateText,
+    Noticed,
     Retraced,
 )
+from llavacot_mlx.judges import JudgeError
 from llavacot_mlx.judges.majority import MajorityJudge
 from llavacot_mlx.kv_meter import KVMeter
+from llavacot_mlx.model.text import TextModel
+from llavacot_mlx.model.vision import VisionModel
 from llavacot_mlx.pictures import open_picture
-from llavacot_mlx.plans import Method, Plan, Settings, plan_of
+from llavacot_mlx.plans import Method, Plan, Settings, Step, Unit, plan_of
 from llavacot_mlx.prompt import Prompt
 from llavacot_mlx.sampling import Sampling
 from llavacot_mlx.search import Engine, Node, Search, best
@@ -99,23 +107,27 @@ def greedy(assistant: Assistant) -> Trace:
 def test_one_candidate_without_chance_is_greedy(
     method: Method, assistant: Assistant, greedy: Trace
 ) -> None:
-    """Token for token, through the engine and through the assistant."""
+    """Token for token, through the engine."""
     plan = planned(method, Sampling(), 1)
     engine, usage, _ = search(assistant, plan)
     assert tuple(engine.best_ids) == greedy.token_ids
     assert usage.decoded_tokens == len(greedy.token_ids)
     assert [record.stage for record in greedy.stages] == list(Stage)
+
+
+def test_one_candidate_without_chance_is_greedy_for_people_too(
+    assistant: Assistant, greedy: Trace
+) -> None:
     through = assistant.ask(
-        demo.example_path(), QUESTION, search=method, candidates=1, temperature=0.0
+        demo.example_path(), QUESTION, search="swires", candidates=1, temperature=0.0
     )
     assert through.token_ids == greedy.token_ids
-    assert through.search.method == method
+    assert through.search.method == "swires"
 
 
-@pytest.mark.parametrize("method", SEARCHES)
-def test_usage_is_the_sum_over_the_tree(method: Method, assistant: Assistant) -> None:
+def test_usage_is_the_sum_over_the_tree(assistant: Assistant) -> None:
     trace = assistant.ask(
-        demo.example_path(), QUESTION, search=method, candidates=3, temperature=1.2, top_p=1.0
+        demo.example_path(), QUESTION, search="swires", candidates=3, temperature=1.2, top_p=1.0
     )
     assert trace.usage.images_encoded == 1
     assert trace.usage.prefilled_tokens == len(trace.prompt_token_ids)
@@ -123,6 +135,64 @@ def test_usage_is_the_sum_over_the_tree(method: Method, assistant: Assistant) ->
     assert trace.usage.reused_tokens > 0
     path = [node for node in trace.search.nodes if node.kept]
     assert sum(node.tokens for node in path) >= len(trace.token_ids)
+
+
+@pytest.fixture(scope="module")
+def random_assistant(tiny: Path) -> Assistant:
+    return Assistant.load(tiny, dtype="float32")
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often the vision tower was called, and how many positions went through layer 0."""
+    counted: Counter[str] = Counter()
+    see, read = VisionModel.__call__, TextModel.__call__
+
+    def seen(self: VisionModel, *arguments: Any) -> Any:
+        counted["pictures"] += 1
+        return see(self, *arguments)
+
+    def was_read(self: TextModel, ids: Any, *arguments: Any) -> Any:
+        counted["positions"] += ids.size
+        return read(self, ids, *arguments)
+
+    monkeypatch.setattr(VisionModel, "__call__", seen)
+    monkeypatch.setattr(TextModel, "__call__", was_read)
+    return counted
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 60), (60, 60)])
+@pytest.mark.parametrize("method", SEARCHES)
+def test_nothing_is_computed_twice(
+    method: Method, size: tuple[int, int], random_assistant: Assistant, passes: Counter[str]
+) -> None:
+    """Counted where the model is called, beside what `usage` says, whatever the retraces."""
+    plan = plan_of(Settings(method, 3, judge=None if method is Method.MAJORITY else "self"))
+    if plan.retrace is not None:
+        plan = dataclasses.replace(plan, retrace=dataclasses.replace(plan.retrace, threshold=2.0))
+    picture = Image.effect_noise(size, 90).convert("RGB")
+    trace = random_assistant.ask(picture, "How many?", search=plan, max_tokens=12)
+    usage = trace.usage
+    assert passes["pictures"] == usage.images_encoded == 1
+    assert usage.prefilled_tokens == usage.prompt_tokens == len(trace.prompt_token_ids)
+    assert usage.decoded_tokens == sum(node.tokens for node in trace.search.nodes)
+    counted = usage.prefilled_tokens + usage.decoded_tokens + usage.judge_tokens
+    assert passes["positions"] == counted
+
+
+@pytest.mark.parametrize("method", SEARCHES)
+def test_one_candidate_without_chance_is_greedy_on_a_random_model(
+    method: Method, random_assistant: Assistant
+) -> None:
+    """Through the engine, with the last step of each plan forked from one path."""
+    picture = Image.effect_noise((60, 30), 90).convert("RGB")
+    greedy = random_assistant.ask(picture, "How many?", max_tokens=40)
+    plan = plan_of(Settings(method, 1, temperature=0.0))
+    several = (*plan.steps[:-1], dataclasses.replace(plan.steps[-1], candidates=2))
+    forked = dataclasses.replace(plan, steps=several, judge="logprob")
+    trace = random_assistant.ask(picture, "How many?", search=forked, max_tokens=40)
+    assert trace.search.nodes
+    assert trace.token_ids == greedy.token_ids
 
 
 def test_a_retrace_computes_nothing_again_and_forgets_nothing(assistant: Assistant) -> None:
@@ -268,3 +338,121 @@ def test_the_majority_is_of_conclusions() -> None:
     answers = ["Two  shapes", "two shapes", None, "three"]
     nodes = [node(number, answer) for number, answer in enumerate(answers)]
     assert MajorityJudge().scores(nodes) == [0.5, 0.5, None, 0.25]
+
+
+# --- What goes wrong. ---
+
+
+class Broken:
+    def scores(self, nodes: Sequence[Node]) -> list[float | None]:
+        raise JudgeError("judge broken failed: it was tired")
+
+
+class NoNumber:
+    def scores(self, nodes: Sequence[Node]) -> list[float | None]:
+        return [float("nan"), *(float(node.id) for node in nodes[1:])]
+
+
+@pytest.mark.parametrize(
+    ("judge", "said"),
+    [
+        (Broken(), "judge broken failed: it was tired; the search goes on without its scores"),
+        (NoNumber(), "gave a score that is no number; it counts as no verdict"),
+    ],
+)
+def test_a_judge_that_fails_is_told_once_and_the_search_goes_on(
+    assistant: Assistant, judge: object, said: str
+) -> None:
+    engine, _, events = search(assistant, planned(Method.STAGE_BEAM, WARM, 3), judge)
+    (notice,) = [event.text for event in events if isinstance(event, Noticed)]
+    assert notice.endswith(said)
+    assert engine.record().notices == (notice,)
+    assert [node.score for node in engine.nodes[:1]] == [None]
+    assert len(engine.best_stages) == 4
+
+
+class Counting:
+    """Counts what it is asked about."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def scores(self, nodes: Sequence[Node]) -> list[float | None]:
+        self.asked += [node.id for node in nodes]
+        return [0.25 for _ in nodes]
+
+
+def test_twins_are_judged_once(assistant: Assistant) -> None:
+    """This model is sure of its summary: all four write the same one."""
+    judge = Counting()
+    plan = planned(Method.STAGE_BEAM, Sampling(0.1, 0.5), 4)
+    engine, _, _ = search(assistant, plan, judge)
+    assert len({tuple(node.token_ids) for node in engine.nodes[:4]}) == 1
+    assert [number for number in judge.asked if number < 4] == [0]
+    assert all(node.score == 0.25 for node in engine.nodes)
+
+
+def test_without_chance_each_candidate_is_written_once(assistant: Assistant) -> None:
+    engine, usage, events = search(assistant, planned(Method.SWIRES, Sampling(), None))
+    assert len(engine.nodes) == 4
+    (notice,) = [event.text for event in events if isinstance(event, Noticed)]
+    assert "temperature 0" in notice
+    assert usage.decoded_tokens == len(engine.best_ids)
+
+
+def test_what_nothing_will_follow_is_let_go(assistant: Assistant) -> None:
+    """K/V of dropped candidates would add up over the rounds; a kept one's stay."""
+    plan = planned(Method.SWIRES, WARM, None)
+    assert plan.retrace is not None
+    never = dataclasses.replace(plan, retrace=dataclasses.replace(plan.retrace, threshold=1e9))
+    engine, usage, _ = search(assistant, never)
+    assert all((node.ready is not None) <= node.kept for node in engine.nodes)
+    assert engine.retraces == 3
+    _, once, _ = search(assistant, dataclasses.replace(plan, retrace=None))
+    assert usage.kv_bytes < 1.5 * once.kv_bytes
+
+
+def test_a_step_has_a_limit_of_its_own(assistant: Assistant) -> None:
+    steps = (Step(Unit.STAGE), Step(Unit.STAGE, 2, max_tokens=7), Step(Unit.ANSWER, 2))
+    engine, _, _ = search(assistant, Plan("short", steps, WARM, "self"))
+    captions = [node for node in engine.nodes if node.step == 1]
+    assert [len(node.token_ids) for node in captions] == [7, 7]
+    assert not any(node.closed for node in captions)
+    assert all(node.ended for node in captions)
+    assert not [node for node in engine.nodes if node.step == 2]
+
+
+def test_sentences_are_chosen_one_by_one(assistant: Assistant) -> None:
+    """Each candidate stops at a sentence's end, is judged in the stage that it stopped in, and the
+    answer is whole."""
+    engine, _, _ = search(assistant, planned(Method.SENTENCE_BEAM, WARM, 2))
+    kept = [node for node in engine.nodes if node.kept]
+    assert "".join(node.text for node in kept) == kept[-1].answer
+    assert [record.stage for record in engine.best_stages] == list(Stage)
+    assert all(record.closed for record in engine.best_stages)
+    assert all(node.text.rstrip().endswith((".", "!", "?")) for node in kept[:-1])
+    assert {node.stage for node in kept} >= {Stage.SUMMARY, Stage.CAPTION, Stage.REASONING}
+    captions = [node for node in kept if node.stage is Stage.CAPTION]
+    assert captions[-1].stage_text.count(".") == len(captions) > 1
+    choices = engine.record().choices
+    assert [choice.kept for choice in choices] == [(node.id,) for node in kept]
+    assert sorted(number for choice in choices for number in choice.nodes) == list(
+        range(len(engine.nodes))
+    )
+
+
+def test_what_there_is_when_it_is_stopped(assistant: Assistant) -> None:
+    """The stages that were chosen so far, well marked as not the whole."""
+    answering = assistant.stream(demo.example_path(), QUESTION, search="swires", judge="self")
+    assert answering.so_far().stages == ()
+    chosen = 0
+    for event in answering:
+        chosen += isinstance(event, CandidatesKept)
+        if chosen == 2:
+            break
+    trace = answering.so_far()
+    assert trace.interrupted
+    assert [record.stage for record in trace.stages] == [Stage.SUMMARY, Stage.CAPTION]
+    assert trace.answer is None
+    assert [choice.step for choice in trace.search.choices] == [0, 1]
+    answering.close()

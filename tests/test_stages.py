@@ -7,6 +7,7 @@ import re
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from stage_texts import TEXTS, joined
 
 from llavacot_mlx.stages import Closed, Opened, Stage, StageEvent, StageParser, Text
 
@@ -16,14 +17,7 @@ SUMMARY, CAPTION, REASONING, CONCLUSION = Stage
 def parse(*pieces: str) -> list[StageEvent]:
     """The events of a text in `pieces`, adjacent text of one stage joined."""
     parser = StageParser()
-    events: list[StageEvent] = []
-    for event in [*(e for piece in pieces for e in parser.feed(piece)), *parser.finish()]:
-        last = events[-1] if events else None
-        if isinstance(event, Text) and isinstance(last, Text) and event.stage == last.stage:
-            events[-1] = Text(event.stage, last.text + event.text)
-        else:
-            events.append(event)
-    return events
+    return joined([*(e for piece in pieces for e in parser.feed(piece)), *parser.finish()])
 
 
 def written(events: list[StageEvent]) -> str:
@@ -44,18 +38,6 @@ def angular(text: str) -> str:
     names = "|".join(stage.tag for stage in Stage)
     text = re.sub(rf"\(Here begins the ({names}) stage\)", r"<\1>", text)
     return re.sub(rf"\(Here ends the ({names}) stage\)", r"</\1>", text)
-
-
-TAGS = [tag for stage in Stage for tag in (stage.opening, stage.closing)]
-SPOKEN = [f"(Here {verb} the {stage.tag} stage)" for stage in Stage for verb in ("begins", "ends")]
-# Whole tags, beginnings and ends of tags, line breaks, and anything else.
-PIECES = st.one_of(
-    st.sampled_from([*TAGS, *SPOKEN, "\n", "\n\n", " ", "<", "</", "(Here ", ">", "<SUMM", "ARY>"]),
-    st.sampled_from([*TAGS, *SPOKEN]).flatmap(lambda tag: st.integers(1, len(tag)).map(
-        lambda length: tag[:length])),
-    st.text(max_size=5),
-)  # fmt: skip
-TEXTS = st.lists(PIECES, max_size=14).map("".join)
 
 
 @st.composite

@@ -66,6 +66,7 @@ def test_the_json_of_a_trace() -> None:
             "notices": [],
         },
         "max_tokens": 0,
+        "kv_bits": None,
         "interrupted": False,
         "usage": {
             "prompt_tokens": 2,

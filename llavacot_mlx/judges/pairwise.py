@@ -81,7 +81,9 @@ class PairwiseJudge:
             self._tokenizer.next_turn(f"{before}{first}{between}{second}{after}")
             for first, second in (texts, reversed(texts))
         )
-        return _Comparison((one, other), common.branch, (straight, swapped))
+        # Each on the path added a segment; the ancestor itself may have let go of its own.
+        branch = Branch(one.branch.segments[:shared])
+        return _Comparison((one, other), branch, (straight, swapped))
 
     def _winners(self, pairs: Sequence[_Comparison]) -> Iterator[int | None]:
         """Which of each pair wins; None without a verdict."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from llavacot_mlx.cache import VisionMemory
-from llavacot_mlx.candidates import ask
+from llavacot_mlx.judges.asking import ask_each
 from llavacot_mlx.judges.questions import IS_IT_RIGHT
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.search import Node
@@ -27,15 +27,18 @@ class SelfJudge:
         self._verdicts = mx.array([tokenizer.encode(word)[0] for word in ("yes", "no")])
 
     def scores(self, nodes: Sequence[Node]) -> list[float | None]:
-        """One forward pass for all candidates of a stage; None where no stage was opened."""
-        scores: dict[int, float] = {}
-        for stage in Stage:
-            asked = [node for node in nodes if node.stage is stage]
-            if asked:
-                question = self._tokenizer.next_turn(IS_IT_RIGHT[stage])
-                branches = [node.branch for node in asked]
-                logits = ask(self._model, self._memory, branches, question, self._usage)
-                chances = mx.softmax(logits[:, self._verdicts].astype(mx.float32), axis=-1)
-                for row, node in enumerate(asked):
-                    scores[node.id] = chances[row, 0].item()  # type: ignore[assignment]
-        return [scores.get(node.id) for node in nodes]
+        """One forward pass for all candidates; None where no stage was opened."""
+        asked = [(node, node.stage) for node in nodes if node.stage is not None]
+        if not asked:
+            return [None for _ in nodes]
+        branches = [node.branch for node, _ in asked]
+        questions = [self._question(node, stage) for node, stage in asked]
+        logits = ask_each(self._model, self._memory, branches, questions, self._usage)
+        chances = mx.softmax(logits[:, self._verdicts].astype(mx.float32), axis=-1)[:, 0]
+        scores = {node.id: chances[row].item() for row, (node, _) in enumerate(asked)}
+        return [scores.get(node.id) for node in nodes]  # type: ignore[misc]
+
+    def _question(self, node: Node, stage: Stage) -> list[int]:
+        question = self._tokenizer.next_turn(IS_IT_RIGHT[stage])
+        # A turn is ended once, and a candidate that wrote a whole answer has done so.
+        return question[1:] if node.token_ids[-1] in self._tokenizer.stop_ids else question

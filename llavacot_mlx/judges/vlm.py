@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import closing
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -51,10 +52,13 @@ class VlmJudge:
         from mlx_vlm import load
 
         transformers.logging.set_verbosity_error()  # its advice would disturb the screen
+        if not any(folder.glob("*.safetensors")):
+            raise UserError(f"{folder}: no *.safetensors in it; other weights are not read")
         place = TemporaryDirectory(prefix="llavacot-judge-")
         _show_data(folder, Path(place.name))
         try:
-            model, processor = load(place.name, trust_remote_code=False)
+            with _no_logging():
+                model, processor = load(place.name, trust_remote_code=False)
         except Exception as error:  # it raises whatever a model's own code does
             reason = " ".join(str(error).replace(place.name, str(folder)).split())
             raise UserError(f"{folder}: mlx-vlm cannot open it: {reason:.200}") from error
@@ -106,6 +110,17 @@ class VlmJudge:
         if logprobs is None:
             raise JudgeError("it does not tell how likely its words are")
         return self._words.chances(logprobs.reshape(1, -1))[0]
+
+
+@contextmanager
+def _no_logging() -> Iterator[None]:
+    """mlx-vlm says to the root logger, and so on the screen, what it raises as well."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _show_data(source: Path, target: Path) -> None:

@@ -1,7 +1,7 @@
 """Questions become the ids that transformers' template, tokenizer and processor make of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,6 @@ from llavacot_mlx.tokenizer import Tokenizer, Turn
 
 from .checkpoints import GEOMETRIES, IMAGE_TOKEN, IMAGE_TOKEN_ID, SPECIAL_TOKENS, Geometry
 from .oracle import picture
-
-# Test data beside the repository, not part of it.
-REAL_TOKENIZER = Path(__file__).parents[3] / "shared" / "llama-3.2-vision-tokenizer"
-REAL_IMAGE_TOKEN_ID = 128256
 
 QUESTIONS = (
     "How many red circles are there?",
@@ -70,15 +66,9 @@ def small(checkpoint: Callable[[Geometry], Path]) -> Tokenizers:
 
 
 @pytest.fixture(scope="module")
-def real(checkpoint: Callable[[Geometry], Path]) -> Tokenizers:
+def real(llama_folder: Path, llama_tokenizer: Tokenizer) -> Tokenizers:
     """The Llama 3.2 family's own, where it lies beside the repository."""
-    if not REAL_TOKENIZER.is_dir():
-        pytest.skip(f"no real tokenizer in ../shared/{REAL_TOKENIZER.name}")
-    config = load_config(checkpoint(GEOMETRIES["four-tiles"]))
-    return Tokenizers(
-        Tokenizer.load(REAL_TOKENIZER, replace(config, image_token_id=REAL_IMAGE_TOKEN_ID)),
-        MllamaProcessor.from_pretrained(REAL_TOKENIZER),
-    )
+    return Tokenizers(llama_tokenizer, MllamaProcessor.from_pretrained(llama_folder))
 
 
 @pytest.fixture(params=["small", "real"])

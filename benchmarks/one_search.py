@@ -1,0 +1,167 @@
+"""One search in a process of its own: `python -m benchmarks.one_search together|…|mlx-vlm …`.
+
+The four ways to write the same tree of candidates, see `search_tree.py`:
+
+- together: our engine. The picture is read once, and each round is decoded as one batch.
+- one-by-one: our engine with one candidate at a time. The picture and every prefix are still read
+  once, but each candidate is decoded in a batch of its own.
+- cold: our engine the reference way. For every candidate the picture is encoded and the question
+  and the prefix are read again.
+- mlx-vlm: the reference way on mlx-vlm.
+
+The clock starts when the model is loaded. Prints one JSON object on the last line of stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.search_tree import Planned, swires_rounds
+from llavacot_mlx.candidates import Ended, Ready, Start, extend
+from llavacot_mlx.config import load_config
+from llavacot_mlx.decode import decode, prefill
+from llavacot_mlx.pictures import TileCutter, open_picture
+from llavacot_mlx.plans import Sampling
+from llavacot_mlx.prompt import Prompt
+from llavacot_mlx.tokenizer import Tokenizer, Turn
+from llavacot_mlx.trace import Timings, Usage
+from llavacot_mlx.weights import load_model
+
+QUESTION = "What is in the picture?"
+WORD = " red"  # one token, however often it is repeated: stands for any prefix of so many tokens
+
+
+@dataclass
+class Measured:
+    """What one search took, and what was computed in it."""
+
+    total_s: float
+    picture_and_prefix_s: float
+    """Of the total, until the first token of each candidate that began with the picture."""
+    decoded_tokens: int
+    prefilled_tokens: int
+    images_encoded: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("way", choices=WAYS)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("--candidates", type=int, required=True)
+    parser.add_argument("--retraces", type=int, required=True)
+    arguments = parser.parse_args()
+    rounds = swires_rounds(arguments.candidates, arguments.retraces)
+    measured = WAYS[arguments.way](arguments.model, arguments.picture, rounds)
+    assert measured.decoded_tokens == sum(one.tokens for planned in rounds for one in planned)
+    print(json.dumps(asdict(measured)))
+
+
+def _together(folder: Path, picture: Path, rounds: list[list[Planned]]) -> Measured:
+    return _shared(folder, picture, rounds)
+
+
+def _one_by_one(folder: Path, picture: Path, rounds: list[list[Planned]]) -> Measured:
+    return _shared(folder, picture, [[one] for planned in rounds for one in planned])
+
+
+def _shared(folder: Path, picture: Path, batches: list[list[Planned]]) -> Measured:
+    """Our engine: a candidate goes on where its parent stopped."""
+    loaded, usage = _Loaded(folder), Usage()
+    started = time.perf_counter()
+    context = prefill(loaded.model, loaded.prompt(picture, 0), usage, Timings())
+    prepared = time.perf_counter() - started
+    ready: dict[str | None, Ready] = {None: context.ready()}
+    for batch in batches:
+        starts = [Start(ready[one.parent], one.key, one.tokens) for one in batch]
+        events = extend(loaded.model, context.memory, starts, Sampling(), 0, lambda _: False, usage)
+        for event in events:
+            if isinstance(event, Ended):
+                ready[batch[event.candidate].key] = event.ready
+    total = time.perf_counter() - started
+    return Measured(
+        total, prepared, usage.decoded_tokens, usage.prefilled_tokens, usage.images_encoded
+    )
+
+
+def _cold(folder: Path, picture: Path, rounds: list[list[Planned]]) -> Measured:
+    """Our engine: every candidate begins with the picture, the question and its prefix."""
+    loaded, usage = _Loaded(folder), Usage()
+    prepared = 0.0
+    started = time.perf_counter()
+    for one in (one for planned in rounds for one in planned):
+        begun = time.perf_counter()
+        prompt = loaded.prompt(picture, one.prefix_tokens)
+        context = prefill(loaded.model, prompt, usage, Timings())
+        prepared += time.perf_counter() - begun
+        for _ in decode(loaded.model, context, Sampling(), 0, frozenset(), one.tokens, usage):
+            pass
+    total = time.perf_counter() - started
+    return Measured(
+        total, prepared, usage.decoded_tokens, usage.prefilled_tokens, usage.images_encoded
+    )
+
+
+def _mlx_vlm(folder: Path, picture: Path, rounds: list[list[Planned]]) -> Measured:
+    """mlx-vlm's own generation, every candidate from the picture on."""
+    from mlx_vlm import load
+    from mlx_vlm.generate import stream_generate
+
+    model, processor = load(str(folder))
+    measured = Measured(0.0, 0.0, 0, 0, 0)
+    started = time.perf_counter()
+    for one in (one for planned in rounds for one in planned):
+        begun = time.perf_counter()
+        responses = stream_generate(
+            model,
+            processor,
+            "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n<|image|>"
+            f"{QUESTION}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+            + WORD
+            * one.prefix_tokens,
+            image=[str(picture)],
+            max_tokens=one.tokens,
+            temperature=0.0,
+        )
+        response = next(responses)
+        measured.picture_and_prefix_s += time.perf_counter() - begun
+        for response in responses:  # noqa: B007
+            pass
+        measured.decoded_tokens += response.generation_tokens
+        measured.prefilled_tokens += response.prompt_tokens
+        measured.images_encoded += 1
+    measured.total_s = time.perf_counter() - started
+    return measured
+
+
+class _Loaded:
+    """Our engine's model, and what makes prompts for it."""
+
+    def __init__(self, folder: Path) -> None:
+        config = load_config(folder)
+        self.model = load_model(folder)
+        self._tokenizer = Tokenizer.load(folder, config)
+        self._cutter = TileCutter.load(folder, config.vision)
+
+    def prompt(self, picture: Path, prefix_tokens: int) -> Prompt:
+        """The picture, the question, and a prefix of the answer."""
+        ids = self._tokenizer.prompt([Turn("user", QUESTION, images=1)])
+        ids += self._tokenizer.encode(WORD) * prefix_tokens
+        return Prompt(tuple(ids), (self._cutter.cut(open_picture(picture)),))
+
+
+WAYS: dict[str, Callable[[Path, Path, list[list[Planned]]], Measured]] = {
+    "together": _together,
+    "one-by-one": _one_by_one,
+    "cold": _cold,
+    "mlx-vlm": _mlx_vlm,
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""What a judge usually says: measured, kept beside the model, and made into a cut-off."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from llavacot_mlx import demo
+from llavacot_mlx.assistant import Assistant
+from llavacot_mlx.calibration import FILE_NAME, Moments, load_calibration, save_calibration
+from llavacot_mlx.cli.main import app
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.plans import Settings, plan_of
+from llavacot_mlx.stages import Stage
+
+QUESTION = "How many red shapes are there?"
+
+
+def test_the_published_cut_off() -> None:
+    """arXiv 2411.10440v6, appendix D: mean -0.77, deviation 2.08, 0.2533 deviations above."""
+    assert Moments(-0.77, 2.08, 1000).cut_off(0.2533) == pytest.approx(-0.243, abs=5e-4)
+
+
+def test_the_deviation_is_the_populations() -> None:
+    assert Moments.of([0.0, 1.0, 1.0, 0.0]) == Moments(0.5, 0.5, 4)
+
+
+def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
+    assert load_calibration(tmp_path) == {}
+    known = {"self": {Stage.REASONING: Moments(0.8, 0.3, 40), Stage.CAPTION: Moments(0.9, 0.1, 8)}}
+    assert save_calibration(tmp_path, known) == tmp_path / FILE_NAME
+    assert load_calibration(tmp_path) == known
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "{}",
+        '{"judges": {"self": []}}',
+        '{"judges": {"self": {"reason": {"mean": 0, "std": 1, "count": 1}}}}',
+        '{"judges": {"self": {"reasoning": {"mean": 0, "std": 1}}}}',
+        '{"judges": {"self": {"reasoning": {"mean": "high", "std": 1, "count": 1}}}}',
+        '{"judges": {"self": {"reasoning": {"mean": NaN, "std": 1, "count": 1}}}}',
+        '{"judges": {"self": {"reasoning": {"mean": 0, "std": -1, "count": 1}}}}',
+        "{",
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / FILE_NAME).write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=FILE_NAME):
+        load_calibration(tmp_path)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The demo model without a calibration."""
+    folder = Path(shutil.copytree(demo.model_path(), tmp_path / "model"))
+    (folder / FILE_NAME).unlink(missing_ok=True)
+    return folder
+
+
+def asked(folder: Path, judge: str) -> tuple[float, tuple[str, ...]]:
+    """The threshold that a search has, and what was said about it."""
+    plan = plan_of(Settings("swires", 2, judge=judge))
+    trace = Assistant.load(folder, dtype="float32").ask(
+        demo.example_path(), QUESTION, search=plan, max_tokens=3
+    )
+    return trace.search.plan["retrace"]["threshold"], trace.search.notices
+
+
+def test_a_search_takes_its_cut_off_from_what_was_measured(model: Path) -> None:
+    """Of the stage after which it may go back, and of its own judge."""
+    threshold, notices = asked(model, "self")
+    assert threshold == 0.5
+    assert any("not calibrated" in notice for notice in notices)
+    with pytest.raises(UserError, match=r"judge logprob is not calibrated .* give a threshold"):
+        asked(model, "logprob")
+    save_calibration(
+        model,
+        {
+            "self": {Stage.REASONING: Moments(0.7, 0.2, 9), Stage.CAPTION: Moments(0.1, 0.1, 9)},
+            "logprob": {Stage.REASONING: Moments(-0.2, 0.1, 9)},
+        },
+    )
+    threshold, notices = asked(model, "self")
+    assert threshold == pytest.approx(0.7 + 0.2533 * 0.2)
+    assert not any("not calibrated" in notice for notice in notices)
+    assert asked(model, "logprob")[0] == pytest.approx(-0.2 + 0.2533 * 0.1)
+
+
+def calibrate(*arguments: object) -> tuple[int, str, str]:
+    done = CliRunner().invoke(app, ["calibrate", *map(str, arguments)])
+    return done.exit_code, done.stdout, done.stderr
+
+
+def test_the_command_measures_what_the_search_would_see(model: Path, tmp_path: Path) -> None:
+    """Every score of the first round on each question; a second judge is added to the first."""
+    questions = tmp_path / "questions.jsonl"
+    row = {"image": demo.example_path("busy").name, "question": QUESTION}
+    questions.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    images = demo.example_path("busy").parent
+    for judge in ("logprob", "self"):
+        code, said, notes = calibrate(
+            questions, "--images", images, "--model", model, "--judge", judge, "--seed", 3
+        )
+        assert code == 0, notes
+        assert [line.split()[0] for line in said.splitlines()] == [
+            *("stage", "caption", "reasoning", "conclusion")
+        ]
+        assert notes.endswith(f"written to {model / FILE_NAME}\n")
+    known = load_calibration(model)
+    assert set(known) == {"logprob", "self"}
+    plan = plan_of(Settings("swires", judge="logprob", max_retraces=0))
+    trace = Assistant.load(model).ask(images / row["image"], QUESTION, search=plan, seed=3)
+    scores = [node.score for node in trace.search.nodes if node.stage is Stage.REASONING]
+    assert len(scores) == 4
+    found = known["logprob"][Stage.REASONING]
+    assert found.count == 4
+    assert found.mean == pytest.approx(statistics.fmean(scores), abs=1e-5)  # type: ignore[type-var]
+    assert known["self"][Stage.REASONING].mean != found.mean
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "said"),
+    [
+        ("", (), "questions.jsonl: there is no question in it"),
+        ("{", (), "questions.jsonl, row 1: not JSON"),
+        ('{"image": "bad.png", "question": "?"}', (), "questions.jsonl, row 1: "),
+        ('{"image": "nix.png", "question": "?"}', (), "there is no picture"),
+        ("", ("--judge", "majority"), "--judge majority: "),
+        ("", ("--judge", "slef"), "judge 'slef': there are self"),
+        ("", ("--limit", "0"), "--limit 0: "),
+        ("", ("--max-tokens", "0"), "--max-tokens 0: "),
+        ("", ("--model", "nix"), "questions.jsonl: there is no question in it"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    model: Path, tmp_path: Path, text: str, flags: tuple[str, ...], said: str
+) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(text, encoding="utf-8")
+    given = flags if "--model" in flags else (*flags, "--model", model)
+    code, printed, notes = calibrate(questions, *given)
+    assert (code, printed) == (1, "")
+    (line,) = notes.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+    assert not (model / FILE_NAME).exists()

@@ -1,0 +1,155 @@
+"""A trace that is written comes back as it was; what is no trace is refused, with the key named."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from traces import events_of, greedy, png, retracing, trace_of
+
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.trace import Trace
+from llavacot_mlx.trace_file import media_type, parse_trace, read_trace, write_trace
+
+
+@pytest.mark.parametrize("trace", [retracing(), greedy()], ids=["search", "single path"])
+@pytest.mark.parametrize("picture", [None, png(), b"\x00\xff no picture"])
+def test_what_is_written_comes_back(trace: Trace, picture: bytes | None, tmp_path: Path) -> None:
+    write_trace(tmp_path / "t.json", trace, picture)
+    stored = read_trace(tmp_path / "t.json")
+    assert stored.trace == trace
+    assert stored.picture == picture
+
+
+def test_a_trace_file_is_what_json_prints_and_the_picture(tmp_path: Path) -> None:
+    trace = retracing()
+    write_trace(tmp_path / "t.json", trace, png())
+    value = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))
+    picture = value.pop("picture")
+    assert value == json.loads(trace.to_json())
+    assert picture["media_type"] == "image/png"
+    assert base64.b64decode(picture["base64"]) == png()
+    assert parse_trace(trace.to_json().encode(), "x").picture is None
+
+
+def test_any_text_comes_back(tmp_path: Path) -> None:
+    """A file name that is not UTF-8 reaches Python as a lone surrogate, which no file can hold."""
+    text = '<CONCLUSION> 漢字 👩‍👧 \x1b[31m \u2028 </script> \\ " </CONCLUSION>'
+    trace = replace(trace_of(events_of(text=text)), image="b\udce4r.png", question="\x00?\r\n")
+    write_trace(tmp_path / "t.json", trace, None)
+    assert read_trace(tmp_path / "t.json").trace == trace
+
+
+def test_an_interrupted_single_path_may_have_an_open_stage() -> None:
+    whole = greedy()
+    text = whole.text[: whole.text.index("One red circle is")]
+    stopped = replace(whole, interrupted=True, text=text, stages=whole.stages[:2])
+    assert Trace.from_dict(json.loads(stopped.to_json())) == stopped
+    with pytest.raises(UserError, match="stages: not those that the tags in text say"):
+        Trace.from_dict(json.loads(replace(stopped, interrupted=False).to_json()))
+
+
+@pytest.mark.parametrize(
+    ("begin", "expected"),
+    [
+        (png(), "image/png"),
+        (b"\xff\xd8\xff\xe0 JFIF", "image/jpeg"),
+        (b"GIF89a", "image/gif"),
+        (b"RIFF1234WEBPVP8 ", "image/webp"),
+        (b"\0\0\0\x18ftypheic", "image/heic"),
+        (b"RIFF1234WAVE", "application/octet-stream"),
+        (b"\x89P", "application/octet-stream"),
+        (b"", "application/octet-stream"),
+    ],
+)
+def test_the_media_type_of_a_picture(begin: bytes, expected: str) -> None:
+    assert media_type(begin) == expected
+
+
+Change = Callable[[dict[str, Any]], object]
+
+
+def put(value: Any, *keys: str | int) -> Change:
+    """A change that puts `value` where the keys lead."""
+
+    def change(trace: dict[str, Any]) -> None:
+        place: Any = trace
+        for key in keys[:-1]:
+            place = place[key]
+        place[keys[-1]] = value
+
+    return change
+
+
+CHANGES: list[tuple[Change, str]] = [
+    (lambda trace: trace.pop("seed"), "seed is missing"),
+    (lambda trace: trace["usage"].pop("kv_bytes"), "usage.kv_bytes is missing"),
+    (lambda trace: trace.pop("search"), "not a trace"),
+    (put(1, "version"), "version: unknown key; a newer llavacot"),
+    (put(1, "search", "nodes", 3, "mood"), "search.nodes[3].mood: unknown key"),
+    (put("0", "seed"), "seed: expected a whole number"),
+    (put("red", "search", "nodes", 2, "score"), "search.nodes[2].score: expected a number"),
+    (put("essay", "stages", 0, "stage"), "stages[0].stage: expected summary or caption"),
+    (put("3", "answer"), "answer: not the text of the last conclusion"),
+    (put([], "stages"), "answer: not"),
+    (put("Hello.", "text"), "stages: not those that the tags in text say"),
+    (put(False, "stages", 3, "closed"), "stages: not those"),
+    (put(99, "search", "nodes", 4, "parent"), "search.nodes[4].parent: 99 is no node before it"),
+    (put(4, "search", "nodes", 4, "parent"), "search.nodes[4].parent: 4 is no node before it"),
+    (put(-1, "search", "nodes", 4, "parent"), "search.nodes[4].parent: -1 is no node"),
+    (put(7, "search", "nodes", 4, "id"), "search.nodes[4].id: 7"),
+    (put([77], "search", "choices", 1, "kept"), "search.choices[1].kept: 77 is no node"),
+    (put([5], "search", "choices", 1, "kept"), "search.choices[1].kept: 5 is no node"),
+    (put([2, 1], "search", "choices", 1, "nodes"), "search.choices[1].nodes: not the next ones"),
+    (put([9, 10, 11], "search", "choices", 5, "nodes"), "search.choices[5].nodes: 11 does not"),
+    (put(4, "search", "choices", 5, "step"), "search.choices[5].step: 4 is no step"),
+    (put("quick", "search", "plan", "mode"), "search.plan: the plan: unknown key 'mode'"),
+    (put([], "search", "plan", "steps"), "search.plan: steps: "),
+    (put("picture.png", "picture"), "picture: expected an object"),
+    (put({"media_type": "image/png"}, "picture"), "picture.base64 is missing"),
+    (put({"media_type": "image/png", "base64": "%"}, "picture"), "picture.base64: "),
+    (put({"media_type": "image/png", "base64": "ä"}, "picture"), "picture.base64: "),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), CHANGES, ids=[said for _, said in CHANGES])
+def test_a_damaged_trace_is_refused_with_its_key(change: Change, said: str) -> None:
+    value = copy.deepcopy(json.loads(retracing().to_json()))
+    change(value)
+    with pytest.raises(UserError) as raised:
+        parse_trace(json.dumps(value).encode(), "t.json")
+    assert str(raised.value).startswith(f"t.json: {said}")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "empty"),
+        (b" \n", "empty"),
+        (b"{", "not JSON, so not a trace: "),
+        (b"\x89PNG\r\n\x1a\n", "not JSON"),
+        (b"[1]", "not a trace: it has no question"),
+        (b"null", "not a trace"),
+        (b'{"question": "?"}', "not a trace"),
+        (b"[" * 100_000, "not a trace: nested too deep"),
+        (b'{"seed": NaN}', "not JSON, so not a trace: NaN"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "not JSON"),
+    ],
+)
+def test_what_is_no_trace_is_refused(data: bytes, said: str) -> None:
+    with pytest.raises(UserError) as raised:
+        parse_trace(data, "t.json")
+    assert str(raised.value).startswith(f"t.json: {said}")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nix\.json: there is no such trace"):
+        read_trace(tmp_path / "nix.json")
+    with pytest.raises(UserError, match="a folder, not a trace"):
+        read_trace(tmp_path)

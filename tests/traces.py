@@ -1,0 +1,49 @@
+"""Finished traces, as the fake engine makes them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from fakes import GOOD_ANSWER, RETRACING, FakeAnswering, Script, ScriptedRound
+from PIL import Image
+
+from llavacot_mlx.events import Answered, Event, Interrupted
+from llavacot_mlx.plans import Settings, plan_of
+from llavacot_mlx.trace import Trace
+
+
+def events_of(
+    rounds: Sequence[ScriptedRound] = (),
+    *,
+    text: str = GOOD_ANSWER,
+    search: str = "swires",
+    question: str = "How many?",
+    notices: tuple[str, ...] = (),
+) -> list[Event]:
+    """All that the fake engine tells of an answer; of a single path without rounds."""
+    plan = plan_of(Settings(search=search if rounds else "greedy"))
+    script = Script(text=text, rounds=tuple(rounds), notices=notices)
+    picture = Image.new("RGB", (8, 8))
+    return list(FakeAnswering(script, "demo", picture, question, plan, 2048, 0))
+
+
+def trace_of(events: Sequence[Event]) -> Trace:
+    last = events[-1]
+    assert isinstance(last, Answered | Interrupted)
+    return last.trace
+
+
+def retracing(question: str = "How many?") -> Trace:
+    """A search that went back once: 11 candidates, of which 1, 6, 8 and 10 are the path taken."""
+    return trace_of(events_of(RETRACING, question=question, notices=("mind the gap",)))
+
+
+def greedy() -> Trace:
+    return trace_of(events_of())
+
+
+def png(size: tuple[int, int] = (16, 12), colour: str = "red") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "PNG")
+    return buffer.getvalue()
