@@ -46,7 +46,6 @@ from llavacot_mlx.weights import load_model
 RESULT = Path(__file__).parent / "results" / "search_quality.json"
 SEED = 0
 MOST_TOKENS = 320  # a reference answer has at most about 200
-MOST_ANSWERS = 6  # whole answers a question, for best-of-n and majority with up to as many
 CANDIDATES = 4  # of best-of-n and majority in the table
 ORACLE = "oracle"
 JUDGES = (SELF, LOGPROB, ORACLE)
@@ -146,21 +145,23 @@ class Examiner:
         whole = [contender for contender in contenders if contender.method in WHOLE]
         if whole:
             judges = {contender.judge for contender in whole if contender.judge}
-            yield from self._whole(asked, sorted(judges))
+            answers = max(contender.candidates for contender in whole)
+            yield from self._whole(asked, sorted(judges), answers)
         for contender in contenders:
             if contender not in whole:
                 yield self._searched(asked, contender)
 
-    def _whole(self, asked: _Asked, judges: Sequence[str]) -> Iterator[Outcome]:
+    def _whole(self, asked: _Asked, judges: Sequence[str], answers: int) -> Iterator[Outcome]:
         """One sample, and what the judges and the majority choose from the first n answers."""
         usage = Usage()
         everyone = Everyone({name: self._judge(name, asked, usage) for name in judges})
-        plan = plan_of(Settings(Method.BEST_OF_N, MOST_ANSWERS, judge=_EVERYONE))
+        plan = plan_of(Settings(Method.BEST_OF_N, answers, judge=_EVERYONE))
         search = self._search(asked, plan, everyone, usage)
         for _ in search.run(asked.context.ready()):
             pass
         nodes = search.nodes
-        a_question = usage.judge_tokens // len(everyone.given)  # the engine judges twins once
+        # The engine judges twins once.
+        a_question = usage.judge_tokens // max(1, len(everyone.given))
         yield _outcome(asked, Contender(Method.SAMPLE), nodes[:1], nodes[0], 0)
         for count in range(2, len(nodes) + 1):
             first = nodes[:count]
@@ -253,16 +254,18 @@ def _outcome(
 Outcomes = dict[Contender, dict[int, Outcome]]
 
 
-def contenders(methods: Sequence[str], judges: Sequence[str]) -> list[Contender]:
-    """All that is compared: each method with each judge that it can have."""
-    found = []
+def contenders(methods: Sequence[str], judges: Sequence[str], answers: int) -> list[Contender]:
+    """All that is compared: each method with each judge that it can have.
+
+    Best-of-n and majority are, with every n up to `answers`.
+    """
+    found, counts = [], range(2, answers + 1)
     for method in methods:
         if method in (Method.GREEDY, Method.SAMPLE):
             found.append(Contender(method))
         elif method == Method.MAJORITY:
-            found += [Contender(method, "", count) for count in range(2, MOST_ANSWERS + 1)]
+            found += [Contender(method, "", count) for count in counts]
         elif method == Method.BEST_OF_N:
-            counts = range(2, MOST_ANSWERS + 1)
             found += [Contender(method, judge, count) for judge in judges for count in counts]
         else:
             steps = plan_of(Settings(method, judge=SELF)).steps
@@ -284,12 +287,17 @@ def read_rows(file: Path) -> Outcomes:
 
 
 def run(
-    file: Path, model: Path, split: Split, count: int, wanted: Sequence[Contender], processes: int
+    file: Path,
+    model: Path,
+    split: Split,
+    numbers: range,
+    wanted: Sequence[Contender],
+    processes: int,
 ) -> None:
     """Appends to the file what is missing in it, question by question."""
     outcomes = read_rows(file)
     tasks = []
-    for index in range(count):
+    for index in numbers:
         missing = [contender for contender in wanted if index not in outcomes[contender]]
         if missing:
             tasks.append((split, index, missing))
@@ -375,8 +383,8 @@ def as_costly(outcomes: Outcomes, contender: Contender, method: str, judge: str)
     Both means are over the questions that both answered; the most candidates where none do.
     """
     mine = outcomes[contender]
-    for count in range(2, MOST_ANSWERS + 1):
-        rival = Contender(method, judge, count)
+    rivals = [rival for rival in outcomes if (rival.method, rival.judge) == (method, judge)]
+    for rival in sorted(rivals, key=lambda rival: rival.candidates):
         shared = mine.keys() & outcomes[rival].keys()
         if sum(outcomes[rival][i].decoded for i in shared) >= sum(mine[i].decoded for i in shared):
             break
@@ -427,16 +435,19 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=model_path())
     parser.add_argument("--split", choices=[split.name for split in SPLITS], default="test")
     parser.add_argument("--questions", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0, help="the first question's number")
     parser.add_argument("--methods", nargs="+", choices=list(Method), default=list(Method))
     parser.add_argument("--judges", nargs="+", choices=JUDGES, default=JUDGES)
+    parser.add_argument("--answers", type=int, default=10, help="the largest n of best-of-n")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--rows", type=Path, default=Path("search_quality"), help="a folder")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     split = next(split for split in SPLITS if split.name == arguments.split)
     file = arguments.rows / "rows.jsonl"
-    wanted = contenders(arguments.methods, arguments.judges)
-    run(file, arguments.model, split, arguments.questions, wanted, arguments.processes)
+    wanted = contenders(arguments.methods, arguments.judges, arguments.answers)
+    numbers = range(arguments.first, arguments.first + arguments.questions)
+    run(file, arguments.model, split, numbers, wanted, arguments.processes)
     outcomes = read_rows(file)
     lines = report(outcomes)
     print(table(lines))
@@ -456,17 +467,21 @@ def report(outcomes: Outcomes) -> list[Line]:
     decode no fewer tokens than `swires` judged by the model itself.
     """
     rivals = {"greedy": Contender(Method.GREEDY), "sample": Contender(Method.SAMPLE)}
+    rivals = {name: rival for name, rival in rivals.items() if outcomes[rival]}
     shown = {CANDIDATES}
-    leader = Contender(Method.SWIRES, "self", 4)
-    if outcomes[leader]:
-        equal = as_costly(outcomes, leader, Method.BEST_OF_N, "self")
+    leader = Contender(Method.SWIRES, SELF, CANDIDATES)
+    if outcomes[leader] and outcomes[Contender(Method.BEST_OF_N, SELF, CANDIDATES)]:
+        equal = as_costly(outcomes, leader, Method.BEST_OF_N, SELF)
         rivals[f"best-of-{equal.candidates}"] = equal
         shown.add(equal.candidates)
+    order = sorted(
+        (contender for contender, found in outcomes.items() if found),
+        key=lambda one: (list(Method).index(Method(one.method)), (*JUDGES, "").index(one.judge)),
+    )
     return [
         line(outcomes, contender, rivals)
-        for contender in contenders(list(Method), JUDGES)
-        if outcomes[contender]
-        and (contender.method not in WHOLE[1:] or contender.candidates in shown)
+        for contender in order
+        if contender.method not in WHOLE[1:] or contender.candidates in shown
     ]
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import random
+from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from benchmarks.search_quality import (
-    ORACLE,
     Contender,
     Examiner,
     Oracle,
     Outcome,
+    Outcomes,
     as_costly,
     contenders,
     read_rows,
@@ -45,7 +46,7 @@ def test_the_first_of_many_answers_are_those_of_best_of_n() -> None:
     seed = VALIDATION.seed(5)
     world = scene(seed)
     asked = questions(world, random.Random(f"rows {seed}"))[0]
-    wanted = contenders([Method.SAMPLE, Method.BEST_OF_N, Method.MAJORITY], [SELF])
+    wanted = contenders([Method.SAMPLE, Method.BEST_OF_N, Method.MAJORITY], [SELF], 4)
     found = {one.contender: one for one in Examiner(model_path()).outcomes(VALIDATION, 5, wanted)}
     assert list(found) == [*dict.fromkeys(found)]
     assert set(found) == set(wanted)
@@ -88,7 +89,8 @@ def test_a_stopped_run_goes_on_behind_its_last_whole_row(tmp_path: Path) -> None
 
 def test_best_of_n_gets_no_fewer_tokens_than_its_rival() -> None:
     leader = Contender("swires", SELF, 4)
-    outcomes = {leader: {q: outcome(q, leader, True, 450) for q in range(4)}}
+    outcomes: Outcomes = defaultdict(dict)
+    outcomes[leader] = {q: outcome(q, leader, True, 450) for q in range(4)}
     for count in range(2, 7):
         rival = Contender("best-of-n", SELF, count)
         outcomes[rival] = {q: outcome(q, rival, False, 110 * count) for q in range(3)}
@@ -97,7 +99,7 @@ def test_best_of_n_gets_no_fewer_tokens_than_its_rival() -> None:
 
 def test_the_table_compares_on_shared_questions() -> None:
     greedy, swires = Contender("greedy"), Contender("swires", SELF, 4)
-    outcomes = {one: {} for one in contenders(list(Method), [SELF, "logprob", ORACLE])}
+    outcomes: Outcomes = defaultdict(dict)
     outcomes[greedy] = {q: outcome(q, greedy, q % 2 == 0, 100) for q in range(40)}
     outcomes[swires] = {q: outcome(q, swires, True, 400) for q in range(20)}
     lines = report(outcomes)
