@@ -17,6 +17,7 @@ import argparse
 import json
 import multiprocessing
 import random
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -344,10 +345,11 @@ class Line:
     right: int
     interval: tuple[float, float]
     decoded: float
-    """A question, as the next two."""
+    """Means of a question, as the next two."""
     judge_tokens: float
     retraces: float
     seconds: float | None
+    """The median of a question: other programs may have used the machine as well."""
     against: Mapping[str, Difference]
 
 
@@ -372,7 +374,7 @@ def line(outcomes: Outcomes, contender: Contender, rivals: Mapping[str, Contende
         decoded=_mean(outcome.decoded for outcome in mine.values()),
         judge_tokens=_mean(outcome.judge_tokens for outcome in mine.values()),
         retraces=_mean(outcome.retraces for outcome in mine.values()),
-        seconds=_mean(seconds) if seconds else None,
+        seconds=statistics.median(seconds) if seconds else None,
         against=against,
     )
 
