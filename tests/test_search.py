@@ -34,11 +34,12 @@ from llavacot_mlx.judges.majority import MajorityJudge
 from llavacot_mlx.kv_meter import KVMeter
 from llavacot_mlx.model.text import TextModel
 from llavacot_mlx.model.vision import VisionModel
+from llavacot_mlx.node import Node
 from llavacot_mlx.pictures import open_picture
 from llavacot_mlx.plans import Method, Plan, Settings, Step, Unit, plan_of
 from llavacot_mlx.prompt import Prompt
 from llavacot_mlx.sampling import Sampling
-from llavacot_mlx.search import Engine, Node, Search, best
+from llavacot_mlx.search import Engine, Search, best
 from llavacot_mlx.stages import Stage
 from llavacot_mlx.tokenizer import Turn
 from llavacot_mlx.trace import StageRecord, Timings, Trace, Usage
