@@ -44,7 +44,7 @@ from llavacot_mlx.stages import Stage
 from llavacot_mlx.tokenizer import Turn
 from llavacot_mlx.trace import StageRecord, Timings, Trace, Usage
 
-QUESTION = "How many red shapes are there?"
+QUESTION = "Is there a small red triangle?"  # its answer is short
 WARM = Sampling(temperature=1.2, top_p=1.0)
 HOT = Sampling(temperature=2.5, top_p=1.0)  # so that even a model as sure as this one wavers
 SEARCHES = [method for method in Method if method not in (Method.GREEDY, Method.SAMPLE)]
