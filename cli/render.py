@@ -20,6 +20,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -478,50 +479,14 @@ def finished(trace: Trace, width: int) -> RenderableType:
     return Group(*panels, Text(figures(trace), style="dim"))
 
 
-class BytesBar:
-    """A progress bar with rate and time left, on a terminal; nothing elsewhere."""
+class _Bar:
+    """A progress bar on a terminal; nothing elsewhere."""
 
-    def __init__(self, out: TextIO, doing: str) -> None:
-        console = Console(file=out, highlight=False)
+    def __init__(self, console: Console, doing: str, total: int | None, *columns: ProgressColumn):
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal or console.is_dumb_terminal,
-        )
-        self._task = self._progress.add_task(doing, total=None)
-
-    def __enter__(self) -> Self:
-        _begin(self._progress)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
-
-    def at(self, done: int, total: int) -> None:
-        """Moves the bar to `done` of `total` bytes."""
-        self._progress.update(self._task, completed=done, total=total)
-
-
-class CountBar:
-    """A progress bar of things done, with rate and time left, on stderr; nothing elsewhere."""
-
-    def __init__(self, doing: str, total: int) -> None:
-        console = Console(stderr=True, highlight=False)
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
+            *columns,
             TimeRemainingColumn(compact=True),
             console=console,
             transient=True,
@@ -530,7 +495,11 @@ class CountBar:
         self._task = self._progress.add_task(doing, total=total)
 
     def __enter__(self) -> Self:
-        _begin(self._progress)
+        try:
+            self._progress.start()  # hides the cursor, and draws: Ctrl-C may come in between
+        except BaseException:
+            self._progress.stop()
+            raise
         return self
 
     def __exit__(
@@ -541,14 +510,26 @@ class CountBar:
     ) -> None:
         self._progress.stop()
 
+
+class BytesBar(_Bar):
+    """Of bytes, with rate and time left."""
+
+    def __init__(self, out: TextIO, doing: str) -> None:
+        console = Console(file=out, highlight=False)
+        super().__init__(console, doing, None, DownloadColumn(), TransferSpeedColumn())
+
+    def at(self, done: int, total: int) -> None:
+        """Moves the bar to `done` of `total` bytes."""
+        self._progress.update(self._task, completed=done, total=total)
+
+
+class CountBar(_Bar):
+    """Of things done one by one, with the time they took and that is left, on stderr."""
+
+    def __init__(self, doing: str, total: int) -> None:
+        console = Console(stderr=True, highlight=False)
+        super().__init__(console, doing, total, MofNCompleteColumn(), TimeElapsedColumn())
+
     def advance(self) -> None:
         """One more is done."""
         self._progress.advance(self._task)
-
-
-def _begin(progress: Progress) -> None:
-    try:
-        progress.start()  # hides the cursor, and draws: Ctrl-C may come in between
-    except BaseException:
-        progress.stop()
-        raise

@@ -434,6 +434,43 @@ def test_a_bad_question_or_flag(
     check_refused(desk, "ask", "picture.png", *arguments, "--model", "model", says=says)
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--candidates", "0"), ("--search swires --candidates 0", "take 1 to 256")),
+        (("--candidates", "10000"), ("--candidates 10000", "take 1 to 256")),
+        (("--keep", "5"), ("--keep 5", "no more can be kept")),
+        (("--judge", "nix/reward"), ("nix/reward",)),
+        (("--judge", "picture.png"), ("picture.png",)),
+        (("--judge", "."), ("no config.json",)),
+        (("--judge", "slef"), ("judge 'slef'", "there are self, logprob, pairwise, majority")),
+        (("--judge", "logprob"), ("logprob is not calibrated", "give a threshold")),
+        (("--threshold", "0.5", "--kv-budget", "1kB"), ("would take", "budget is 0.00 MB")),
+        (("--trace", "nix/search.json"), ("nix/search.json", "no folder")),
+        (("--trace", "."), ("is a folder",)),
+    ],
+    ids=" ".join,
+)
+def test_a_search_that_cannot_be(flags: tuple[str, ...], says: tuple[str, ...], desk: Path) -> None:
+    arguments = ("ask", "picture.png", "What?", "--model", "model", "--search", "swires", *flags)
+    check_refused(desk, *arguments, says=says)
+
+
+@pytest.mark.parametrize(
+    ("plan", "says"),
+    [
+        ("steps: [{write: answer, candidats: 4}]", ("candidats", "is it candidates?")),
+        ("steps: [{write: caption}]", ("steps[0]", "here it is summary or answer")),
+        ("steps: [", ("not a YAML file",)),
+        ("", ("the plan: expected keys",)),
+    ],
+)
+def test_a_plan_that_cannot_be(plan: str, says: tuple[str, ...], desk: Path) -> None:
+    (desk / "plan.yaml").write_text(plan, encoding="utf-8")
+    arguments = ("ask", "picture.png", "What?", "--model", "model", "--plan", "plan.yaml")
+    check_refused(desk, *arguments, says=("plan.yaml: ", *says))
+
+
 def test_a_question_that_does_not_fit(desk: Path) -> None:
     """100,000 characters; the model's context is 512 tokens."""
     arguments = ("ask", "picture.png", "why? " * 20_000, "--model", "model")

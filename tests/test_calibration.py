@@ -18,7 +18,7 @@ from llavacot_mlx.errors import UserError
 from llavacot_mlx.plans import Settings, plan_of
 from llavacot_mlx.stages import Stage
 
-QUESTION = "How many red shapes are there?"
+QUESTION = "Is there a small red square?"  # its answer is short
 
 
 def test_the_published_cut_off() -> None:
@@ -102,9 +102,9 @@ def calibrate(*arguments: object) -> tuple[int, str, str]:
 def test_the_command_measures_what_the_search_would_see(model: Path, tmp_path: Path) -> None:
     """Every score of the first round on each question; a second judge is added to the first."""
     questions = tmp_path / "questions.jsonl"
-    row = {"image": demo.example_path("busy").name, "question": QUESTION}
+    row = {"image": demo.example_path("tall").name, "question": QUESTION}
     questions.write_text(json.dumps(row) + "\n", encoding="utf-8")
-    images = demo.example_path("busy").parent
+    images = demo.example_path("tall").parent
     for judge in ("logprob", "self"):
         code, said, notes = calibrate(
             questions, "--images", images, "--model", model, "--judge", judge, "--seed", 3

@@ -30,8 +30,8 @@ from llavacot_mlx.judges.pairwise import PairwiseJudge
 from llavacot_mlx.judges.self_judge import SelfJudge
 from llavacot_mlx.judges.yes_or_no import YesOrNo
 from llavacot_mlx.model.mllama import Mllama
+from llavacot_mlx.node import Node
 from llavacot_mlx.plans import OWN_JUDGES
-from llavacot_mlx.search import Node
 from llavacot_mlx.stages import Stage
 from llavacot_mlx.tokenizer import Tokenizer
 from llavacot_mlx.trace import StageRecord, Timings, Usage

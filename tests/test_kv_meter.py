@@ -13,7 +13,7 @@ from llavacot_mlx.errors import UserError
 from llavacot_mlx.kv_meter import KVLimits, KVMeter
 from llavacot_mlx.trace import Usage
 
-QUESTION = "How many red shapes are there?"
+QUESTION = "Is there a small red triangle?"  # its answer is short
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from llavacot_mlx.prompt import Prompt
 from llavacot_mlx.tokenizer import Turn
 from llavacot_mlx.trace import Timings, Usage
 
-LONG_QUESTION = "How many red shapes are there? " * 12
+LONG_QUESTION = "Is there a small red square? " * 12
 
 
 def noise(*shape: int, seed: int = 0) -> mx.array:
@@ -160,7 +160,7 @@ def test_answers_with_few_bits(assistant: Assistant, search: str) -> None:
     """The same answer in a third of the memory; this picture is no close call."""
     full, few = (
         assistant.ask(
-            demo.example_path("busy"), LONG_QUESTION, search=search, limits=KVLimits(bits=bits)
+            demo.example_path("tall"), LONG_QUESTION, search=search, limits=KVLimits(bits=bits)
         )
         for bits in (None, 8)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from llavacot_mlx import demo
 from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.cache import VisionMemory
 from llavacot_mlx.candidates import Ready
+from llavacot_mlx.config import Quantization
+from llavacot_mlx.convert.run import convert
 from llavacot_mlx.decode import prefill
 from llavacot_mlx.events import (
     CandidateEnded,
@@ -31,16 +34,17 @@ from llavacot_mlx.judges.majority import MajorityJudge
 from llavacot_mlx.kv_meter import KVMeter
 from llavacot_mlx.model.text import TextModel
 from llavacot_mlx.model.vision import VisionModel
+from llavacot_mlx.node import Node
 from llavacot_mlx.pictures import open_picture
 from llavacot_mlx.plans import Method, Plan, Settings, Step, Unit, plan_of
 from llavacot_mlx.prompt import Prompt
 from llavacot_mlx.sampling import Sampling
-from llavacot_mlx.search import Engine, Node, Search, best
+from llavacot_mlx.search import Engine, Search, best
 from llavacot_mlx.stages import Stage
 from llavacot_mlx.tokenizer import Turn
 from llavacot_mlx.trace import StageRecord, Timings, Trace, Usage
 
-QUESTION = "How many red shapes are there?"
+QUESTION = "Is there a small red triangle?"  # its answer is short
 WARM = Sampling(temperature=1.2, top_p=1.0)
 HOT = Sampling(temperature=2.5, top_p=1.0)  # so that even a model as sure as this one wavers
 SEARCHES = [method for method in Method if method not in (Method.GREEDY, Method.SAMPLE)]
@@ -338,6 +342,31 @@ def test_the_majority_is_of_conclusions() -> None:
     answers = ["Two  shapes", "two shapes", None, "three"]
     nodes = [node(number, answer) for number, answer in enumerate(answers)]
     assert MajorityJudge().scores(nodes) == [0.5, 0.5, None, 0.25]
+
+
+def test_a_quantized_model_is_searched(quantizable: Path, tmp_path: Path) -> None:
+    """Candidates decoded together write what each writes alone, over weights in 4 bits."""
+    convert(quantizable, tmp_path / "few", quantization=Quantization(32, 4))
+    assistant = Assistant.load(tmp_path / "few", dtype="float32")
+    picture = Image.effect_noise((60, 30), 90).convert("RGB")
+    plan = plan_of(Settings("best-of-n", 8, judge="logprob"))
+    trace = assistant.ask(picture, "How many?", search=plan, max_tokens=20)
+    alone = plan_of(Settings("best-of-n", 2, judge="logprob"))
+    two = assistant.ask(picture, "How many?", search=alone, max_tokens=20)
+    texts = [node.text for node in trace.search.nodes]
+    assert texts[:2] == [node.text for node in two.search.nodes]
+    assert len(set(texts)) > 2
+
+
+def test_a_trace_is_replayed(assistant: Assistant) -> None:
+    """From what stands in its file: the same tokens, and the same tree."""
+    plan = plan_of(Settings("swires", 3, temperature=1.3, top_p=1.0, threshold=2.0, max_retraces=1))
+    picture = demo.example_path()
+    first = assistant.ask(picture, QUESTION, search=plan, seed=5, max_tokens=150)
+    kept = Trace.from_dict(json.loads(first.to_json()))
+    again = assistant.replay(kept, picture)
+    assert again.token_ids == first.token_ids
+    assert again.search == first.search
 
 
 # --- What goes wrong. ---

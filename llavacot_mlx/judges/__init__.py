@@ -11,7 +11,7 @@ from llavacot_mlx.stages import Stage
 if TYPE_CHECKING:
     from PIL import Image
 
-    from llavacot_mlx.search import Node
+    from llavacot_mlx.node import Node
 
 
 class Judge(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llavacot_mlx.search import Node
+from llavacot_mlx.node import Node
 
 
 class LogprobJudge:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from llavacot_mlx.search import Node
+from llavacot_mlx.node import Node
 
 
 class MajorityJudge:

@@ -21,7 +21,7 @@ from llavacot_mlx.plans import OWN_JUDGES
 if TYPE_CHECKING:
     from PIL import Image
 
-    from llavacot_mlx.search import Node
+    from llavacot_mlx.node import Node
 
 GROUP = "llavacot.judges"
 """The entry point group of judges in Python packages."""

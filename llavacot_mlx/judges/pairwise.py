@@ -17,7 +17,7 @@ from llavacot_mlx.judges.questions import (
     first_or_second,
 )
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.search import Node
+from llavacot_mlx.node import Node
 from llavacot_mlx.stages import Stage
 from llavacot_mlx.tokenizer import Tokenizer
 from llavacot_mlx.trace import Usage

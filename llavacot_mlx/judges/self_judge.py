@@ -10,7 +10,7 @@ from llavacot_mlx.cache import VisionMemory
 from llavacot_mlx.judges.asking import ask_each
 from llavacot_mlx.judges.questions import IS_IT_RIGHT
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.search import Node
+from llavacot_mlx.node import Node
 from llavacot_mlx.stages import Stage
 from llavacot_mlx.tokenizer import Tokenizer
 from llavacot_mlx.trace import Usage
