@@ -35,10 +35,11 @@ from llavacot_mlx.judges.logprob import LogprobJudge
 from llavacot_mlx.judges.majority import MajorityJudge
 from llavacot_mlx.judges.self_judge import SelfJudge
 from llavacot_mlx.kv_meter import KVMeter
+from llavacot_mlx.node import Node
 from llavacot_mlx.pictures import TileCutter
 from llavacot_mlx.plans import LOGPROB, PUBLISHED_SAMPLING, SELF, Method, Plan, Settings, plan_of
 from llavacot_mlx.prompt import Prompt
-from llavacot_mlx.search import Engine, Node, Search, best
+from llavacot_mlx.search import Engine, Search, best
 from llavacot_mlx.stages import Stage
 from llavacot_mlx.tokenizer import Tokenizer, Turn
 from llavacot_mlx.trace import Timings, Usage

@@ -25,8 +25,8 @@ from benchmarks.search_quality import (
 from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.demo import model_path
 from llavacot_mlx.demo.world import VALIDATION, draw, questions, scene
+from llavacot_mlx.node import Node
 from llavacot_mlx.plans import SELF, Method
-from llavacot_mlx.search import Node
 from llavacot_mlx.stages import Stage
 from llavacot_mlx.trace import StageRecord
 
