@@ -93,7 +93,9 @@ def test_a_search_with_the_real_engine_is_shown(tiny: Path, desk: Path, flag: st
     )
     if flag == "--plain":
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.startswith("Answer · 4 candidates · their conclusions\n1 ")
+        notice, rounds = done.stdout.split("\n\n", 1)
+        assert notice.startswith("note: the judge self came to no verdict")
+        assert rounds.startswith("Answer · 4 candidates · their conclusions\n1 ")
         assert "4 candidates · 0 retraces · 16 tokens decoded, " in done.stdout
     else:  # a random model concludes nothing
         assert done.stderr.startswith("error: the model wrote no conclusion")

@@ -351,7 +351,7 @@ def test_long_candidates_are_shown_from_where_they_differ(desk: Path) -> None:
 
 
 def test_an_interrupt_in_a_search_keeps_the_screen(desk: Path) -> None:
-    with search(desk, RETRACING, pause=0.03) as session:
+    with search(desk, RETRACING, pause=0.12) as session:
         session.wait_for("There is")
         session.press(b"\x03")
         assert session.finish() == 130
@@ -359,6 +359,7 @@ def test_an_interrupt_in_a_search_keeps_the_screen(desk: Path) -> None:
         assert "4       There is" in session.text
         assert "interrupted ─╯" in session.text
         assert "chosen" not in session.text
+        assert "stopped; the best path so far:" in session.text
         assert session.terminal.cursor_visible
 
 
