@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from benchmarks.machine import machine
 from benchmarks.paired import Difference, difference, wilson
 from llavacot_mlx.calibration import Calibration, load_calibration
 from llavacot_mlx.config import load_config
@@ -437,7 +438,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", type=Path, default=model_path())
     parser.add_argument("--split", choices=[split.name for split in SPLITS], default="test")
-    parser.add_argument("--questions", type=int, default=1000)
+    parser.add_argument(
+        "--questions", type=int, default=1000, help="how many; 0 prints the table of what is there"
+    )
     parser.add_argument("--first", type=int, default=0, help="the first question's number")
     parser.add_argument("--methods", nargs="+", choices=list(Method), default=list(Method))
     parser.add_argument("--judges", nargs="+", choices=JUDGES, default=JUDGES)
@@ -455,6 +458,7 @@ def main() -> None:
     lines = report(outcomes)
     print(table(lines))
     record = {
+        "machine": machine(),
         "split": split.name,
         "seed": SEED,
         "sampling": asdict(PUBLISHED_SAMPLING),
