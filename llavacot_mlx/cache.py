@@ -101,9 +101,11 @@ class TextCache:
         tokens. `advance` must follow once every layer was extended.
         """
         end = self.length + keys.shape[2]
-        if layer == 0 and self._meter is not None:
+        buffer = self._keys[layer]
+        if layer == 0 and self._meter and (buffer is None or end > buffer.shape[2]):
+            column = keys.nbytes // keys.shape[2]
             capacity = capacity_for(end, _STEP)
-            self._meter.hold("prefixes", 2 * len(self._keys) * keys[..., :1, :].nbytes * capacity)
+            self._meter.hold("prefixes", 2 * len(self._keys) * column * capacity)
         all_keys = written(self._keys[layer], keys, self.length, _STEP)
         all_values = written(self._values[layer], values, self.length, _STEP)
         self._keys[layer], self._values[layer] = all_keys, all_values
