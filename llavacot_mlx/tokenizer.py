@@ -114,6 +114,10 @@ class Tokenizer:
         """Text of generated ids, special tokens left out."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
+    def spelled(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens as they are spelled: for people, not to be read again."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
     def stream(self) -> TextStream:
         return TextStream(self._bytes)
 

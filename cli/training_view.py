@@ -1,0 +1,206 @@
+"""A training as a person sees it: what will be learned, how it goes, what came of it."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from llavacot_mlx.cli.figures import size
+from llavacot_mlx.cli.printable import printable
+from llavacot_mlx.train.events import Answer, Event, KindFigures, Saved, Stepped, Validated
+from llavacot_mlx.train.sample import Target
+
+if TYPE_CHECKING:
+    from llavacot_mlx.train.prepare import Prepared, Run
+
+_COLOURS = {
+    Target.MASKED: "dim",
+    Target.SUMMARY: "cyan",
+    Target.CAPTION: "blue",
+    Target.REASONING: "magenta",
+    Target.CONCLUSION: "green",
+    Target.TAGS: "yellow",
+}
+_LONGEST_ANSWER = 300  # characters; an answer in a validation is there to be glanced at
+
+
+class TrainingView:
+    """Lines for what happens, and on a terminal a bar below them; a quiet one shows nothing."""
+
+    def __init__(self, out: TextIO, *, steps_per_report: int, quiet: bool) -> None:
+        self._console = Console(file=out, highlight=False, markup=False, emoji=False, quiet=quiet)
+        self._terminal = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._every = steps_per_report
+        self._since: list[Stepped] = []  # steps since the last line
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+            transient=True,
+            disable=quiet or not self._terminal,
+        )
+        self._task = self._progress.add_task("training", total=None, figures="")
+
+    def __enter__(self) -> Self:
+        try:
+            self._progress.start()
+        except BaseException:
+            self._progress.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def show_start(self, prepared: Prepared) -> None:
+        """What a person wants to know before the first step."""
+        about = Table.grid(padding=(0, 2))
+        for name, value in _summary(prepared):
+            about.add_row(Text(name, "dim"), Text(value))
+        self._console.print(about)
+        for note in prepared.notes:
+            self._console.print(Text(f"note: {note}", "yellow"))
+        self._console.print()
+        self._console.print(Text(f"What is learned of {prepared.example.where}:", "bold"))
+        if self._terminal:
+            self._console.print(_legend())
+            self._console.print(_coloured(prepared.example.runs))
+        else:
+            for target, text in prepared.example.runs:
+                name = "not learned" if target is Target.MASKED else target.name.lower()
+                self._console.print(f"  {name:<12}{printable(text)!r}", soft_wrap=True)
+        self._console.print()
+
+    def begin(self, run: Run) -> None:
+        self._progress.update(self._task, total=run.steps, completed=run.done)
+
+    def show(self, event: Event) -> None:
+        if isinstance(event, Stepped):
+            self._show_step(event)
+        elif isinstance(event, Validated):
+            self._show_validation(event)
+        elif isinstance(event, Saved) and self._terminal:
+            self._console.print(Text(f"step {event.step}: saved to {event.folder}", "dim"))
+
+    def say(self, text: str) -> None:
+        """One line of its own."""
+        self._console.print(text, soft_wrap=True)
+
+    def _show_step(self, step: Stepped) -> None:
+        self._since.append(step)
+        figures = f"loss {step.loss:.3f}  {_speed([step])}  {size(step.peak_memory_bytes)}"
+        self._progress.update(self._task, completed=step.step, figures=figures)
+        if step.step % self._every == 0:
+            tokens = sum(one.learned_tokens for one in self._since)
+            loss = sum(one.loss * one.learned_tokens for one in self._since) / tokens
+            self._console.print(
+                f"step {step.step:>6}  loss {loss:.4f}  learning rate {step.learning_rate:.2e}  "
+                f"{_speed(self._since)}  gradient {step.grad_norm:.2f}  "
+                f"peak memory {size(step.peak_memory_bytes)}"
+            )
+            self._since = []
+
+    def _show_validation(self, seen: Validated) -> None:
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        table.add_column(f"step {seen.step}, validation", style="dim")
+        for heading in ("loss", "accuracy", "tokens"):
+            table.add_column(heading, justify="right", style="dim")
+        for kind, figures in seen.kinds.items():
+            name = "tags" if kind is Target.TAGS else kind.name
+            table.add_row(Text(name, _COLOURS[kind]), *_figures(figures))
+        total = sum(figures.tokens for figures in seen.kinds.values())
+        hits = sum(figures.tokens * figures.accuracy for figures in seen.kinds.values())
+        if total:
+            table.add_row(
+                Text("all", "bold"), *_figures(KindFigures(seen.loss, hits / total, total))
+            )
+        self._console.print(table)
+        if seen.answers:
+            well_formed = sum(answer.well_formed for answer in seen.answers)
+            right = sum(answer.right for answer in seen.answers)
+            count = len(seen.answers)
+            self._console.print(
+                f"{count} answered: {well_formed} of {count} well-formed, {right} of {count} right"
+            )
+            for answer in seen.answers:
+                self._console.print(_answer(answer), soft_wrap=not self._terminal)
+
+
+def _summary(prepared: Prepared) -> list[tuple[str, str]]:
+    memory, settings = prepared.memory, prepared.settings
+    share = prepared.trainable / prepared.parameters
+    valid = f", {prepared.validation_rows} to validate" if prepared.validation_rows else ""
+    run = prepared.run
+    rows = settings.batch_size * settings.grad_accumulation_steps
+    return [
+        ("model", prepared.model_name),
+        ("data", f"{prepared.rows} rows to learn from{valid}"),
+        (
+            "learns",
+            f"{prepared.trainable / 1e6:,.3f} M of {prepared.parameters / 1e6:,.1f} M parameters "
+            f"({100 * share:.3f}%), {settings.fine_tune_type}",
+        ),
+        ("steps", f"{run.done + 1} to {run.steps}, {rows} rows each"),
+        (
+            "memory",
+            f"about {size(memory.total)} ({size(memory.weights)} weights, "
+            f"{size(memory.learning)} gradients and optimizer, "
+            f"{size(memory.activations)} for a batch of the longest rows)",
+        ),
+        ("writes to", settings.adapter_path),
+    ]
+
+
+def _legend() -> Text:
+    legend = Text()
+    for target in Target:
+        name = "not learned" if target is Target.MASKED else target.name.lower()
+        legend.append(f"■ {name}  ", _COLOURS[target])
+    return legend
+
+
+def _coloured(runs: list[tuple[Target, str]]) -> Text:
+    text = Text()
+    for target, words in runs:
+        text.append(printable(words), _COLOURS[target])
+    return text
+
+
+def _answer(answer: Answer) -> Text:
+    mark, colour = ("✓", "green") if answer.right else ("✗", "red")
+    said = answer.conclusion if answer.conclusion is not None else answer.text
+    text = Text(f"{mark} ", colour)
+    text.append(f"{_short(answer.question)} ", "dim")
+    text.append(_short(said) or "(nothing)")
+    if not answer.right:
+        text.append(f"  (reference: {_short(answer.reference)})", "dim")
+    if not answer.well_formed:
+        text.append("  not well-formed", "red")
+    return text
+
+
+def _short(text: str) -> str:
+    line = " ".join(printable(text).split())
+    return line if len(line) <= _LONGEST_ANSWER else line[: _LONGEST_ANSWER - 1] + "…"
+
+
+def _figures(figures: KindFigures) -> tuple[str, str, str]:
+    return f"{figures.loss:.4f}", f"{100 * figures.accuracy:.1f}%", f"{figures.tokens:,}"
+
+
+def _speed(steps: list[Stepped]) -> str:
+    seconds = sum(step.seconds for step in steps)
+    return f"{sum(step.learned_tokens for step in steps) / max(seconds, 1e-9):,.0f} tokens/s"

@@ -1,0 +1,107 @@
+"""Where a training stands, in one file: there whole, or not at all.
+
+The file holds the weights that learn, the optimizer's state and the step, so that no two of them
+can come from different moments. It is written beside its name, flushed to the disk and renamed;
+whatever stops the program leaves the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from llavacot_mlx.errors import UserError
+
+FILE_NAME = "checkpoint.safetensors"
+_WEIGHTS, _OPTIMIZER = "weights.", "optimizer."
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    step: int
+    """Steps that were done."""
+    weights: dict[str, mx.array]
+    optimizer: dict[str, mx.array]
+    """Its state, flattened."""
+    origin: dict[str, Any]
+    """What the training was begun with; see `origin_of`."""
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Writes `folder`'s checkpoint in place of the last one.
+
+    Raises UserError where that fails, as on a full disk; the last one is then as it was.
+    """
+    arrays = {_WEIGHTS + name: array for name, array in checkpoint.weights.items()}
+    arrays |= {_OPTIMIZER + name: array for name, array in checkpoint.optimizer.items()}
+    metadata = {"step": str(checkpoint.step), "origin": json.dumps(checkpoint.origin)}
+    write_arrays(folder / FILE_NAME, arrays, metadata)
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Raises UserError when there is none, or what is there is none of ours."""
+    file = folder / FILE_NAME
+    if not file.is_file():
+        raise UserError(
+            f"--resume: {folder} holds no {FILE_NAME}: start without --resume, or name the "
+            "--adapter-path of the training to go on with"
+        )
+    try:
+        arrays, metadata = mx.load(str(file), return_metadata=True)
+        step, origin = int(metadata["step"]), json.loads(metadata["origin"])
+    except (RuntimeError, KeyError, ValueError):
+        raise UserError(f"{file} is damaged: a training cannot go on from it") from None
+    return Checkpoint(
+        step,
+        {name[len(_WEIGHTS) :]: a for name, a in arrays.items() if name.startswith(_WEIGHTS)},
+        {name[len(_OPTIMIZER) :]: a for name, a in arrays.items() if name.startswith(_OPTIMIZER)},
+        origin,
+    )
+
+
+def write_arrays(file: Path, arrays: Mapping[str, mx.array], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file that is there whole or not at all.
+
+    Raises UserError when that fails, and then the file is as it was.
+    """
+    partial = file.with_name(f".{file.stem}-{secrets.token_hex(4)}.safetensors")
+    try:
+        try:
+            mx.save_safetensors(str(partial), dict(arrays), metadata)
+        except RuntimeError as problem:  # MLX says no more of a full disk
+            raise OSError(str(problem)) from None
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
+        expected = sum(array.nbytes for array in arrays.values())
+        if partial.stat().st_size < expected:  # MLX does not notice every short write
+            raise OSError("the disk is full")
+        partial.replace(file)
+    except OSError as problem:
+        raise UserError(
+            f"{file} cannot be written: {problem.strerror or problem}; what was saved before is kept"
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two origins, one phrase each."""
+    return [
+        f"{key} was {_short(before.get(key))} and is {_short(now.get(key))}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "…"

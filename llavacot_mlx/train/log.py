@@ -1,0 +1,94 @@
+"""`log.jsonl`: a row a step and a row a validation, as they happen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.whole_file import write_whole
+
+from .events import Stepped, Validated
+from .sample import Target
+
+FILE_NAME = "log.jsonl"
+
+
+class TrainingLog:
+    """Appends to a folder's log. Rows behind step `done` are those of a run that was cut off."""
+
+    def __init__(self, folder: Path, done: int) -> None:
+        self._file = folder / FILE_NAME
+        kept = [row for row in read_log(folder) if row["step"] <= done] if done else []
+        write_whole(self._file, "".join(map(_line, kept)).encode())
+
+    def append(self, event: Stepped | Validated) -> None:
+        row = _step_row(event) if isinstance(event, Stepped) else _validation_row(event)
+        try:
+            with self._file.open("a", encoding="utf-8") as stream:
+                stream.write(_line(row))
+        except OSError as problem:
+            raise UserError(f"{self._file} cannot be written: {problem.strerror}") from None
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a folder's log; none where there is no log. A row that was cut off is left out.
+
+    Raises UserError where it cannot be read.
+    """
+    file = folder / FILE_NAME
+    if not file.exists():
+        return []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UserError(f"{file} cannot be read: {problem}") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            row["step"]
+        except (ValueError, KeyError, TypeError):
+            if number == len(lines):
+                break
+            raise UserError(f"{file}, row {number}: no row of a training's log") from None
+        rows.append(row)
+    return rows
+
+
+def _step_row(event: Stepped) -> dict[str, Any]:
+    return {
+        "step": event.step,
+        "loss": event.loss,
+        "learned_tokens": event.learned_tokens,
+        "learning_rate": event.learning_rate,
+        "grad_norm": event.grad_norm,
+        "seconds": round(event.seconds, 4),
+        "peak_memory_bytes": event.peak_memory_bytes,
+    }
+
+
+def _validation_row(event: Validated) -> dict[str, Any]:
+    row: dict[str, Any] = {"step": event.step, "val_loss": event.loss}
+    row["val_seconds"] = round(event.seconds, 4)
+    for kind, figures in event.kinds.items():
+        row[f"val_loss_{_name(kind)}"] = figures.loss
+        row[f"val_accuracy_{_name(kind)}"] = figures.accuracy
+    if event.answers:
+        row["val_answers"] = len(event.answers)
+        row["val_well_formed"] = _share([answer.well_formed for answer in event.answers])
+        row["val_right"] = _share([answer.right for answer in event.answers])
+    return row
+
+
+def _name(kind: Target) -> str:
+    return kind.name.lower()
+
+
+def _share(values: list[bool]) -> float:
+    return sum(values) / len(values)
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"

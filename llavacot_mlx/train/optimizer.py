@@ -1,0 +1,42 @@
+"""How weights change: MLX's optimizers and schedules by their names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.optimizers as optimizers
+
+from llavacot_mlx.errors import UserError
+
+from .settings import LRSchedule, TrainSettings
+
+_CLASSES: dict[str, Any] = {
+    "adam": optimizers.Adam,
+    "adamw": optimizers.AdamW,
+    "muon": optimizers.Muon,
+    "sgd": optimizers.SGD,
+    "adafactor": optimizers.Adafactor,
+}
+
+
+def optimizer_of(settings: TrainSettings) -> Any:
+    """The optimizer of a training. Raises UserError for a setting of it that MLX does not take."""
+    rate = _schedule(settings.lr_schedule) if settings.lr_schedule else settings.learning_rate
+    given = settings.optimizer_config.get(settings.optimizer, {})
+    try:
+        return _CLASSES[settings.optimizer](learning_rate=rate, **given)
+    except (TypeError, ValueError) as problem:
+        raise UserError(f"optimizer_config.{settings.optimizer}: {problem}") from None
+
+
+def _schedule(schedule: LRSchedule) -> Any:
+    try:
+        after = getattr(optimizers, schedule.name)(*schedule.arguments)
+        if not schedule.warmup:
+            return after
+        rise = optimizers.linear_schedule(
+            schedule.warmup_init, schedule.arguments[0], schedule.warmup
+        )
+        return optimizers.join_schedules([rise, after], [schedule.warmup + 1])
+    except (TypeError, ValueError, IndexError) as problem:
+        raise UserError(f"lr_schedule.arguments of {schedule.name}: {problem}") from None

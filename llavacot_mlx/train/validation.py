@@ -1,0 +1,118 @@
+"""How a model does on rows that it does not learn from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from llavacot_mlx.answering import Answering, Asked, Loaded
+from llavacot_mlx.events import Answered
+from llavacot_mlx.model.mllama import Mllama
+from llavacot_mlx.plans import Settings, plan_of
+from llavacot_mlx.stages import Closed, Stage, StageParser, Text
+
+from .events import Answer, KindFigures, Validated
+from .forward import Sums, loss_sums
+from .inputs import BatchSource, Question
+from .sample import Target
+from .workers import Workers
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The rows that are looked at, and the questions of them that are answered as well."""
+
+    source: BatchSource
+    batches: int
+    questions: Sequence[Question]
+    loaded: Loaded
+    """The model that learns, with what it needs to answer."""
+    max_tokens: int
+
+    def look(self, model: Mllama, step: int, workers: Workers) -> Validated:
+        """Without dropout, and without a change to anything."""
+        started = time.perf_counter()
+        model.eval()
+        try:
+            sums = self._sums(model, workers)
+            answers = tuple(self._answer(question) for question in self.questions)
+        finally:
+            model.train()
+        return Validated(
+            step,
+            float(sums.loss) / max(1.0, float(sums.learned)),
+            time.perf_counter() - started,
+            kind_figures(sums),
+            answers,
+        )
+
+    def _sums(self, model: Mllama, workers: Workers) -> Sums:
+        sums = Sums.zero()
+        with self.source.batches(0, workers) as batches:
+            for _ in range(self.batches):
+                inputs = next(batches)
+                if inputs is not None:
+                    sums = sums + loss_sums(model, inputs)
+                    mx.eval(sums.arrays)
+        arrays = workers.sum(sums.arrays)
+        mx.eval(arrays)
+        return Sums(*arrays)
+
+    def _answer(self, question: Question) -> Answer:
+        asked = Asked(question.image, question.text, plan_of(Settings()), self.max_tokens, seed=0)
+        trace = next(
+            event.trace for event in Answering(self.loaded, asked) if isinstance(event, Answered)
+        )
+        wanted = conclusion_of(question.reference)
+        return Answer(
+            where=question.where,
+            question=question.text,
+            text=trace.text,
+            reference=question.reference if wanted is None else wanted,
+            conclusion=trace.answer,
+            well_formed=is_well_formed(trace.text),
+            right=trace.answer is not None
+            and wanted is not None
+            and _plain(trace.answer) == _plain(wanted),
+        )
+
+
+def kind_figures(sums: Sums) -> dict[Target, KindFigures]:
+    """The figures of every kind of token that there was."""
+    figures = {}
+    losses, counts, hits = (
+        array.tolist() for array in (sums.loss_by_kind, sums.count_by_kind, sums.correct_by_kind)
+    )
+    for kind in Target:
+        if kind is not Target.MASKED and counts[kind]:
+            count = counts[kind]
+            figures[kind] = KindFigures(losses[kind] / count, hits[kind] / count, int(count))
+    return figures
+
+
+def conclusion_of(text: str) -> str | None:
+    """The text of an answer's CONCLUSION; None where it has none."""
+    parser = StageParser()
+    parts = [
+        event.text
+        for event in (*parser.feed(text), *parser.finish())
+        if isinstance(event, Text) and event.stage is Stage.CONCLUSION
+    ]
+    return "".join(parts).strip() if parts else None
+
+
+def is_well_formed(text: str) -> bool:
+    """Whether all four stages are there once, in order, each closed by its tag."""
+    parser = StageParser()
+    closed = [
+        event for event in (*parser.feed(text), *parser.finish()) if isinstance(event, Closed)
+    ]
+    return [event.stage for event in closed] == list(Stage) and all(e.by_tag for e in closed)
+
+
+def _plain(answer: str) -> str:
+    return " ".join(answer.casefold().split()).rstrip(".")
