@@ -53,7 +53,7 @@ def parse_row(line: str, where: str) -> Conversation:
     """
 
     try:
-        row = json.loads(line)
+        row = json.loads(line.strip())
     except (ValueError, RecursionError) as problem:
         raise RowError(where, ProblemKind.NOT_JSON, f"not JSON: {problem}") from None
     try:
