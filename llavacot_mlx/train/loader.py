@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,7 @@ class Loader:
     cutter: TileCutter
     threads: int = THREADS
 
-    def batches(self, order: Sequence[tuple[int, ...]], start: int = 0) -> Iterator[Batch]:
+    def batches(self, order: Sequence[tuple[int, ...]], start: int = 0) -> Generator[Batch]:
         """The batches `order[start:]`, each a tuple of rows, as `batch_order` gives them.
 
         What comes follows from `order` alone, and not from the threads. They are at most

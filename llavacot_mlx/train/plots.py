@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from .stats import Stats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 STATS_SIZE = (1600, 1000)
@@ -30,7 +32,7 @@ _STAGE_COLOURS = ("#2f6db5", "#3a9d6e", "#d9752b", "#8a5bb5")
 _BINS = 40
 _MOST_SOURCES = 12  # bars; the others share one
 _LONGEST_NAME = 24  # characters of a source
-_SMOOTHED = 60  # points: of more, a line through their running mean is drawn too
+_SMOOTHED = 60  # points that a line is drawn through; of twice as many, through running means
 
 
 def check_can_draw(file: Path) -> None:
@@ -66,9 +68,7 @@ def draw_stats(stats: Stats, file: Path) -> None:
     axes = figure.add_subplot(grid[2, :3])
     _sources(axes, stats.sources)
     axes = figure.add_subplot(grid[2, 3])
-    axes.bar([str(tiles) for tiles in stats.tiles], list(stats.tiles.values()), color=_BLUE)
-    axes.set_title("rows by tiles of the picture")
-    _plain(axes)
+    _tiles(axes, stats.tiles)
     figure.suptitle(f"{stats.rows:,} rows, {stats.answers:,} answers", fontsize=15)
     _save(figure, file)
 
@@ -81,38 +81,23 @@ def draw_curve(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     """
     figure = _figure(file, CURVE_SIZE)
     axes = figure.add_subplot()
-    for key, name, colour in (("loss", "training", _BLUE), ("val_loss", "validation", _ORANGE)):
-        points = [
-            (row["step"], row[key])
-            for row in rows
-            if row.get(key) is not None and math.isfinite(row[key])
-        ]
-        if not points:
-            continue
-        steps, losses = np.array(points, dtype=np.float64).T
-        if key == "val_loss":
-            axes.plot(steps, losses, color=colour, marker="o", markersize=5, label=name, zorder=3)
-            axes.annotate(
-                f"{losses[-1]:.3f}",
-                (steps[-1], losses[-1]),
-                xytext=(6, 6),
-                textcoords="offset points",
-                color=colour,
-            )
-        elif len(points) <= _SMOOTHED:
-            axes.plot(steps, losses, color=colour, label=name)
-        else:
-            window = len(points) // _SMOOTHED
-            axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=1)
-            axes.plot(
-                steps,
-                _running_mean(losses, window),
-                color=colour,
-                label=f"{name}, mean of {window} reports" if window > 1 else name,
-            )
+    steps, losses = _points(rows, "loss")
+    window = max(1, len(losses) // _SMOOTHED)
+    if window > 1:
+        axes.plot(steps, losses, color=_BLUE, alpha=0.25, linewidth=1)
+        name = f"training, mean of {window} reports"
+        axes.plot(steps, _running_mean(losses, window), color=_BLUE, label=name)
+    elif losses.size:
+        axes.plot(steps, losses, color=_BLUE, marker=".", label="training")
+    steps, losses = _points(rows, "val_loss")
+    if losses.size:
+        axes.plot(steps, losses, color=_ORANGE, marker="o", markersize=5, label="validation")
+        last = (steps[-1], losses[-1])
+        above = {"xytext": (6, 6), "textcoords": "offset points"}
+        axes.annotate(f"{losses[-1]:.3f}", last, **above, color=_ORANGE)  # type: ignore[arg-type]
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats a token")
-    axes.set_title("loss")
+    _counting(axes.xaxis)
     _plain(axes)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
@@ -126,37 +111,49 @@ def _figure(file: Path, size: tuple[int, int]) -> Figure:
     from matplotlib.figure import Figure  # and no pyplot, which would look for a screen
 
     width, height = size
-    return Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, layout="constrained")
+    pads = {"w_pad": 0.15, "h_pad": 0.15, "wspace": 0.02, "hspace": 0.04}  # inches, then shares
+    figure.get_layout_engine().set(**pads)  # type: ignore[union-attr]
+    return figure
 
 
 def _save(figure: Figure, file: Path) -> None:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a folder's name in a script that the font has not
+        figure.savefig(buffer, format="png", dpi=_DPI)
     write_whole(file, buffer.getvalue())
 
 
 def _histogram(axes: Axes, counts: np.ndarray, longest: int, colour: str) -> None:
     """Of whole numbers up to `longest`, with a line at their median."""
+    _plain(axes)
+    if not counts.size:
+        _nothing(axes)
+        return
     width = max(1, math.ceil(longest / _BINS))
     axes.hist(counts, bins=range(0, longest + width + 1, width), color=colour, alpha=0.85)
-    if counts.size:
-        median = float(np.median(counts))
-        axes.axvline(median, color="black", linewidth=1, linestyle="--")
-        axes.text(
-            0.98,
-            0.93,
-            f"median {median:g}\nmax {counts.max()}",
-            transform=axes.transAxes,
-            ha="right",
-            va="top",
-        )
-    else:
-        _nothing(axes)
+    median = float(np.median(counts))
+    axes.axvline(median, color="black", linewidth=1, linestyle="--")
+    axes.text(
+        0.98,
+        0.93,
+        f"median {median:,.10g}\nmax {counts.max():,}",
+        transform=axes.transAxes,
+        ha="right",
+        va="top",
+    )
     axes.set_xlim(0, longest + width)
-    _plain(axes)
+    _counting(axes.xaxis)
+    _counting(axes.yaxis)
 
 
 def _sources(axes: Axes, sources: Mapping[str, int]) -> None:
+    axes.set_title("rows by source, the first folder of the picture's path")
+    _plain(axes, grid="x")
+    if not sources:
+        _nothing(axes)
+        return
     bars = list(sources.items())
     if len(bars) > _MOST_SOURCES:
         others = bars[_MOST_SOURCES - 1 :]
@@ -172,8 +169,28 @@ def _sources(axes: Axes, sources: Mapping[str, int]) -> None:
     axes.bar_label(drawn, labels=[f"{rows:,}" for _, rows in bars], padding=4)
     axes.invert_yaxis()
     axes.margins(x=0.1)
-    axes.set_title("rows by source, the first folder of the picture's path")
-    _plain(axes, grid="x")
+    _counting(axes.xaxis)
+
+
+def _tiles(axes: Axes, tiles: Mapping[int, int]) -> None:
+    axes.set_title("rows by tiles of the picture")
+    _plain(axes)
+    if not tiles:
+        _nothing(axes)
+        return
+    axes.bar([str(count) for count in tiles], list(tiles.values()), color=_BLUE)
+    _counting(axes.yaxis)
+
+
+def _points(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and losses of the rows that have a finite one."""
+    found = [
+        (row["step"], row[key])
+        for row in rows
+        if row.get(key) is not None and math.isfinite(row[key])
+    ]
+    points = np.array(found, dtype=np.float64).reshape(-1, 2)
+    return points[:, 0], points[:, 1]
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -185,7 +202,17 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def _nothing(axes: Axes) -> None:
+    """Says that there is nothing to draw, which needs no scale."""
+    axes.set(xticks=[], yticks=[])
     axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center", color=_GREY)
+
+
+def _counting(axis: Axis) -> None:
+    """Whole numbers, in the way that the rest of the program writes them."""
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    axis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+    axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
 def _plain(axes: Axes, grid: str = "y") -> None:
