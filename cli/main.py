@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from llavacot_mlx import __version__
-from llavacot_mlx.cli import ask, calibrate, convert, trace
+from llavacot_mlx.cli import ask, calibrate, convert, data, trace
 from llavacot_mlx.cli.command import Command
 from llavacot_mlx.cli.exits import ending_well
 from llavacot_mlx.cli.welcome import first_command
@@ -48,6 +48,7 @@ app.command(cls=_Ask, help=ask.HELP)(ask.ask)
 app.command(cls=_Trace, help=trace.HELP)(trace.trace)
 app.command(cls=_Convert, help=convert.HELP)(convert.convert)
 app.command(cls=_Calibrate, help=calibrate.HELP)(calibrate.calibrate)
+app.add_typer(data.app, name="data")
 
 
 def _print_version(wanted: bool) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self, TextIO
 
-from rich.box import HEAVY, ROUNDED
+from rich.box import HEAVY, ROUNDED, SIMPLE_HEAD
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
@@ -26,6 +26,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from llavacot_mlx.cli.candidates import Candidate, Round, SearchSoFar, retold, step_back
@@ -63,6 +64,7 @@ _LONG_ROWS_UP_TO = 8  # candidates of a round that get two lines each; more get 
 _SCORE_COLUMNS = 5
 _NARROWEST_TEXT = 6  # columns; below, a candidate's score makes room for its text
 _TAIL = 1000  # characters at the end of a candidate that is being written that are looked at
+_UNLIMITED = 10_000  # columns of what is no terminal
 _KEPT = "✓"
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _COLOURS = {
@@ -533,3 +535,28 @@ class CountBar(_Bar):
     def advance(self) -> None:
         """One more is done."""
         self._progress.advance(self._task)
+
+
+@dataclass(frozen=True)
+class Column:
+    """Of a table."""
+
+    name: str
+    number: bool = False
+    """Whether its cells stand on the right, as numbers do."""
+
+
+def print_table(columns: Iterable[Column], rows: Iterable[Iterable[str]]) -> None:
+    """On stdout; a cell may have several lines. Only a terminal makes long lines wrap."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _UNLIMITED
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in columns:
+        table.add_column(
+            column.name, justify="right" if column.number else "left", no_wrap=column.number
+        )
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+    console.print()

@@ -72,7 +72,7 @@ class TileCutter:
         """Cuts an upright picture of any mode and size."""
         rgb = to_rgb(image)
         width, height = rgb.size
-        rows, columns = self._arrangement(height, width)
+        rows, columns = self.arrangement(height, width)
         new_height, new_width = self._fitted(height, width, rows, columns)
         # PIL resizes 8-bit channels; so does the reference, before anything else is computed.
         resized = np.asarray(rgb.resize((new_width, new_height), resample=self.resample))
@@ -85,7 +85,7 @@ class TileCutter:
         pixels = np.ascontiguousarray(tiles.reshape(rows * columns, size, size, -1))
         return Tiles(pixels, rows, columns, number)
 
-    def _arrangement(self, height: int, width: int) -> tuple[int, int]:
+    def arrangement(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns whose canvas holds the picture with the least change of its size.
 
         The smallest enlargement if there is one, else the mildest reduction; among equals, the

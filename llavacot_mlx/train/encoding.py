@@ -1,0 +1,92 @@
+"""A conversation as the ids that the model reads, and what each of them is as a target."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from llavacot_mlx.stages import Opened, Stage, StageParser, Text
+from llavacot_mlx.tokenizer import Tokenizer
+
+from .conversation import Conversation
+from .sample import Sample, Target
+
+_TARGETS = {stage: Target[stage.name] for stage in Stage}
+# Every tag, in either spelling, ends with one of these and has none of them before its end.
+_UP_TO_A_TAGS_END = re.compile(r"[^>)]*[>)]|[^>)]+")
+
+
+def encode(conversation: Conversation, tokenizer: Tokenizer, images: Path | None) -> Sample:
+    """What is learned from a conversation: every answer, and where each of them ends.
+
+    Everything else is masked: questions, the picture's token, every header, and the line breaks
+    between the assistant's header and its answer, which are part of the prompt. The ids are those
+    that the model sees when it answers: a question's prompt and the ids that it generates. A later
+    question goes on from there as `Tokenizer.next_turn` does, so an answer is always a text of its
+    own. `Tokenizer.prompt` reads an earlier answer as one text with its line breaks. Both give the
+    same ids, unless an answer begins with white space, which `parse_row` removes.
+
+    `images` is the folder that the picture is named relative to.
+    """
+    turns = conversation.turns
+    first = next(place for place, turn in enumerate(turns) if turn.role == "assistant")
+    ids = tokenizer.prompt(turns[:first])
+    targets = [Target.MASKED] * len(ids)
+    for place in range(first, len(turns), 2):
+        answer = turns[place].text
+        answer_ids = tokenizer.encode(answer)
+        # `next_turn` begins with the end of the answer's turn, which is learned.
+        following = tokenizer.next_turn(turns[place + 1].text if place + 1 < len(turns) else "")
+        if place + 1 == len(turns):
+            following = following[:1]
+        ids += answer_ids + following
+        targets += answer_targets(answer, answer_ids, tokenizer)
+        targets += [Target.TAGS] + [Target.MASKED] * (len(following) - 1)
+    image = conversation.image
+    return Sample(
+        conversation.where,
+        np.array(ids, dtype=np.int32),
+        np.array(targets, dtype=np.uint8),
+        None if image is None else (images or Path()) / image,
+    )
+
+
+def answer_targets(answer: str, ids: list[int], tokenizer: Tokenizer) -> list[Target]:
+    """What each token of an answer is: what its first character is that is no white space.
+
+    So a token that a tag's end shares with the line breaks or the text after it is of TAGS, and so
+    is one that a space shares with the beginning of a tag.
+    """
+    characters = _character_targets(answer)
+    stream = tokenizer.stream()
+    targets = []
+    start = 0  # of the token; amid a character, that character
+    for token_id in ids:
+        text = stream.push(token_id)
+        blank = len(text) - len(text.lstrip())
+        targets.append(Target(characters[start + (blank if blank < len(text) else 0)]))
+        start += len(text)
+    return targets
+
+
+def _character_targets(answer: str) -> np.ndarray:
+    """(characters,) uint8: the stage whose text a character is in, or TAGS."""
+    targets = np.full(len(answer), Target.TAGS, dtype=np.uint8)
+    parser = StageParser()
+    done = 0  # characters that the events so far account for
+    end = 0
+    for piece in [*_UP_TO_A_TAGS_END.findall(answer), None]:
+        if piece is not None:
+            end += len(piece)
+        for event in parser.feed(piece) if piece is not None else parser.finish():
+            if isinstance(event, Text):
+                if event.stage is not None:
+                    targets[done : done + len(event.text)] = _TARGETS[event.stage]
+                done += len(event.text)
+            elif isinstance(event, Opened) or event.by_tag:
+                done = (
+                    end  # a tag, if it was completed, was completed by the piece's last character
+                )
+    return targets

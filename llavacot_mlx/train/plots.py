@@ -1,0 +1,223 @@
+"""Figures of data and of training, drawn as PNG files."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.whole_file import check_can_write, write_whole
+
+from .stats import Stats
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+STATS_SIZE = (1600, 1000)
+"""Width and height of what `draw_stats` draws, in pixels."""
+CURVE_SIZE = (1200, 700)
+"""Width and height of what `draw_curve` draws, in pixels."""
+
+_DPI = 100
+_BLUE, _ORANGE, _GREY = "#2f6db5", "#d9752b", "#6b7280"
+_STAGE_COLOURS = ("#2f6db5", "#3a9d6e", "#d9752b", "#8a5bb5")
+_BINS = 40
+_MOST_SOURCES = 12  # bars; the others share one
+_LONGEST_NAME = 24  # characters of a source
+_SMOOTHED = 60  # points that a line is drawn through; of twice as many, through running means
+
+
+def check_can_draw(file: Path) -> None:
+    """Raises UserError where `file` could not be drawn, so that it is known before the work.
+
+    matplotlib comes with `llavacot-mlx[plots]` alone.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise UserError(
+            f"{file}: matplotlib is needed to draw it: pip install 'llavacot-mlx[plots]'"
+        ) from None
+    check_can_write(file)
+
+
+def draw_stats(stats: Stats, file: Path) -> None:
+    """Draws the lengths of stages and rows, the sources, and the tiles.
+
+    Raises UserError as `check_can_draw` does.
+    """
+    figure = _figure(file, STATS_SIZE)
+    grid = figure.add_gridspec(3, 4, height_ratios=(1, 1, 1.15))
+    # Side by side and on one scale, the stages can be compared.
+    longest = max((int(counts.max()) for counts in stats.stages.values() if counts.size), default=1)
+    for column, (stage, counts) in enumerate(stats.stages.items()):
+        axes = figure.add_subplot(grid[0, column])
+        _histogram(axes, counts, longest, _STAGE_COLOURS[column])
+        axes.set_title(f"{stage.tag}, tokens an answer")
+    axes = figure.add_subplot(grid[1, :])
+    _histogram(axes, stats.tokens, int(stats.tokens.max(initial=1)), _GREY)
+    axes.set_title("tokens a row, question and picture's token included")
+    axes = figure.add_subplot(grid[2, :3])
+    _sources(axes, stats.sources)
+    axes = figure.add_subplot(grid[2, 3])
+    _tiles(axes, stats.tiles)
+    figure.suptitle(f"{stats.rows:,} rows, {stats.answers:,} answers", fontsize=15)
+    _save(figure, file)
+
+
+def draw_curve(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Draws the losses of a training log over its steps.
+
+    `rows` are the log's: each with a `step`, and `loss`, `val_loss`, or neither. Raises UserError
+    as `check_can_draw` does.
+    """
+    figure = _figure(file, CURVE_SIZE)
+    axes = figure.add_subplot()
+    steps, losses = _points(rows, "loss")
+    window = max(1, len(losses) // _SMOOTHED)
+    if window > 1:
+        axes.plot(steps, losses, color=_BLUE, alpha=0.25, linewidth=1)
+        name = f"training, mean of {window} reports"
+        axes.plot(steps, _running_mean(losses, window), color=_BLUE, label=name)
+    elif losses.size:
+        axes.plot(steps, losses, color=_BLUE, marker=".", label="training")
+    steps, losses = _points(rows, "val_loss")
+    if losses.size:
+        axes.plot(steps, losses, color=_ORANGE, marker="o", markersize=5, label="validation")
+        last = (steps[-1], losses[-1])
+        above = {"xytext": (6, 6), "textcoords": "offset points"}
+        axes.annotate(f"{losses[-1]:.3f}", last, **above, color=_ORANGE)  # type: ignore[arg-type]
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, nats a token")
+    _counting(axes.xaxis)
+    _plain(axes)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
+    else:
+        _nothing(axes)
+    _save(figure, file)
+
+
+def _figure(file: Path, size: tuple[int, int]) -> Figure:
+    check_can_draw(file)
+    from matplotlib.figure import Figure  # and no pyplot, which would look for a screen
+
+    width, height = size
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, layout="constrained")
+    pads = {"w_pad": 0.15, "h_pad": 0.15, "wspace": 0.02, "hspace": 0.04}  # inches, then shares
+    figure.get_layout_engine().set(**pads)  # type: ignore[union-attr]
+    return figure
+
+
+def _save(figure: Figure, file: Path) -> None:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a folder's name in a script that the font has not
+        figure.savefig(buffer, format="png", dpi=_DPI)
+    write_whole(file, buffer.getvalue())
+
+
+def _histogram(axes: Axes, counts: np.ndarray, longest: int, colour: str) -> None:
+    """Of whole numbers up to `longest`, with a line at their median."""
+    _plain(axes)
+    if not counts.size:
+        _nothing(axes)
+        return
+    width = max(1, math.ceil(longest / _BINS))
+    axes.hist(counts, bins=range(0, longest + width + 1, width), color=colour, alpha=0.85)
+    median = float(np.median(counts))
+    axes.axvline(median, color="black", linewidth=1, linestyle="--")
+    axes.text(
+        0.98,
+        0.93,
+        f"median {median:,.10g}\nmax {counts.max():,}",
+        transform=axes.transAxes,
+        ha="right",
+        va="top",
+    )
+    axes.set_xlim(0, longest + width)
+    _counting(axes.xaxis)
+    _counting(axes.yaxis)
+
+
+def _sources(axes: Axes, sources: Mapping[str, int]) -> None:
+    axes.set_title("rows by source, the first folder of the picture's path")
+    _plain(axes, grid="x")
+    if not sources:
+        _nothing(axes)
+        return
+    bars = list(sources.items())
+    if len(bars) > _MOST_SOURCES:
+        others = bars[_MOST_SOURCES - 1 :]
+        rest = sum(rows for _, rows in others)
+        bars = [*bars[: _MOST_SOURCES - 1], (f"{len(others)} others", rest)]
+    names = [
+        name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name, _ in bars
+    ]
+    places = range(len(bars))  # and not the names, two of which may be shortened to the same
+    drawn = axes.barh(places, [rows for _, rows in bars], color=_BLUE, height=0.7)
+    # A $ in a folder's name would begin a formula.
+    axes.set_yticks(places, [name.replace("$", r"\$") for name in names])
+    axes.bar_label(drawn, labels=[f"{rows:,}" for _, rows in bars], padding=4)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    _counting(axes.xaxis)
+
+
+def _tiles(axes: Axes, tiles: Mapping[int, int]) -> None:
+    axes.set_title("rows by tiles of the picture")
+    _plain(axes)
+    if not tiles:
+        _nothing(axes)
+        return
+    axes.bar([str(count) for count in tiles], list(tiles.values()), color=_BLUE)
+    _counting(axes.yaxis)
+
+
+def _points(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and losses of the rows that have a finite one."""
+    found = [
+        (row["step"], row[key])
+        for row in rows
+        if row.get(key) is not None and math.isfinite(row[key])
+    ]
+    points = np.array(found, dtype=np.float64).reshape(-1, 2)
+    return points[:, 0], points[:, 1]
+
+
+def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Of each value and up to `window - 1` before it."""
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    stops = np.arange(1, len(values) + 1)
+    starts = np.maximum(stops - window, 0)
+    return (sums[stops] - sums[starts]) / (stops - starts)
+
+
+def _nothing(axes: Axes) -> None:
+    """Says that there is nothing to draw, which needs no scale."""
+    axes.set(xticks=[], yticks=[])
+    axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center", color=_GREY)
+
+
+def _counting(axis: Axis) -> None:
+    """Whole numbers, in the way that the rest of the program writes them."""
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    axis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+    axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+
+
+def _plain(axes: Axes, grid: str = "y") -> None:
+    """Without the frame that says nothing, and with faint lines to read values by."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.grid(axis=grid, color="#e5e7eb")  # type: ignore[arg-type]
+    axes.set_axisbelow(True)

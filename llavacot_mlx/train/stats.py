@@ -1,0 +1,123 @@
+"""How long the rows of a dataset are, where they come from, and what their pictures take."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from llavacot_mlx.stages import Stage
+
+from .check import CheckedRow
+from .sample import Target
+
+NO_FOLDER = "(no folder)"
+NO_PICTURE = "(no picture)"
+_TARGETS = {stage: Target[stage.name] for stage in Stage}
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Figures of all rows that are conversations, whatever else is wrong with them."""
+
+    rows: int
+    unreadable: int
+    """Rows that are no conversation; nothing else counts them."""
+    with_problems: int
+    """Rows with any problem, the unreadable ones too."""
+    answers: int
+    tokens: np.ndarray
+    """(rows,) int64: the tokens of each row, question and all."""
+    learned: np.ndarray
+    """(rows,) int64: those of them that are learned."""
+    stages: dict[Stage, np.ndarray]
+    """Of each stage, (answers that have it,) int64: its tokens, without its tags."""
+    sources: dict[str, int]
+    """Rows by the first folder of the picture's path, the most first."""
+    tiles: dict[int, int]
+    """Rows by the number of tiles of their picture, for those that have one that can be read."""
+
+    @classmethod
+    def of(cls, checked: Iterable[CheckedRow]) -> Stats:
+        rows = unreadable = with_problems = answers = 0
+        tokens: list[int] = []
+        learned: list[int] = []
+        stages: dict[Stage, list[int]] = {stage: [] for stage in Stage}
+        sources: Counter[str] = Counter()
+        tiles: Counter[int] = Counter()
+        for row in checked:
+            with_problems += bool(row.problems)
+            if row.conversation is None or row.sample is None:
+                unreadable += 1
+                continue
+            rows += 1
+            answers += len(row.conversation.answers)
+            tokens.append(len(row.sample.ids))
+            learned.append(int(np.count_nonzero(row.sample.targets)))
+            for counts in _counts_by_answer(row.sample.targets):
+                for stage, target in _TARGETS.items():
+                    if counts[target]:
+                        stages[stage].append(int(counts[target]))
+            sources[_source(row.conversation.image)] += 1
+            if row.tiles:
+                tiles[row.tiles] += 1
+        return cls(
+            rows,
+            unreadable,
+            with_problems,
+            answers,
+            np.array(tokens, dtype=np.int64),
+            np.array(learned, dtype=np.int64),
+            {stage: np.array(counts, dtype=np.int64) for stage, counts in stages.items()},
+            dict(sources.most_common()),
+            dict(sorted(tiles.items())),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as one JSON object."""
+        return {
+            "rows": self.rows,
+            "unreadable": self.unreadable,
+            "with_problems": self.with_problems,
+            "answers": self.answers,
+            "pictures": sum(self.tiles.values()),
+            "tokens": {
+                "row": _summary(self.tokens),
+                "learned": _summary(self.learned),
+                **{stage.value: _summary(counts) for stage, counts in self.stages.items()},
+            },
+            "sources": self.sources,
+            "tiles": {str(count): rows for count, rows in self.tiles.items()},
+        }
+
+
+def _summary(counts: np.ndarray) -> dict[str, float] | None:
+    if not counts.size:
+        return None
+    return {
+        "count": counts.size,
+        "mean": round(float(counts.mean()), 2),
+        "median": float(np.median(counts)),
+        "max": int(counts.max()),
+    }
+
+
+def _counts_by_answer(targets: np.ndarray) -> Iterator[np.ndarray]:
+    """Of each answer, the number of its tokens by target: (targets,).
+
+    Answers are the runs of tokens that are learned; a question is always between two of them.
+    """
+    edges = np.flatnonzero(np.diff(targets != Target.MASKED, prepend=False, append=False))
+    for start, stop in edges.reshape(-1, 2):
+        yield np.bincount(targets[start:stop], minlength=len(Target))
+
+
+def _source(image: str | None) -> str:
+    if image is None:
+        return NO_PICTURE
+    parts = PurePosixPath(image).parts
+    return parts[0] if len(parts) > 1 else NO_FOLDER

@@ -1,0 +1,70 @@
+"""Batches by length, in an order that follows from seed and epoch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llavacot_mlx.train.batches import batch_order, pad_batch
+from llavacot_mlx.train.sample import Sample, Target
+
+LENGTHS = np.random.default_rng(0).integers(10, 900, 200).tolist()
+
+
+@given(
+    lengths=st.lists(st.integers(1, 500), min_size=1, max_size=80),
+    size=st.integers(1, 9),
+    seed=st.integers(0, 2**63),
+    epoch=st.integers(0, 100),
+)
+def test_every_row_comes_once(lengths: list[int], size: int, seed: int, epoch: int) -> None:
+    order = batch_order(lengths, size, seed, epoch)
+    assert sorted(row for rows in order for row in rows) == list(range(len(lengths)))
+    sizes = sorted(map(len, order), reverse=True)
+    whole, rest = divmod(len(lengths), size)
+    assert sizes == [size] * whole + [rest] * (rest > 0)
+    # As few batches as can be hold rows that are padded to different lengths.
+    padded = [{-(-lengths[row] // 64) for row in rows} for rows in order]
+    borders = len({-(-length // 64) for length in lengths}) - 1
+    assert sum(len(kinds) > 1 for kinds in padded) <= borders
+
+
+def test_the_order_follows_from_seed_and_epoch_alone() -> None:
+    first = batch_order(LENGTHS, 4, 7, 2)
+    np.random.seed(1)
+    assert batch_order(LENGTHS, 4, 7, 2) == first
+    assert batch_order(LENGTHS, 4, 7, 3) != first
+    assert batch_order(LENGTHS, 4, 8, 2) != first
+    assert all(type(row) is int for rows in first for row in rows)
+
+
+def test_an_epoch_draws_other_neighbours_and_another_sequence() -> None:
+    """Otherwise the same rows would always share a step, or the long ones always come last."""
+    one, other = (set(map(frozenset, batch_order(LENGTHS, 4, 0, epoch))) for epoch in (0, 1))
+    assert len(one & other) < 5
+    longest = [max(LENGTHS[row] for row in rows) for rows in batch_order(LENGTHS, 4, 0, 0)]
+    assert longest != sorted(longest)
+    assert abs(np.corrcoef(longest, range(len(longest)))[0, 1]) < 0.5
+
+
+def sample(count: int) -> Sample:
+    ids = np.arange(1, count + 1, dtype=np.int32)
+    return Sample("", ids, np.full(count, Target.TAGS, dtype=np.uint8), None)
+
+
+@pytest.mark.parametrize(("longest", "padded"), [(1, 64), (64, 64), (65, 128)])
+def test_padding_is_on_the_right_and_masked(longest: int, padded: int) -> None:
+    batch = pad_batch((5, 2), [sample(longest), sample(1)], [None, None])
+    assert batch.rows == (5, 2)
+    assert batch.ids.shape == batch.targets.shape == (2, padded)
+    assert batch.ids[0].tolist() == [*range(1, longest + 1), *[0] * (padded - longest)]
+    assert batch.targets[0].tolist() == [Target.TAGS] * longest + [0] * (padded - longest)
+    assert batch.ids[1].tolist() == [1] + [0] * (padded - 1)
+    assert np.count_nonzero(batch.targets[1]) == 1
+    assert (batch.ids.dtype, batch.targets.dtype) == (np.int32, np.uint8)
+
+
+def test_another_multiple() -> None:
+    assert pad_batch((0,), [sample(5)], [None], multiple=8).ids.shape == (1, 8)
