@@ -18,6 +18,11 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapters.safetensors"
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder is meant to be an adapter, ours or PEFT's, and no model."""
+    return (folder / CONFIG_NAME).is_file() and not (folder / "config.json").exists()
+
+
 class FineTuneType(enum.StrEnum):
     LORA = "lora"
     DORA = "dora"

@@ -8,7 +8,7 @@ have their own names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from .adapter_config import CONFIG_NAME, WEIGHTS_NAME, AdapterConfig, FineTuneTy
 from .errors import UserError
 from .model.lora import DoRALinear, LoRALinear, dims_of
 from .model.mllama import Mllama
-from .safetensors import read_header
+from .safetensors import TensorEntry, read_header
+from .weights import SourceTensor, read_tensors
 from .whole_file import replacing
 
 _FLOATS = frozenset({"F32", "F16", "BF16"})
@@ -45,13 +46,13 @@ class Adapter:
     config: AdapterConfig
     layers: Mapping[str, LowRank] = field(default_factory=dict)
     """By the module's path; empty where the weights themselves were trained."""
-    weights: Mapping[str, mx.array] = field(default_factory=dict)
-    """The weights that were trained themselves, by our names."""
+    weights: Mapping[str, SourceTensor] = field(default_factory=dict)
+    """The weights that were trained themselves, by our names, still on disk: they may be all."""
 
     @property
     def tensors(self) -> dict[str, mx.array]:
-        """As they are named in the file."""
-        tensors = dict(self.weights)
+        """Those of the layers as they are named in the file."""
+        tensors = {}
         for path, layer in self.layers.items():
             tensors |= {f"{path}.lora_a": layer.a, f"{path}.lora_b": layer.b}
             if layer.m is not None:
@@ -66,11 +67,11 @@ def save_adapter(folder: Path, tensors: Mapping[str, mx.array], config: AdapterC
     `adapter_config.json`, which nothing takes for an adapter. Raises UserError when it cannot be
     written.
     """
-    text = config.to_json()
+    text = config.to_json().encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         known = folder / CONFIG_NAME
-        if known.exists() and known.read_text(encoding="utf-8") != text:
+        if known.exists() and known.read_bytes() != text:
             known.unlink()  # weights of one adapter must never lie beside another's description
     except OSError as problem:
         raise UserError(f"{folder} cannot be written: {problem.strerror or problem}") from None
@@ -86,23 +87,30 @@ def save_adapter(folder: Path, tensors: Mapping[str, mx.array], config: AdapterC
 def read_adapter(folder: Path) -> Adapter:
     """Reads an adapter folder.
 
-    Raises UserError when a file is missing or damaged, a value is not finite, or the tensors are
-    not such as the configuration tells.
+    Raises UserError when a file is missing or damaged, a value of a low-rank change is not finite,
+    or the tensors are not such as the configuration tells.
     """
     config = AdapterConfig.read(folder)
     file = folder / WEIGHTS_NAME
-    tensors = read_floats(file)
     if config.lora is None:
-        return Adapter(config, weights=tensors)
+        entries = _float_entries(file)
+        return Adapter(config, weights={n: SourceTensor(n, e, False) for n, e in entries.items()})
+    layers = _layers(read_floats(file), config.lora.rank, config.fine_tune_type, file)
+    return Adapter(config, layers=layers)
+
+
+def _layers(
+    tensors: Mapping[str, mx.array], rank: int, kind: FineTuneType, file: Path
+) -> dict[str, LowRank]:
+    """The tensors of a file put together by module."""
     parts = {"lora_a": 2, "lora_b": 2}
-    if config.fine_tune_type is FineTuneType.DORA:
+    if kind is FineTuneType.DORA:
         parts["m"] = 1
     for name, tensor in tensors.items():
         part = name.rpartition(".")[2]
         if part not in parts or tensor.ndim != parts[part]:
             raise UserError(
-                f"{file}: {name} of shape {list(tensor.shape)} is no part of a "
-                f"{config.fine_tune_type.value} adapter"
+                f"{file}: {name} of shape {list(tensor.shape)} is no part of a {kind.value} adapter"
             )
     layers = {}
     for path in sorted({name.rpartition(".")[0] for name in tensors}):
@@ -112,13 +120,13 @@ def read_adapter(folder: Path) -> Adapter:
         layer = LowRank(
             tensors[f"{path}.lora_a"], tensors[f"{path}.lora_b"], tensors.get(f"{path}.m")
         )
-        if not layer.a.shape[1] == layer.b.shape[0] == config.lora.rank:
+        if not layer.a.shape[1] == layer.b.shape[0] == rank:
             raise UserError(
                 f"{file}: {path} has rank {layer.a.shape[1]} in lora_a and {layer.b.shape[0]} in "
-                f"lora_b; {CONFIG_NAME} says {config.lora.rank}"
+                f"lora_b; {CONFIG_NAME} says {rank}"
             )
         layers[path] = layer
-    return Adapter(config, layers=layers)
+    return layers
 
 
 def read_floats(file: Path) -> dict[str, mx.array]:
@@ -126,20 +134,29 @@ def read_floats(file: Path) -> dict[str, mx.array]:
 
     Raises UserError when it is missing, damaged or empty, or holds anything but finite numbers.
     """
+    _float_entries(file)
+    try:
+        tensors: dict[str, mx.array] = mx.load(str(file))  # type: ignore[assignment]
+    except RuntimeError as problem:
+        raise UserError(f"{file} cannot be read: {problem}") from None
+    for name, tensor in tensors.items():
+        _check_finite(file, name, tensor)
+    return tensors
+
+
+def _float_entries(file: Path) -> dict[str, TensorEntry]:
     header = read_header(file)
     if not header:
         raise UserError(f"{file}: there are no tensors in it")
     for name, entry in header.items():
         if entry.dtype not in _FLOATS:
             raise UserError(f"{file}: {name} is stored as {entry.dtype}, which no adapter is")
-    try:
-        tensors: dict[str, mx.array] = mx.load(str(file))  # type: ignore[assignment]
-    except RuntimeError as problem:
-        raise UserError(f"{file} cannot be read: {problem}") from None
-    for name, tensor in tensors.items():
-        if not mx.all(mx.isfinite(tensor)).item():
-            raise UserError(f"{file}: {name} holds NaN or infinite values; train it anew")
-    return tensors
+    return header
+
+
+def _check_finite(file: Path, name: str, tensor: mx.array) -> None:
+    if not mx.all(mx.isfinite(tensor)).item():
+        raise UserError(f"{file}: {name} holds NaN or infinite values; train it anew")
 
 
 def load_adapter(model: Mllama, folder: Path, base: Path) -> AdapterConfig:
@@ -157,9 +174,12 @@ def load_adapter(model: Mllama, folder: Path, base: Path) -> AdapterConfig:
     check_fits(adapter, model, folder)
     dtype = model.language_model.model.norm.weight.dtype
     if adapter.config.lora is None:
-        weights = [(name, weight.astype(dtype)) for name, weight in adapter.weights.items()]
-        model.load_weights(weights, strict=False)
-        mx.eval(model.parameters())
+        for name, weight in adapter.weights.items():  # one by one: they may be as large as the base
+            (array,) = read_tensors([weight]).values()
+            _check_finite(weight.entry.file, name, array)
+            array = array.astype(dtype)
+            mx.eval(array)
+            model.load_weights([(name, array)], strict=False)
     else:
         linears = dict(model.named_modules())
         for path, low_rank in adapter.layers.items():
@@ -197,20 +217,20 @@ def check_fits(adapter: Adapter, model: Mllama, folder: Path) -> None:
     for name, weight in adapter.weights.items():
         if name not in parameters:
             raise UserError(f"{file}: {name} belongs to no part of this model")
-        _check_shape(file, name, weight, parameters[name])
+        _check_shape(file, name, weight.shape, parameters[name])
     for path, layer in adapter.layers.items():
         linear = modules.get(path)
         if not isinstance(linear, nn.Linear | nn.QuantizedLinear):
             raise UserError(f"{file}: {path} is no linear layer of this model")
         outputs, inputs = dims_of(linear)
-        _check_shape(file, f"{path}.lora_a", layer.a, (inputs, layer.a.shape[1]))
-        _check_shape(file, f"{path}.lora_b", layer.b, (layer.b.shape[0], outputs))
+        _check_shape(file, f"{path}.lora_a", layer.a.shape, (inputs, layer.a.shape[1]))
+        _check_shape(file, f"{path}.lora_b", layer.b.shape, (layer.b.shape[0], outputs))
         if layer.m is not None:
-            _check_shape(file, f"{path}.m", layer.m, (outputs,))
+            _check_shape(file, f"{path}.m", layer.m.shape, (outputs,))
 
 
-def _check_shape(file: Path, name: str, array: mx.array, wanted: Iterable[int]) -> None:
-    if tuple(array.shape) != tuple(wanted):
+def _check_shape(file: Path, name: str, shape: Sequence[int], wanted: Sequence[int]) -> None:
+    if tuple(shape) != tuple(wanted):
         raise UserError(
-            f"{file}: {name} has the shape {list(array.shape)}; this model asks for {list(wanted)}"
+            f"{file}: {name} has the shape {list(shape)}; this model asks for {list(wanted)}"
         )
