@@ -14,7 +14,7 @@ import typer
 
 from llavacot_mlx.cli.byte_count import byte_count
 from llavacot_mlx.cli.exits import ending_well
-from llavacot_mlx.cli.model import Model, fetched, model_named
+from llavacot_mlx.cli.model import Model, adapted_model, fetched
 from llavacot_mlx.cli.printable import printable
 from llavacot_mlx.cli.terminal import answer_view, can_redraw
 from llavacot_mlx.cli.view import NoView, Show, View
@@ -65,6 +65,14 @@ def ask(
         str | None,
         typer.Option(
             metavar="PATH|ID", help="A folder, or an id on the hub. [default: the demo model]"
+        ),
+    ] = None,
+    adapter_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--adapter-path",
+            metavar="DIR",
+            help="An adapter to put on the model. --model is then its base by default.",
         ),
     ] = None,
     search: Annotated[
@@ -188,7 +196,7 @@ def ask(
             seed=seed,
             limits=limits,
         )
-        chosen = model_named(model)
+        chosen = adapted_model(model, adapter_path)
         for name in filter(is_model, plan.judges):
             fetched(name)
         if as_json or answer_only:
@@ -232,7 +240,7 @@ def _answer(asked: _Asked, model: Model, view: View, kept: Callable[[Trace], Tra
         # Imported here, where someone watches the time go by: mlx and the tokenizer are behind it.
         from llavacot_mlx.assistant import Assistant
 
-        assistant = Assistant.load(model.folder)
+        assistant = Assistant.load(model.folder, adapter=model.adapter)
         view.waiting("looking at the picture")
         answering = assistant.stream(
             asked.image,

@@ -17,7 +17,7 @@ from llavacot_mlx.calibration import (
     scores_of,
 )
 from llavacot_mlx.cli.exits import ending_well
-from llavacot_mlx.cli.model import Model, fetched, model_named
+from llavacot_mlx.cli.model import Model, adapted_model, fetched
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.judges.outside import check_name, is_model
 from llavacot_mlx.plans import MAJORITY, PUBLISHED_DEVIATIONS, SELF, Settings, plan_of
@@ -61,6 +61,15 @@ def calibrate(
             metavar="PATH|ID", help="A folder, or an id on the hub. [default: the demo model]"
         ),
     ] = None,
+    adapter_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--adapter-path",
+            metavar="DIR",
+            help="An adapter to put on the model; what is measured is kept in its folder. --model "
+            "is then its base by default.",
+        ),
+    ] = None,
     judge: Annotated[
         str,
         typer.Option(
@@ -86,14 +95,15 @@ def calibrate(
         rows = list(itertools.islice(read_questions(file, images or file.parent), limit))
         if not rows:
             raise UserError(f"{file}: there is no question in it")
-        chosen = model_named(model)
-        check_can_write(chosen.folder / FILE_NAME)
+        chosen = adapted_model(model, adapter_path)
+        place = chosen.adapter or chosen.folder
+        check_can_write(place / FILE_NAME)
         if is_model(judge):
             fetched(judge)
         moments = _measured(rows, chosen, judge, max_tokens, seed)
 
-        known = load_calibration(chosen.folder)
-        written = save_calibration(chosen.folder, {**known, judge: moments})
+        known = load_calibration(place)
+        written = save_calibration(place, {**known, judge: moments})
         _print(moments)
         typer.echo(f"written to {written}", err=True)
 
@@ -106,7 +116,7 @@ def _measured(
     from llavacot_mlx.cli.render import CountBar
 
     plan = plan_of(Settings("swires", judge=judge, max_retraces=0))
-    assistant = Assistant.load(model.folder)
+    assistant = Assistant.load(model.folder, adapter=model.adapter)
     scores: dict[Stage, list[float]] = defaultdict(list)
     notices: set[str] = set()
     with CountBar("asking", len(rows)) as bar:

@@ -18,13 +18,15 @@ from llavacot_mlx.config import Quantization
 from llavacot_mlx.errors import UserError
 
 HELP = """\
-Turn a Hugging Face checkpoint into a folder for MLX, smaller with -q.
+Turn a Hugging Face checkpoint into a folder for MLX, smaller with -q; or an adapter of PEFT into \
+one for --adapter-path.
 
 \b
 Examples:
   llavacot convert Xkev/Llama-3.2V-11B-cot -q --dtype bfloat16 --mlx-path llava-cot-4bit
   llavacot convert ./my-finetune
   llavacot convert ./my-finetune -q --q-bits 8 --mlx-path my-finetune-8bit
+  llavacot convert ./peft-adapter --model ./llava-cot-4bit --mlx-path adapters
 """
 
 INTRODUCTION = """\
@@ -65,11 +67,21 @@ _USUAL = {
 def convert(
     source: Annotated[
         str,
-        typer.Argument(metavar="SRC", help="A checkpoint's folder, or an id on the hub."),
+        typer.Argument(
+            metavar="SRC",
+            help="A checkpoint's folder or hub id, or a PEFT adapter's folder.",
+        ),
     ],
     mlx_path: Annotated[
         Path, typer.Option("--mlx-path", metavar="DIR", help="The folder to write.")
     ] = Path("mlx_model"),
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH|ID",
+            help="The base of a PEFT adapter. [default: what the adapter says]",
+        ),
+    ] = None,
     dtype: Annotated[
         Dtype | None,
         typer.Option(help="Type of the weights that stay unquantised. [default: as they are]"),
@@ -96,6 +108,16 @@ def convert(
         quantization = _quantization(quantize, q_bits, q_group_size, q_mode)
         if mlx_path.exists() and not force:  # asked again later; here, before a long download
             raise UserError(f"{mlx_path} exists already: choose another --mlx-path, or add --force")
+        from llavacot_mlx.adapter_config import is_adapter
+
+        adapter = Path(source).expanduser()
+        if is_adapter(adapter):
+            if quantization is not None or dtype is not None:
+                raise UserError(f"{source} is an adapter, for which there is no -q and no --dtype")
+            _convert_adapter(adapter, mlx_path, model, force)
+            return
+        if model is not None:
+            raise UserError(f"--model {model}: goes with an adapter, and {source} is none")
         checkpoint = model_named(source)
 
         from llavacot_mlx.cli.render import BytesBar
@@ -114,6 +136,22 @@ def convert(
             f"wrote {printable_line(str(converted.folder))}, {size(converted.weight_bytes)}; now: "
             f'llavacot ask photo.jpg "What is unusual here?" --model {typed(converted.folder)}'
         )
+
+
+def _convert_adapter(folder: Path, mlx_path: Path, model: str | None, force: bool) -> None:
+    from llavacot_mlx.adapter_config import CONFIG_NAME
+    from llavacot_mlx.convert.peft import base_of, read_peft
+    from llavacot_mlx.convert.target import Target
+
+    name = model or base_of(folder)
+    if name is None:
+        raise UserError(f"{folder} does not say which model it is for: give --model")
+    target = Target(mlx_path, "--mlx-path", force, mark=CONFIG_NAME)
+    written = read_peft(folder, target, name, model_named(name).folder)
+    print(
+        f'wrote {printable_line(str(written))}; now: llavacot ask photo.jpg "What is unusual here?"'
+        f" --adapter-path {typed(written)}"
+    )
 
 
 def _quantization(

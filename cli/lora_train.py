@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llavacot_mlx.cli.byte_count import byte_count
-from llavacot_mlx.cli.exits import ending_well
+from llavacot_mlx.cli.exits import INTERRUPTED, ending_well
 from llavacot_mlx.cli.model import model_named
+from llavacot_mlx.cli.printable import printable_line
+from llavacot_mlx.cli.welcome import typed
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.train.settings import TrainSettings, read_settings, settings_from
 
 if TYPE_CHECKING:
+    from llavacot_mlx.cli.training_view import TrainingView
+    from llavacot_mlx.train.check import CheckedRow
+    from llavacot_mlx.train.dataset import Dataset
     from llavacot_mlx.train.loop import Training
+    from llavacot_mlx.train.prepare import Prepared
+    from llavacot_mlx.train.problem import Problem
+
+CURVE_NAME = "curve.png"
+_LISTED = 20  # problems of rows that are listed before the training refuses them
 
 HELP = """\
 Fine-tune a model on four-stage answers: LoRA, DoRA, or all weights. A quantised model is trained \
@@ -200,7 +213,10 @@ def lora_train(
 
 
 def _bytes(text: str | None) -> int | None:
-    return None if text is None else byte_count(text, "--cache-features")
+    try:
+        return None if text is None else byte_count(text)
+    except UserError as problem:
+        raise UserError(f"--cache-features: {problem}") from None
 
 
 def _settings(
@@ -226,15 +242,137 @@ def _settings(
 
 def _run(settings: TrainSettings, *, resume: bool) -> None:
     from llavacot_mlx.cli.training_view import TrainingView
-    from llavacot_mlx.train.prepare import prepare
+    from llavacot_mlx.train.prepare import BadRows, Source, prepare, write_settings
     from llavacot_mlx.train.workers import Workers
 
     workers = Workers.all()
-    view = TrainingView(sys.stdout, quiet=not workers.leads)
+    view = TrainingView(
+        sys.stdout, steps_per_report=settings.steps_per_report, quiet=not workers.leads
+    )
     model = model_named(settings.model)
-    training = prepare(settings, model.folder, workers, resume=resume, checking=view.checking)
-    view.show_start(training)
-    _train(training, view)
+    try:
+        prepared = prepare(
+            settings,
+            Source.of(model.name, model.folder),
+            workers,
+            resume=resume,
+            watched=_watched if workers.leads else _unwatched,
+        )
+    except BadRows as bad:
+        if workers.leads:
+            _list(bad.problems)
+        raise
+    view.show_start(prepared)
+    reporter = _reporter(settings) if workers.leads else None
+    if workers.leads:
+        write_settings(settings)
+    _train(prepared, view, reporter)
 
 
-def _train(training: Training, view: Any) -> None: ...
+def _watched(doing: str, dataset: Dataset, rows: Iterator[CheckedRow]) -> Iterator[CheckedRow]:
+    """The rows as they come, with a bar on a terminal."""
+    from llavacot_mlx.cli.render import CountBar
+
+    with CountBar(doing, len(dataset)) as bar:
+        for row in rows:
+            bar.advance()
+            yield row
+
+
+def _unwatched(doing: str, dataset: Dataset, rows: Iterator[CheckedRow]) -> Iterator[CheckedRow]:
+    return rows
+
+
+def _list(problems: list[Problem]) -> None:
+    for problem in problems[:_LISTED]:
+        typer.echo(printable_line(f"row {problem.row}: {problem.kind}: {problem.detail}"), err=True)
+    if len(problems) > _LISTED:
+        typer.echo(f"… and {len(problems) - _LISTED} more", err=True)
+
+
+def _train(prepared: Prepared, view: TrainingView, reporter: Any) -> None:
+    """Runs the training, and shows and writes what happens; Ctrl-C ends it after its step."""
+    from llavacot_mlx.train.events import Saved, Stepped, Validated
+    from llavacot_mlx.train.log import TrainingLog, read_log
+    from llavacot_mlx.train.memory import advice
+    from llavacot_mlx.train.plots import draw_curve
+
+    training, settings = prepared.training, prepared.settings
+    leads = training.workers.leads
+    folder = Path(settings.adapter_path)
+    log = TrainingLog(folder, training.done) if leads else None
+    try:
+        with view, _stopping_kindly(training, view):
+            view.begin(training)
+            for event in training.run():
+                if log and isinstance(event, Stepped | Validated):
+                    log.append(event)
+                    if reporter:
+                        reporter(event)
+                elif leads and isinstance(event, Saved):
+                    draw_curve(read_log(folder), folder / CURVE_NAME)
+                view.show(event)
+    except RuntimeError as problem:
+        if "memory" not in str(problem).lower() and "malloc" not in str(problem).lower():
+            raise
+        raise UserError(
+            f"step {training.done + 1}: out of memory; try {advice(settings)}. The last "
+            "checkpoint is kept"
+        ) from None
+    adapter = typed(folder)
+    model = "" if settings.model is None else f" --model {typed(Path(settings.model))}"
+    if training.done < training.steps:
+        view.say(f"stopped at step {training.done}; go on: add --resume to the same command")
+        if leads:
+            sys.exit(INTERRUPTED)
+        return
+    view.say(
+        f"wrote {adapter}: adapters.safetensors, log.jsonl, {CURVE_NAME}, lora.yaml; now: "
+        f'llavacot ask photo.jpg "What is unusual here?"{model} --adapter-path {adapter}'
+    )
+
+
+@contextmanager
+def _stopping_kindly(training: Training, view: TrainingView) -> Iterator[None]:
+    """The first Ctrl-C lets the step end and be saved; the second one is as anywhere."""
+
+    def stop(*_: object) -> None:
+        training.stopping = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        view.say("stopping after this step; Ctrl-C once more stops at once")
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _reporter(settings: TrainSettings) -> Any:
+    """Hands the log to the services of --report-to, by mlx-lm's callbacks; None without one."""
+    if settings.report_to is None:
+        return None
+    from mlx_lm.tuner.callbacks import get_reporting_callbacks
+
+    from llavacot_mlx.train.events import Stepped
+    from llavacot_mlx.train.log import row_of
+    from llavacot_mlx.train.settings import settings_object
+
+    try:
+        callback = get_reporting_callbacks(
+            settings.report_to,
+            project_name=settings.project_name,
+            log_dir=settings.adapter_path,
+            config=settings_object(settings),
+        )
+    except (ImportError, ValueError) as problem:
+        raise UserError(f"--report-to {settings.report_to}: {problem}") from None
+
+    def report(event: Any) -> None:
+        row = {"iteration": event.step, **row_of(event)}
+        if isinstance(event, Stepped):
+            callback.on_train_loss_report(row)
+        else:
+            callback.on_val_loss_report(row)
+
+    return report

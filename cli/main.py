@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from llavacot_mlx import __version__
-from llavacot_mlx.cli import ask, calibrate, convert, data, trace
+from llavacot_mlx.cli import ask, calibrate, convert, data, export, fuse, lora_train, trace
 from llavacot_mlx.cli.command import Command
 from llavacot_mlx.cli.exits import ending_well
 from llavacot_mlx.cli.welcome import first_command
@@ -44,9 +44,27 @@ class _Calibrate(Command):
         return f"{calibrate.INTRODUCTION}\n{calibrate.EXAMPLE}"
 
 
+class _LoRATrain(Command):
+    def introduction(self) -> str:
+        return f"{lora_train.INTRODUCTION}\n{lora_train.EXAMPLE}"
+
+
+class _Fuse(Command):
+    def introduction(self) -> str:
+        return f"{fuse.INTRODUCTION}\n{fuse.EXAMPLE}"
+
+
+class _Export(Command):
+    def introduction(self) -> str:
+        return f"{export.INTRODUCTION}\n{export.EXAMPLE}"
+
+
 app.command(cls=_Ask, help=ask.HELP)(ask.ask)
 app.command(cls=_Trace, help=trace.HELP)(trace.trace)
 app.command(cls=_Convert, help=convert.HELP)(convert.convert)
+app.command("lora-train", cls=_LoRATrain, help=lora_train.HELP)(lora_train.lora_train)
+app.command(cls=_Fuse, help=fuse.HELP)(fuse.fuse)
+app.command(cls=_Export, help=export.HELP)(export.export)
 app.command(cls=_Calibrate, help=calibrate.HELP)(calibrate.calibrate)
 app.add_typer(data.app, name="data")
 

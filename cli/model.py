@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ class Model:
     name: str
     """What the person called it; the folder's path for the demo model."""
     folder: Path
+    adapter: Path | None = None
+    """The folder of the adapter that goes on it."""
 
     @property
     def short_name(self) -> str:
@@ -44,6 +47,29 @@ def model_named(name: str | None) -> Model:
         print(_DEMO_NOTICE, file=sys.stderr)
         return Model(str(folder), folder)
     return Model(name, fetched(name))
+
+
+def adapted_model(name: str | None, adapter: Path | None) -> Model:
+    """The model of `--model` for the adapter of `--adapter-path`, by default its base.
+
+    Says on stderr when the model is a version of that base in other bits. Raises UserError when
+    there is no such adapter, or it was trained on another model.
+    """
+    if adapter is None:
+        return model_named(name)
+    from llavacot_mlx.adapter_config import AdapterConfig
+
+    adapter = adapter.expanduser()
+    config = AdapterConfig.read(adapter)
+    try:
+        model = model_named(config.base.model if name is None else name)
+    except UserError as problem:
+        if name is not None:
+            raise
+        raise UserError(f"the base of {adapter}: {problem}; or name it with --model") from None
+    if note := config.check_base(adapter, model.folder):
+        print(f"note: {note}", file=sys.stderr)
+    return dataclasses.replace(model, adapter=adapter)
 
 
 def fetched(name: str) -> Path:

@@ -347,6 +347,8 @@ def _details(trace: Trace) -> str:
     usage, timings, plan = trace.usage, trace.timings, trace.search.plan
     computed = usage.prefilled_tokens + usage.decoded_tokens + usage.judge_tokens
     rows = [("Model", _line(trace.model)), ("Method", _line(trace.search.method))]
+    if trace.adapter is not None:
+        rows.insert(1, ("Adapter", _line(trace.adapter)))
     if plan:
         rows += _plan_rows(plan, searched=bool(trace.search.nodes))
     rows += [

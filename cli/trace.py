@@ -118,7 +118,8 @@ def _show(trace: Trace, show: Show, *, plain: bool) -> None:
     if show is Show.ANSWER and not trace.answer:
         raise UserError("there is no conclusion in this trace; see what there is with --show all")
     if show is Show.ALL:
-        about = [trace.image or "no picture", trace.model, trace.search.method]
+        model = trace.model if trace.adapter is None else f"{trace.model} with {trace.adapter}"
+        about = [trace.image or "no picture", model, trace.search.method]
         facts = " · ".join([*map(printable_line, about), f"seed {trace.seed}"])
         print(f"{printable(trace.question.strip())}\n{facts}\n", flush=True)
     with answer_view(sys.stdout, show, unit_of(trace), plain=plain) as view:
@@ -128,17 +129,19 @@ def _show(trace: Trace, show: Show, *, plain: bool) -> None:
 
 def _replay(stored: StoredTrace, file: str, model: str | None) -> None:
     """Raises UserError where the answer is another one now."""
-    from llavacot_mlx.cli.model import model_named
+    from llavacot_mlx.cli.model import adapted_model
 
     before = stored.trace
     if before.image is not None and stored.picture is None:
         raise UserError(f"{file}: there is no picture in it; use a file that ask --trace wrote")
     if before.interrupted:
         raise UserError(f"{file}: that answer was stopped, so there is no end to compare with")
-    folder = model_named(model or before.model).folder
+    adapter = None if before.adapter is None else Path(before.adapter)
+    chosen = adapted_model(model or before.model, adapter)
     from llavacot_mlx.assistant import Assistant
 
-    now = Assistant.load(folder).replay(before, stored.picture)
+    assistant = Assistant.load(chosen.folder, adapter=chosen.adapter)
+    now = assistant.replay(before, stored.picture)
     if now.token_ids != before.token_ids:
         pairs = zip(now.token_ids, before.token_ids, strict=False)
         same = next((place for place, (a, b) in enumerate(pairs) if a != b), None)

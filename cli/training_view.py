@@ -16,7 +16,8 @@ from llavacot_mlx.train.events import Answer, Event, KindFigures, Saved, Stepped
 from llavacot_mlx.train.sample import Target
 
 if TYPE_CHECKING:
-    from llavacot_mlx.train.prepare import Prepared, Run
+    from llavacot_mlx.train.loop import Training
+    from llavacot_mlx.train.prepare import Prepared
 
 _COLOURS = {
     Target.MASKED: "dim",
@@ -84,8 +85,8 @@ class TrainingView:
                 self._console.print(f"  {name:<12}{printable(text)!r}", soft_wrap=True)
         self._console.print()
 
-    def begin(self, run: Run) -> None:
-        self._progress.update(self._task, total=run.steps, completed=run.done)
+    def begin(self, training: Training) -> None:
+        self._progress.update(self._task, total=training.steps, completed=training.done)
 
     def show(self, event: Event) -> None:
         if isinstance(event, Stepped):
@@ -143,7 +144,7 @@ def _summary(prepared: Prepared) -> list[tuple[str, str]]:
     memory, settings = prepared.memory, prepared.settings
     share = prepared.trainable / prepared.parameters
     valid = f", {prepared.validation_rows} to validate" if prepared.validation_rows else ""
-    run = prepared.run
+    training = prepared.training
     rows = settings.batch_size * settings.grad_accumulation_steps
     return [
         ("model", prepared.model_name),
@@ -153,7 +154,7 @@ def _summary(prepared: Prepared) -> list[tuple[str, str]]:
             f"{prepared.trainable / 1e6:,.3f} M of {prepared.parameters / 1e6:,.1f} M parameters "
             f"({100 * share:.3f}%), {settings.fine_tune_type}",
         ),
-        ("steps", f"{run.done + 1} to {run.steps}, {rows} rows each"),
+        ("steps", f"{training.done + 1} to {training.steps}, {rows} rows each"),
         (
             "memory",
             f"about {size(memory.total)} ({size(memory.weights)} weights, "

@@ -1,1 +1,1 @@
-"""From a checkpoint in any layout to an MLX folder: `run.convert` is the whole of it."""
+"""From one layout of a checkpoint or an adapter to another; each file does one of them."""

@@ -63,7 +63,7 @@ def plan_steps(
     quantized = _quantized_tree(config, sources, quantization) if quantization else {}
     steps = []
     for source in sorted(sources.values(), key=lambda tensor: str(tensor.entry.file)):
-        own = _dtype_of(source)
+        own = dtype_of(source)
         kept = dtype if dtype is not None and mx.issubdtype(own, mx.floating) else own
         module = source.name.removesuffix(".weight")
         if quantization and f"{module}.scales" in quantized and source.name.endswith(".weight"):
@@ -106,7 +106,8 @@ def _quantized_tree(
     return dict(tree_flatten(model.parameters()))
 
 
-def _dtype_of(source: SourceTensor) -> mx.Dtype:
+def dtype_of(source: SourceTensor) -> mx.Dtype:
+    """The type of a tensor as it is stored. Raises UserError for one that cannot be kept."""
     dtypes = {
         "F32": mx.float32,
         "F16": mx.float16,

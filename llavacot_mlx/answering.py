@@ -51,6 +51,8 @@ class Loaded:
     cutter: TileCutter
     calibration: Calibration
     name: str
+    adapter: str | None
+    """The name of the adapter that is on it."""
     load_s: float
     outside: OutsideJudges = field(default_factory=OutsideJudges)
 
@@ -198,6 +200,7 @@ class Answering:
             question=asked.question,
             image=_image_name(asked.image),
             model=self._loaded.name,
+            adapter=self._loaded.adapter,
             seed=asked.seed,
             stages=tuple(stages),
             text=reader.text,

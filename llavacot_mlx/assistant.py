@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from .adapters import load_adapter
 from .answering import Answering, Asked, Loaded
 from .calibration import load_calibration
 from .config import load_config
@@ -28,11 +29,17 @@ class Assistant:
         self._loaded = loaded
 
     @classmethod
-    def load(cls, path: str | Path, *, dtype: str = "auto") -> Assistant:
+    def load(
+        cls, path: str | Path, *, adapter: str | Path | None = None, dtype: str = "auto"
+    ) -> Assistant:
         """Loads a model folder: one that `llavacot convert` wrote, mlx-vlm's, or Hugging Face's.
 
+        `adapter` is the folder of an adapter that was trained on it; its calibration, where it has
+        one, goes before the model's.
+
         `dtype` is "auto" (float32 on the CPU, 16 bits on a GPU), "float32", "float16" or
-        "bfloat16". Raises UserError when the folder is no whole Mllama.
+        "bfloat16". Raises UserError when the folder is no whole Mllama, or when the adapter
+        is none for it.
         """
         started = time.perf_counter()
         folder = Path(path).expanduser()
@@ -41,8 +48,13 @@ class Assistant:
         cutter = TileCutter.load(folder, config.vision)
         calibration = load_calibration(folder)
         model = load_model(folder, dtype)
+        if adapter is not None:
+            place = Path(adapter).expanduser()
+            load_adapter(model, place, folder)
+            calibration = {**calibration, **load_calibration(place)}
         seconds = time.perf_counter() - started
-        return cls(Loaded(model, tokenizer, cutter, calibration, str(path), seconds))
+        name = None if adapter is None else str(adapter)
+        return cls(Loaded(model, tokenizer, cutter, calibration, str(path), name, seconds))
 
     def ask(
         self,

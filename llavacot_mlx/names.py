@@ -13,17 +13,21 @@ The last is ours too, so that a folder of ours opens in mlx-vlm and one of their
 
 from __future__ import annotations
 
-# Longest first: `model.language_model.` must not be taken for anything shorter.
-_PREFIXES = (
+_IN_MEMORY = (
     ("model.multi_modal_projector.", "multi_modal_projector."),
     ("model.language_model.", "language_model.model."),
     ("model.vision_model.", "vision_tower."),
+    ("lm_head.", "language_model.lm_head."),
+)
+
+# Longest first: `model.language_model.` must not be taken for anything shorter.
+_PREFIXES = (
+    *_IN_MEMORY,
     ("language_model.model.", "language_model.model."),
     ("language_model.lm_head.", "language_model.lm_head."),
     ("multi_modal_projector.", "multi_modal_projector."),
     ("vision_model.", "vision_tower."),
     ("vision_tower.", "vision_tower."),
-    ("lm_head.", "language_model.lm_head."),
 )
 
 # Buffers that old versions saved and that follow from the configuration.
@@ -44,6 +48,21 @@ def canonical_name(name: str) -> str | None:
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
     return name
+
+
+def hub_name(name: str) -> str:
+    """Our name of a tensor as hubs have it, and `save_pretrained` writes it."""
+    if name.startswith("vision_tower."):
+        return "vision_model." + name.removeprefix("vision_tower.")
+    return name
+
+
+def name_in_memory(name: str) -> str:
+    """Our name of a tensor as it is in transformers' model (4.52 and later)."""
+    for theirs, ours in _IN_MEMORY:
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    raise ValueError(f"{name} is no name of ours")
 
 
 def is_channels_first(name: str) -> bool:

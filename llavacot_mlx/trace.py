@@ -123,6 +123,8 @@ class Trace:
     token_ids: tuple[int, ...]
     """The generated ids, the end-of-turn token included where it came."""
     search: SearchRecord
+    adapter: str | None = None
+    """The folder of the adapter that was on the model."""
     max_tokens: int = 0
     """The most that one path could have been long."""
     kv_bits: int | None = None
@@ -151,7 +153,7 @@ class Trace:
     def to_dict(self) -> dict[str, Any]:
         """The object that `--json` prints, with `answer` after `seed`."""
         plain = dataclasses.asdict(self)
-        head = {key: plain.pop(key) for key in ("question", "image", "model", "seed")}
+        head = {key: plain.pop(key) for key in ("question", "image", "model", "adapter", "seed")}
         return {**head, "answer": self.answer, **plain}
 
     def to_json(self) -> str:
@@ -167,6 +169,7 @@ class Trace:
         if not isinstance(value, dict) or not {"question", "stages", "search"} <= value.keys():
             raise UserError("not a trace: it has no question, stages and search")
         rest = {key: part for key, part in value.items() if key != "answer"}
+        rest.setdefault("adapter", None)  # written before there were adapters
         trace: Trace = record_of(cls, rest, "")
         if value.get("answer") != trace.answer:
             raise UserError("answer: not the text of the last conclusion among stages")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import UserError
@@ -49,6 +50,28 @@ def write_whole(file: Path, data: bytes) -> None:
     try:
         with partial.open("xb") as stream:
             stream.write(data)
+        partial.replace(place)
+    except OSError as problem:
+        raise _unwritable(file, problem) from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Yields a path to write to, which takes the place of `file` when the block ends well.
+
+    For what another library writes by name; the path has the file's own ending. Raises UserError
+    when the file cannot be written, and then it is as it was.
+    """
+    place = _place(file)
+    partial = _partial(place)
+    partial = partial.with_name(f"{partial.name}{place.suffix}")
+    try:
+        yield partial
+        with partial.open("rb+") as stream:
+            os.fsync(stream.fileno())  # the name must not be there before the bytes
         partial.replace(place)
     except OSError as problem:
         raise _unwritable(file, problem) from None

@@ -143,7 +143,9 @@ class FakeAssistant:
         self._name = name
 
     @classmethod
-    def load(cls, path: str | Path, *, dtype: str = "auto") -> FakeAssistant:
+    def load(
+        cls, path: str | Path, *, adapter: Path | None = None, dtype: str = "auto"
+    ) -> FakeAssistant:
         time.sleep(cls.script.loading)
         return cls(str(path))
 

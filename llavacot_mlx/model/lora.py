@@ -52,6 +52,7 @@ class DoRALinear(LoRALinear):
     def __init__(self, linear: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> None:
         super().__init__(linear, rank, scale, dropout)
         self.m = mx.linalg.norm(plain_weight(linear).astype(mx.float32), axis=1)
+        self._settled: mx.array | None = None  # underscored: follows from the rest, no weight
 
     def __call__(self, x: mx.array) -> mx.array:
         bias = self.linear.bias if "bias" in self.linear else None
@@ -65,7 +66,17 @@ class DoRALinear(LoRALinear):
         changed = weight.astype(mx.float32) + _change(self)
         return (self._lengths()[:, None] * changed).astype(weight.dtype)
 
+    def settle(self) -> None:
+        """Works the rows' lengths out once and for all, for a layer that is not trained further.
+
+        They take the whole weight, which at every token would cost more than the product.
+        """
+        self._settled = self._lengths()
+        mx.eval(self._settled)
+
     def _lengths(self) -> mx.array:
+        if self._settled is not None:
+            return self._settled
         changed = plain_weight(self.linear).astype(mx.float32) + _change(self)
         return self.m / mx.stop_gradient(mx.linalg.norm(changed, axis=1))
 

@@ -24,10 +24,9 @@ class TrainingLog:
         write_whole(self._file, "".join(map(_line, kept)).encode())
 
     def append(self, event: Stepped | Validated) -> None:
-        row = _step_row(event) if isinstance(event, Stepped) else _validation_row(event)
         try:
             with self._file.open("a", encoding="utf-8") as stream:
-                stream.write(_line(row))
+                stream.write(_line(row_of(event)))
         except OSError as problem:
             raise UserError(f"{self._file} cannot be written: {problem.strerror}") from None
 
@@ -55,6 +54,11 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
             raise UserError(f"{file}, row {number}: no row of a training's log") from None
         rows.append(row)
     return rows
+
+
+def row_of(event: Stepped | Validated) -> dict[str, Any]:
+    """What is logged of an event."""
+    return _step_row(event) if isinstance(event, Stepped) else _validation_row(event)
 
 
 def _step_row(event: Stepped) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from .check import Checked, CheckedRow, check_rows
 from .checkpoint import FILE_NAME, differences, load_checkpoint
 from .course import steps_of
 from .dataset import Dataset, open_splits
-from .example import Example, example_of
 from .encoding import encode
+from .example import Example, example_of
 from .features import FeatureCache
 from .inputs import BatchSource, Question
 from .loader import Loader
@@ -33,6 +33,7 @@ from .loop import Training
 from .memory import MemoryEstimate, advice, estimate, machine_bytes
 from .optimizer import optimizer_of
 from .problem import Problem
+from .sample import Sample
 from .settings import FREE_ON_RESUME, TrainSettings, settings_object
 from .validation import Validation
 from .workers import Workers

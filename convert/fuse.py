@@ -1,0 +1,54 @@
+"""A model folder with an adapter merged into its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llavacot_mlx.calibration import load_calibration, save_calibration
+from llavacot_mlx.convert.merge import Merging, Reporter, merged, plan_merges
+from llavacot_mlx.convert.run import Progress
+from llavacot_mlx.convert.settings import copy_settings, write_config
+from llavacot_mlx.convert.shards import write_weights
+from llavacot_mlx.convert.source import Source
+from llavacot_mlx.convert.target import Target, written
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written."""
+
+    folder: Path
+    weight_bytes: int
+
+
+def fuse(
+    base: Path,
+    adapter: Path,
+    target: Target,
+    *,
+    dequantize: bool = False,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Written:
+    """Writes the MLX folder `target`: the model in `base` with the adapter's change in its weights.
+
+    Layers of a quantised base that change are quantised again with their own settings, unless
+    `dequantize` turns all of them back into plain weights.
+
+    Raises UserError when base or adapter are not whole, the adapter was trained on another base,
+    or the target cannot be written; then nothing is left behind.
+    """
+    target.check_replaceable(base, adapter)
+    source = Source.open(base)
+    change = source.adapter(adapter)
+    merges = plan_merges(source.config, source.tensors, Merging(change, dequantize))
+    size = sum(merge.nbytes for merge in merges)
+    reporter = Reporter(merges, progress)
+    with written(target, base, adapter, size=size) as partial:
+        copy_settings(base, partial)
+        if known := load_calibration(adapter):  # measured with the adapter, so it is nearer
+            save_calibration(partial, {**load_calibration(base), **known})
+        write_config(base, partial, source.config, None, None, dequantized=dequantize)
+        write_weights(partial, merges, lambda some: merged(some, reporter))
+    return Written(target.folder, size)

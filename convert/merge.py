@@ -1,0 +1,197 @@
+"""The weights of a model with an adapter in them, one after the other.
+
+What the adapter does not touch is passed on byte for byte; a change is added in float32. Quantised
+layers that change are quantised again as they were, unless everything is dequantised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import mlx.core as mx
+
+from llavacot_mlx.adapters import Adapter, LowRank
+from llavacot_mlx.config import ModelConfig, Quantization
+from llavacot_mlx.convert.plan import PlannedTensor, dtype_of
+from llavacot_mlx.convert.run import Progress
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.names import PATCH_EMBEDDING, hub_name
+from llavacot_mlx.weights import SourceTensor, read_tensors
+
+_NORM = "language_model.model.norm.weight"  # never quantised, so its type is the plain weights'
+
+_Arrays = list[mx.array]
+
+
+@dataclass(frozen=True)
+class Merging:
+    """What is to become of a model's weights."""
+
+    adapter: Adapter | None = None
+    """One that fits the model (`adapters.check_fits`)."""
+    dequantize: bool = False
+    dtype: mx.Dtype | None = None
+    """Of what is not quantised; None for each one's own."""
+    for_hub: bool = False
+    """Names and convolutions as on hubs, rather than as in MLX folders."""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Tensors that belong together, such as a quantised weight and its scales, and their end."""
+
+    sources: tuple[SourceTensor, ...]
+    targets: tuple[PlannedTensor, ...]
+    compute: Callable[[_Arrays], _Arrays]
+    """From arrays as in `sources` to arrays as in `targets`, but for the type of floats."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(target.nbytes for target in self.targets)
+
+    @property
+    def source_bytes(self) -> int:
+        return sum(source.entry.nbytes for source in self.sources)
+
+
+def plan_merges(
+    config: ModelConfig, sources: Mapping[str, SourceTensor], wanted: Merging
+) -> list[Merge]:
+    """What is to be done, in the order of the source's files."""
+    planner = _Planner(config, sources, wanted)
+    in_order = sorted(sources.values(), key=lambda tensor: str(tensor.entry.file))
+    return [merge for source in in_order for merge in planner.merges_of(source)]
+
+
+class _Planner:
+    def __init__(
+        self, config: ModelConfig, sources: Mapping[str, SourceTensor], wanted: Merging
+    ) -> None:
+        self._config, self._sources, self._wanted = config, sources, wanted
+        adapter = wanted.adapter
+        self._trained = adapter.weights if adapter else {}
+        self._changes = adapter.layers if adapter else {}
+        self._scale = adapter.config.lora.scale if adapter and adapter.config.lora else 0.0
+        self._plain = wanted.dtype or dtype_of(sources[_NORM])
+
+    def merges_of(self, source: SourceTensor) -> list[Merge]:
+        """The merge that a tensor is the first of; none for scales, which go with their weight."""
+        module, _, leaf = source.name.rpartition(".")
+        quantized = f"{module}.scales" in self._sources
+        if quantized and leaf in ("scales", "biases"):
+            return []
+        if quantized and leaf == "weight":
+            return [self._quantized(module)]
+        change = self._changes.get(module) if leaf == "weight" else None
+        own = dtype_of(source)
+        kept = self._wanted.dtype if self._wanted.dtype and mx.issubdtype(own, mx.floating) else own
+        name, shape = source.name, source.shape
+        compute: Callable[[_Arrays], _Arrays] = list
+        if change is not None:
+            compute = partial(_changed_plain, change, self._scale)
+        if self._wanted.for_hub:
+            name = hub_name(name)
+            if source.name == PATCH_EMBEDDING:
+                out, height, width, channels = shape
+                shape, compute = (out, channels, height, width), _channels_first
+        read = self._trained.get(source.name, source)
+        return [Merge((read,), (PlannedTensor(name, shape, kept),), compute)]
+
+    def _quantized(self, module: str) -> Merge:
+        assert self._config.quantization is not None
+        chosen = self._config.quantization.of(module)
+        names = [f"{module}.{part}" for part in ("weight", "scales", "biases")]
+        stored = [self._sources[name] for name in names if name in self._sources]
+        read = tuple(self._trained.get(source.name, source) for source in stored)
+        change = self._changes.get(module)
+        if self._wanted.dequantize:
+            weight, scales = stored[:2]
+            shape = (*weight.shape[:-1], scales.shape[-1] * chosen.group_size)
+            planned = PlannedTensor(_name(f"{module}.weight", self._wanted), shape, self._plain)
+            return Merge(read, (planned,), partial(_dequantized, chosen, change, self._scale))
+        targets = tuple(
+            PlannedTensor(_name(source.name, self._wanted), source.shape, dtype_of(source))
+            for source in stored
+        )
+        if change is None:
+            return Merge(read, targets, list)
+        return Merge(read, targets, partial(_requantized, chosen, change, self._scale))
+
+
+def _name(ours: str, wanted: Merging) -> str:
+    return hub_name(ours) if wanted.for_hub else ours
+
+
+def _channels_first(arrays: _Arrays) -> _Arrays:
+    return [array.transpose(0, 3, 1, 2) for array in arrays]
+
+
+def _changed_plain(change: LowRank, scale: float, arrays: _Arrays) -> _Arrays:
+    (weight,) = arrays
+    return [_changed(weight.astype(mx.float32), change, scale)]
+
+
+def _dequantized(
+    chosen: Quantization, change: LowRank | None, scale: float, arrays: _Arrays
+) -> _Arrays:
+    weight, scales, biases = *arrays[:2], arrays[2] if len(arrays) > 2 else None
+    plain = mx.dequantize(
+        weight,
+        scales,
+        biases,
+        group_size=chosen.group_size,
+        bits=chosen.bits,
+        mode=chosen.mode,
+    ).astype(mx.float32)
+    return [plain if change is None else _changed(plain, change, scale)]
+
+
+def _requantized(chosen: Quantization, change: LowRank, scale: float, arrays: _Arrays) -> _Arrays:
+    (weight,) = _dequantized(chosen, change, scale, arrays)
+    if mx.issubdtype(arrays[1].dtype, mx.floating):
+        weight = weight.astype(arrays[1].dtype)  # which the scales get from it
+    return list(mx.quantize(weight, chosen.group_size, chosen.bits, chosen.mode))
+
+
+def _changed(weight: mx.array, change: LowRank, scale: float) -> mx.array:
+    """The weight (outputs, inputs) of the one layer that does what the two do, in float32."""
+    a, b = change.a.astype(mx.float32), change.b.astype(mx.float32)
+    weight = weight + scale * (a @ b).T
+    if change.m is None:
+        return weight
+    return (change.m.astype(mx.float32) / mx.linalg.norm(weight, axis=1))[:, None] * weight
+
+
+class Reporter:
+    """Reports how far the merges are."""
+
+    def __init__(self, merges: Sequence[Merge], progress: Callable[[Progress], None]) -> None:
+        self._total = sum(merge.source_bytes for merge in merges)
+        self._done = 0
+        self._progress = progress
+
+    def report(self, merge: Merge) -> None:
+        self._done += merge.source_bytes
+        self._progress(Progress(self._done, self._total, merge.targets[0].name))
+
+
+def merged(merges: Sequence[Merge], reporter: Reporter) -> Iterator[mx.array]:
+    """The tensors that the merges plan, in order, each computed when it is asked for.
+
+    Raises UserError where one would not be finite.
+    """
+    for merge in merges:
+        read = read_tensors(list(merge.sources))
+        arrays = merge.compute([read.pop(source.name) for source in merge.sources])
+        for array, planned in zip(arrays, merge.targets, strict=True):
+            made = array.astype(planned.dtype)
+            mx.eval(made)
+            if mx.issubdtype(made.dtype, mx.floating) and not mx.all(mx.isfinite(made)).item():
+                raise UserError(
+                    f"{merge.sources[0].entry.file}: {planned.name} would hold NaN, or values too "
+                    f"large for {str(planned.dtype).removeprefix('mlx.core.')}"
+                )
+            yield made
+        reporter.report(merge)

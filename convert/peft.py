@@ -1,0 +1,286 @@
+"""Adapters in the layout of Hugging Face's PEFT: written from ours, and ours from theirs.
+
+PEFT names a layer after its place in transformers' model (`base_model.model.` before it), keeps A
+as (rank, inputs) and B as (outputs, rank), and says α where we say scale = α / rank.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import mlx.core as mx
+
+from llavacot_mlx.adapter_config import (
+    CONFIG_NAME,
+    AdapterConfig,
+    Base,
+    FineTuneType,
+    LoRAParameters,
+)
+from llavacot_mlx.adapters import (
+    Adapter,
+    LowRank,
+    check_fits,
+    read_adapter,
+    read_floats,
+    save_adapter,
+)
+from llavacot_mlx.config import read_json
+from llavacot_mlx.convert.source import Source
+from llavacot_mlx.convert.target import Target, written
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.names import canonical_name, name_in_memory
+
+PEFT_WEIGHTS_NAME = "adapter_model.safetensors"
+
+_BEFORE = "base_model.model."
+# The last part of a tensor's name, theirs and ours. PEFT itself writes the magnitude's name both
+# with and without the last word, depending on its version.
+_PARTS = {
+    "lora_A.weight": "lora_a",
+    "lora_B.weight": "lora_b",
+    "lora_magnitude_vector": "m",
+    "lora_magnitude_vector.weight": "m",
+}
+
+# PEFT saves the embeddings of the base as they are beside an adapter of the output head.
+_COPIES = ("lm_head.base_layer.weight", "embed_tokens.weight")
+
+# Settings that are read here, or that change nothing in what a trained adapter computes.
+_READ = frozenset({
+    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config",
+    "exclude_modules", "inference_mode", "init_lora_weights", "layers_pattern",
+    "layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout", "lora_ga_config",
+    "megatron_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r",
+    "alpha_pattern", "rank_pattern", "revision", "runtime_config", "target_modules", "task_type",
+    "use_dora", "use_rslora",
+})  # fmt: skip
+# The other ways to begin change the base's weights, too, so that the adapter fits no base on disk.
+_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+def write_peft(folder: Path, target: Target) -> Path:
+    """Writes the adapter in `folder` as one of PEFT.
+
+    Raises UserError when it is no whole adapter, when it is none of low rank, or when the target
+    cannot be written; then nothing is left behind.
+    """
+    target.check_replaceable(folder)
+    adapter = read_adapter(folder)
+    lora = adapter.config.lora
+    if lora is None:
+        raise UserError(
+            f"{folder} holds whole weights, for which PEFT has no layout: export the model with "
+            f"--adapter-path {folder}"
+        )
+    tensors: dict[str, mx.array] = {}
+    for path, layer in adapter.layers.items():
+        before = f"{_BEFORE}{_path_in_memory(path)}"
+        tensors[f"{before}.lora_A.weight"] = mx.contiguous(layer.a.T)
+        tensors[f"{before}.lora_B.weight"] = mx.contiguous(layer.b.T)
+        if layer.m is not None:
+            tensors[f"{before}.lora_magnitude_vector"] = layer.m
+    mx.eval(tensors)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    with written(target, folder, size=size) as partial:
+        mx.save_safetensors(str(partial / PEFT_WEIGHTS_NAME), tensors, {"format": "pt"})
+        text = json.dumps(_peft_config(adapter, lora), indent=2, ensure_ascii=False)
+        (partial / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+    return target.folder
+
+
+def read_peft(folder: Path, target: Target, base: str, base_folder: Path) -> Path:
+    """Writes the adapter of PEFT in `folder` as one of ours, for the model in `base_folder`.
+
+    `base` is what the person calls that model. Raises UserError when the adapter is not whole, does
+    something that ours cannot, or does not fit the model, or when the target cannot be written;
+    then nothing is left behind.
+    """
+    target.check_replaceable(folder, base_folder)
+    source = Source.open(base_folder)
+    config = _Config.read(folder / CONFIG_NAME)
+    layers = _layers(folder / PEFT_WEIGHTS_NAME, config, source)
+    lora = LoRAParameters(
+        rank=max(layer.a.shape[1] for layer in layers.values()),
+        scale=config.scale_of(""),
+        dropout=config.dropout,
+        keys=_keys(layers),
+    )
+    adapter = Adapter(
+        AdapterConfig(
+            FineTuneType.DORA if config.use_dora else FineTuneType.LORA,
+            -1,
+            lora,
+            Base.of(base, base_folder),
+        ),
+        {path: _of_rank(layer, lora.rank) for path, layer in layers.items()},
+    )
+    check_fits(adapter, source.model, folder)
+    size = sum(tensor.nbytes for tensor in adapter.tensors.values())
+    with written(target, folder, base_folder, size=size) as partial:
+        save_adapter(partial, adapter.tensors, adapter.config)
+    return target.folder
+
+
+def base_of(folder: Path) -> str | None:
+    """The model that an adapter of PEFT says it is for: an id, or a folder; None if it does not."""
+    name = read_json(folder / CONFIG_NAME, "").get("base_model_name_or_path")
+    return name if isinstance(name, str) and name else None
+
+
+def _peft_config(adapter: Adapter, lora: LoRAParameters) -> dict[str, Any]:
+    alpha = lora.scale * lora.rank
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": adapter.config.base.model,
+        "inference_mode": True,
+        "r": lora.rank,
+        "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": sorted(_path_in_memory(path) for path in adapter.layers),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "use_dora": adapter.config.fine_tune_type is FineTuneType.DORA,
+    }
+
+
+def _path_in_memory(path: str) -> str:
+    return name_in_memory(f"{path}.weight").removesuffix(".weight")
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What an `adapter_config.json` of PEFT says, as far as it matters here."""
+
+    rank: int
+    alpha: float
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    use_rslora: bool
+    use_dora: bool
+    dropout: float
+
+    @classmethod
+    def read(cls, file: Path) -> _Config:
+        """Raises UserError for an adapter that does more than LoRA or DoRA."""
+        value = read_json(file, f"is {file.parent} an adapter folder?")
+        if value.get("peft_type") != "LORA":
+            raise UserError(
+                f"{file}: peft_type is {value.get('peft_type')!r}; only 'LORA' can be read"
+            )
+        for key, setting in value.items():
+            if setting and key not in _READ and not (key == "bias" and setting == "none"):
+                raise UserError(
+                    f"{file}: {key} is {setting!r}, which an adapter here cannot do; merge the "
+                    "adapter with PEFT's merge_and_unload, and convert the result"
+                )
+        beginning = value.get("init_lora_weights")
+        if beginning not in _BEGINNINGS:
+            raise UserError(
+                f"{file}: init_lora_weights is {beginning!r}, which changed the base too; merge "
+                "the adapter with PEFT's merge_and_unload, and convert the result"
+            )
+        try:
+            return cls(
+                rank=int(value["r"]),
+                alpha=float(value["lora_alpha"]),
+                rank_pattern={key: int(r) for key, r in (value.get("rank_pattern") or {}).items()},
+                alpha_pattern={
+                    key: float(alpha) for key, alpha in (value.get("alpha_pattern") or {}).items()
+                },
+                use_rslora=bool(value.get("use_rslora")),
+                use_dora=bool(value.get("use_dora")),
+                dropout=float(value.get("lora_dropout") or 0),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as problem:
+            said = f"{type(problem).__name__}: {problem}"
+            raise UserError(f"{file} is no configuration of LoRA ({said})") from None
+
+    def scale_of(self, module: str) -> float:
+        """α / r of a module by PEFT's name for it; of most modules for the empty name."""
+        rank = _by_pattern(self.rank_pattern, module, self.rank)
+        alpha = _by_pattern(self.alpha_pattern, module, self.alpha)
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+
+_T = TypeVar("_T")
+
+
+def _by_pattern(patterns: Mapping[str, _T], module: str, otherwise: _T) -> _T:
+    """As PEFT looks it up: the first pattern that the end of the module's name matches in full."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return otherwise
+
+
+def _layers(file: Path, config: _Config, base: Source) -> dict[str, LowRank]:
+    """The layers by our paths, with the modules' own scales worked into B."""
+    parts: dict[str, dict[str, mx.array]] = {}
+    scale = config.scale_of("")
+    for name, tensor in read_floats(file).items():
+        if name.endswith(_COPIES):
+            _check_copy(file, name, tensor, base)
+            continue
+        module, part = _split(file, name)
+        if tensor.ndim != (1 if part == "m" else 2):
+            raise UserError(f"{file}: {name} of shape {list(tensor.shape)} is of no linear layer")
+        path = canonical_name(f"{module}.weight")
+        assert path is not None
+        if part == "lora_b" and config.scale_of(module) != scale:
+            tensor = tensor * (config.scale_of(module) / scale)
+        parts.setdefault(path.removesuffix(".weight"), {})[part] = tensor
+    layers = {}
+    for path, found in parts.items():
+        wanted = {"lora_a", "lora_b", "m"} if config.use_dora else {"lora_a", "lora_b"}
+        if found.keys() != wanted:
+            raise UserError(
+                f"{file}: of the layer {path} there are {', '.join(sorted(found))}; it takes "
+                f"{', '.join(sorted(wanted))}"
+            )
+        a, b = found["lora_a"].T, found["lora_b"].T
+        if a.shape[1] != b.shape[0]:
+            raise UserError(f"{file}: the ranks of A and B of the layer {path} differ")
+        layers[path] = LowRank(a, b, found.get("m"))
+    return layers
+
+
+def _check_copy(file: Path, name: str, tensor: mx.array, base: Source) -> None:
+    """Raises UserError when a weight of the base that comes along is not as large as the base's."""
+    ours = canonical_name(name.removeprefix(_BEFORE).replace(".base_layer.", "."))
+    if ours not in base.tensors or base.tensors[ours].shape[0] != tensor.shape[0]:
+        raise UserError(
+            f"{file}: {name} has {tensor.shape[0]} rows, unlike {base.folder}; an adapter here "
+            "cannot change the vocabulary"
+        )
+
+
+def _split(file: Path, name: str) -> tuple[str, str]:
+    """A tensor's name as PEFT's name of the module, and our name of the part."""
+    for theirs, ours in _PARTS.items():
+        if name.startswith(_BEFORE) and name.endswith(f".{theirs}"):
+            return name.removeprefix(_BEFORE).removesuffix(f".{theirs}"), ours
+    raise UserError(f"{file}: {name} is no part of a LoRA or DoRA of linear layers")
+
+
+def _of_rank(layer: LowRank, rank: int) -> LowRank:
+    """The same change with as many columns of A and rows of B, zeros the last of them."""
+    missing = rank - layer.a.shape[1]
+    if not missing:
+        return layer
+    return LowRank(
+        mx.pad(layer.a, [(0, 0), (0, missing)]), mx.pad(layer.b, [(0, missing), (0, 0)]), layer.m
+    )
+
+
+def _keys(paths: Iterable[str]) -> tuple[str, ...]:
+    """The ends of the modules' paths that come after a layer's number, each once."""
+    return tuple(sorted({re.split(r"\.layers\.\d+\.", path)[-1] for path in paths}))

@@ -1,0 +1,108 @@
+"""A folder that is written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llavacot_mlx.errors import UserError
+
+_MARGIN_BYTES = 64 * 2**20  # for the small files beside the weights
+
+
+@dataclass(frozen=True)
+class Target:
+    """The folder that a command writes."""
+
+    folder: Path
+    flag: str
+    """The flag that names it, for errors: `--mlx-path`."""
+    force: bool
+    """Whether it may replace a folder of its kind."""
+    mark: str = "config.json"
+    """The file that every folder of its kind holds."""
+
+    def check_replaceable(self, *sources: Path) -> None:
+        """Raises UserError if something is there that may not be replaced, a source above all."""
+        place = self.folder.resolve()
+        if not place.exists():
+            return
+        if not self.force:
+            raise UserError(
+                f"{self.folder} exists already: choose another {self.flag}, or add --force"
+            )
+        if any(source.resolve().is_relative_to(place) for source in sources):
+            raise UserError(f"{self.folder} is or holds the source: choose another {self.flag}")
+        if not (place / self.mark).is_file() and not _is_empty_folder(place):
+            what = "model" if self.mark == "config.json" else "adapter"
+            raise UserError(
+                f"{self.folder} is no {what} folder, and --force replaces nothing else: choose "
+                f"another {self.flag}"
+            )
+
+
+@contextlib.contextmanager
+def written(target: Target, *sources: Path, size: int) -> Iterator[Path]:
+    """Yields a hidden sibling to write to, which gets the target's name when the block ends well.
+
+    What goes wrong leaves everything as it was, an older folder under that name too. `size` is
+    about what will be written, in bytes. Raises UserError when the target is not replaceable (see
+    there for `sources`), or the disk has no room or fills up.
+    """
+    target.check_replaceable(*sources)
+    # What is written goes where a link points to, beside the folder that it replaces.
+    place = target.folder.resolve()
+    partial = place.with_name(f".{place.name}.partial-{os.getpid()}")
+    made = [folder for folder in place.parents if not folder.exists()]
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _check_room(target.folder, place, size)
+        partial.mkdir()
+        yield partial
+        target.check_replaceable(*sources)  # what came in the meantime, too
+        _put_in_place(partial, place)
+    except OSError as problem:
+        if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(
+                f"the disk is full: {target.folder} needs {size / 1e9:.1f} GB; nothing was left "
+                "behind"
+            ) from None
+        raise UserError(f"{problem.filename or target.folder}: {problem.strerror}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        for folder in made:  # the innermost first; those with the result in them stay
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _is_empty_folder(place: Path) -> bool:
+    return place.is_dir() and not any(place.iterdir())
+
+
+def _check_room(target: Path, place: Path, size: int) -> None:
+    free = shutil.disk_usage(place.parent).free
+    if free < size + _MARGIN_BYTES:
+        raise UserError(
+            f"not enough disk for {target}: it needs {size / 1e9:.1f} GB and "
+            f"{free / 1e9:.1f} GB are free"
+        )
+
+
+def _put_in_place(partial: Path, place: Path) -> None:
+    """Gives the finished folder its name; an old one under it goes when the new one is there."""
+    if not place.exists():
+        partial.rename(place)
+        return
+    old = place.with_name(f".{place.name}.replaced-{os.getpid()}")
+    place.rename(old)
+    try:
+        partial.rename(place)
+    except BaseException:
+        old.rename(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
