@@ -242,7 +242,7 @@ def _settings(
 
 def _run(settings: TrainSettings, *, resume: bool) -> None:
     from llavacot_mlx.cli.training_view import TrainingView
-    from llavacot_mlx.train.prepare import BadRows, Source, prepare, write_settings
+    from llavacot_mlx.train.prepare import BadRowsError, Source, prepare, write_settings
     from llavacot_mlx.train.workers import Workers
 
     workers = Workers.all()
@@ -258,7 +258,7 @@ def _run(settings: TrainSettings, *, resume: bool) -> None:
             resume=resume,
             watched=_watched if workers.leads else _unwatched,
         )
-    except BadRows as bad:
+    except BadRowsError as bad:
         if workers.leads:
             _list(bad.problems)
         raise
@@ -292,7 +292,7 @@ def _list(problems: list[Problem]) -> None:
 
 def _train(prepared: Prepared, view: TrainingView, reporter: Any) -> None:
     """Runs the training, and shows and writes what happens; Ctrl-C ends it after its step."""
-    from llavacot_mlx.train.events import Saved, Stepped, Validated
+    from llavacot_mlx.train.events import Stepped, Validated
     from llavacot_mlx.train.log import TrainingLog, read_log
     from llavacot_mlx.train.memory import advice
     from llavacot_mlx.train.plots import draw_curve
@@ -309,8 +309,6 @@ def _train(prepared: Prepared, view: TrainingView, reporter: Any) -> None:
                     log.append(event)
                     if reporter:
                         reporter(event)
-                elif leads and isinstance(event, Saved):
-                    draw_curve(read_log(folder), folder / CURVE_NAME)
                 view.show(event)
     except RuntimeError as problem:
         if "memory" not in str(problem).lower() and "malloc" not in str(problem).lower():
@@ -319,6 +317,11 @@ def _train(prepared: Prepared, view: TrainingView, reporter: Any) -> None:
             f"step {training.done + 1}: out of memory; try {advice(settings)}. The last "
             "checkpoint is kept"
         ) from None
+    if leads:
+        try:
+            draw_curve(read_log(folder), folder / CURVE_NAME)
+        except UserError as problem:  # what was learned is safe, and worth more than its picture
+            view.say(f"note: {problem}")
     adapter = typed(folder)
     model = "" if settings.model is None else f" --model {typed(Path(settings.model))}"
     if training.done < training.steps:
@@ -327,7 +330,7 @@ def _train(prepared: Prepared, view: TrainingView, reporter: Any) -> None:
             sys.exit(INTERRUPTED)
         return
     view.say(
-        f"wrote {adapter}: adapters.safetensors, log.jsonl, {CURVE_NAME}, lora.yaml; now: "
+        f"wrote {adapter}; now: "
         f'llavacot ask photo.jpg "What is unusual here?"{model} --adapter-path {adapter}'
     )
 

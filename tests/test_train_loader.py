@@ -91,7 +91,7 @@ def test_going_on_from_a_position_is_the_tail_of_the_whole(dataset: Dataset, thr
     order = order_of(dataset)
     whole = list(loader(dataset, 1).batches(order))
     for start in range(len(order) + 1):
-        tail = list(loader(dataset, threads).batches(order, start))
+        tail = list(loader(dataset, threads).batches(order[start:]))
         assert len(tail) == len(order) - start
         for batch, expected in zip(tail, whole[start:], strict=True):
             check_same(batch, expected)

@@ -7,18 +7,16 @@ whatever stops the program leaves the old one or the new one.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.whole_file import replacing
 
 FILE_NAME = "checkpoint.safetensors"
 _WEIGHTS, _OPTIMIZER = "weights.", "optimizer."
@@ -43,7 +41,14 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     arrays = {_WEIGHTS + name: array for name, array in checkpoint.weights.items()}
     arrays |= {_OPTIMIZER + name: array for name, array in checkpoint.optimizer.items()}
     metadata = {"step": str(checkpoint.step), "origin": json.dumps(checkpoint.origin)}
-    write_arrays(folder / FILE_NAME, arrays, metadata)
+    file = folder / FILE_NAME
+    with replacing(file) as partial:
+        try:
+            mx.save_safetensors(str(partial), arrays, metadata)
+        except RuntimeError as problem:
+            raise UserError(
+                f"{file} cannot be written: {problem}; the checkpoint before it is kept"
+            ) from None
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -55,7 +60,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             "--adapter-path of the training to go on with"
         )
     try:
-        arrays, metadata = mx.load(str(file), return_metadata=True)
+        arrays, metadata = cast(
+            "tuple[dict[str, mx.array], dict[str, str]]", mx.load(str(file), return_metadata=True)
+        )
         step, origin = int(metadata["step"]), json.loads(metadata["origin"])
     except (RuntimeError, KeyError, ValueError):
         raise UserError(f"{file} is damaged: a training cannot go on from it") from None
@@ -65,32 +72,6 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         {name[len(_OPTIMIZER) :]: a for name, a in arrays.items() if name.startswith(_OPTIMIZER)},
         origin,
     )
-
-
-def write_arrays(file: Path, arrays: Mapping[str, mx.array], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file that is there whole or not at all.
-
-    Raises UserError when that fails, and then the file is as it was.
-    """
-    partial = file.with_name(f".{file.stem}-{secrets.token_hex(4)}.safetensors")
-    try:
-        try:
-            mx.save_safetensors(str(partial), dict(arrays), metadata)
-        except RuntimeError as problem:  # MLX says no more of a full disk
-            raise OSError(str(problem)) from None
-        with partial.open("rb") as stream:
-            os.fsync(stream.fileno())
-        expected = sum(array.nbytes for array in arrays.values())
-        if partial.stat().st_size < expected:  # MLX does not notice every short write
-            raise OSError("the disk is full")
-        partial.replace(file)
-    except OSError as problem:
-        raise UserError(
-            f"{file} cannot be written: {problem.strerror or problem}; what was saved before is kept"
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -1,17 +1,22 @@
-"""Rows of a dataset on their way into the model: batches with what is seen of their pictures."""
+"""Rows of a file on their way into the model, in the order of a training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from llavacot_mlx.model.mllama import Mllama
+import mlx.core as mx
 
+from llavacot_mlx.model.mllama import Mllama
+from llavacot_mlx.pictures import Tiles
+
+from .batches import Batch, batch_order
 from .course import batches_from
 from .features import FeatureCache
-from .forward import Inputs
+from .forward import Inputs, image_features
 from .loader import Loader
 from .settings import TrainSettings
 from .workers import Workers
@@ -28,5 +33,54 @@ class Question:
 
 
 @dataclass(frozen=True)
-class BatchSource:
-    """The rows of a file that can be learned from, as inputs of the model in a training's order."""
+class Rows:
+    """The rows of a file that can be learned from."""
+
+    loader: Loader
+    rows: Sequence[int]
+    """Their places in the file's dataset."""
+    lengths: Sequence[int]
+    """The tokens of each."""
+    features: FeatureCache | None
+    """Where what the frozen vision tower makes of pictures is kept, if it is."""
+
+    @contextmanager
+    def batches(
+        self, model: Mllama, settings: TrainSettings, done: int, workers: Workers
+    ) -> Iterator[Iterator[Inputs | None]]:
+        """The inputs behind the first `done` steps, one a batch, without an end.
+
+        Each is this process's share of a batch; None where that is no row.
+        """
+        order = batches_from(self.lengths, settings, done)
+        with closing(self._inputs(model, settings, order, workers)) as inputs:
+            yield inputs
+
+    def batches_an_epoch(self, settings: TrainSettings) -> int:
+        return len(batch_order(self.lengths, settings.batch_size, settings.seed, 0))
+
+    def _inputs(
+        self,
+        model: Mllama,
+        settings: TrainSettings,
+        order: Iterator[tuple[int, ...]],
+        workers: Workers,
+    ) -> Generator[Inputs | None, None, None]:
+        shares, sizes = itertools.tee(
+            tuple(self.rows[index] for index in workers.share(batch)) for batch in order
+        )
+        with closing(self.loader.batches(share for share in shares if share)) as batches:
+            for share in sizes:
+                yield self._of(model, settings, next(batches)) if share else None
+
+    def _of(self, model: Mllama, settings: TrainSettings, batch: Batch) -> Inputs:
+        if settings.train_vision:
+            return Inputs.with_pixels(batch)
+        seen = [None if tiles is None else self._seen(model, tiles) for tiles in batch.pictures]
+        return Inputs.of(batch, seen)
+
+    def _seen(self, model: Mllama, tiles: Tiles) -> mx.array:
+        def compute() -> mx.array:
+            return image_features(model, tiles)
+
+        return self.features.get(tiles, compute) if self.features else compute()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,15 +32,15 @@ class Loader:
     cutter: TileCutter
     threads: int = THREADS
 
-    def batches(self, order: Sequence[tuple[int, ...]], start: int = 0) -> Generator[Batch]:
-        """The batches `order[start:]`, each a tuple of rows, as `batch_order` gives them.
+    def batches(self, order: Iterable[tuple[int, ...]]) -> Generator[Batch]:
+        """The batches of `order`, each a tuple of rows; it need not end.
 
         What comes follows from `order` alone, and not from the threads. They are at most
         2 × `threads` rows ahead, and end with the iterator. Raises UserError, which names the row,
         at the batch of a row that cannot be read.
         """
-        wanted = order[start:]
-        read = ahead(self._read, (row for rows in wanted for row in rows), self.threads)
+        wanted, again = itertools.tee(order)
+        read = ahead(self._read, (row for rows in again for row in rows), self.threads)
         with contextlib.closing(read):
             for rows in wanted:
                 samples, pictures = zip(*itertools.islice(read, len(rows)), strict=True)

@@ -18,9 +18,9 @@ from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.mllama import Mllama
 
 from .checkpoint import Checkpoint, save_checkpoint
-from .events import Event, Saved, Stepped, Validated
+from .events import Event, Saved, Stepped
 from .forward import Sums, loss_and_gradients
-from .inputs import BatchSource
+from .inputs import Rows
 from .settings import TrainSettings
 from .validation import Validation, kind_figures
 from .workers import Workers
@@ -35,7 +35,7 @@ class Training:
     settings: TrainSettings
     steps: int
     """How many it has in all."""
-    source: BatchSource
+    rows: Rows
     validation: Validation | None
     adapter: AdapterConfig
     origin: dict[str, Any]
@@ -53,13 +53,13 @@ class Training:
         then as it was.
         """
         saved = self.done
-        with self.source.batches(self.done, self.workers) as batches:
+        with self.rows.batches(self.model, self.settings, self.done, self.workers) as batches:
             while self.done < self.steps and not self.stopping:
                 stepped = self._step(batches)
                 self.done = stepped.step
                 yield stepped
                 if self._is_time_for(self.settings.steps_per_eval) and self.validation:
-                    yield self.validation.look(self.model, self.done, self.workers)
+                    yield self.validation.look(self.model, self.settings, self.done, self.workers)
                 if self._is_time_for(self.settings.save_every):
                     yield self._save()
                     saved = self.done

@@ -27,7 +27,7 @@ from .dataset import Dataset, open_splits
 from .encoding import encode
 from .example import Example, example_of
 from .features import FeatureCache
-from .inputs import BatchSource, Question
+from .inputs import Question, Rows
 from .loader import Loader
 from .loop import Training
 from .memory import MemoryEstimate, advice, estimate, machine_bytes
@@ -58,7 +58,7 @@ class Prepared:
     notes: tuple[str, ...]
 
 
-class BadRows(UserError):
+class BadRowsError(UserError):
     """Rows that cannot be learned from."""
 
     def __init__(self, file: Path, problems: list[Problem], rows: int) -> None:
@@ -78,6 +78,10 @@ class _Part:
     rows: Sequence[int]
     lengths: Sequence[int]
     notes: tuple[str, ...]
+
+    def rows_for(self, source: Source, features: FeatureCache | None) -> Rows:
+        loader = Loader(self.dataset, source.tokenizer, source.cutter)
+        return Rows(loader, self.rows, self.lengths, features)
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def prepare(
     `watched` is given the rows of each file while they are looked at, to show how far that is.
 
     Raises UserError for whatever is wrong with the settings, the data, the model or the folder to
-    write to, BadRows for rows that cannot be learned from, before anything is written.
+    write to, BadRowsError for rows that cannot be learned from, before anything is written.
     """
     folder = Path(settings.adapter_path)
     checkpoint = load_checkpoint(folder) if resume else None
@@ -147,7 +151,7 @@ def prepare(
         optimizer=optimizer,
         settings=settings,
         steps=steps_of(train.lengths, settings),
-        source=BatchSource(source, train.dataset, train.rows, train.lengths, settings, features),
+        rows=train.rows_for(source, features),
         validation=_validation(valid, source, settings, features, model) if valid else None,
         adapter=_adapter_config(settings, base),
         origin=origin,
@@ -208,7 +212,7 @@ def _part(
     checked = Checked.of(watched(f"checking {dataset.file.name}", dataset, rows))
     bad = len(dataset) - len(checked.rows)
     if bad and not settings.skip_bad:
-        raise BadRows(dataset.file, list(checked.problems), len(dataset))
+        raise BadRowsError(dataset.file, list(checked.problems), len(dataset))
     if not checked.rows:
         raise UserError(f"{dataset.file}: no row of {len(dataset)} is without problems")
     notes = (f"{dataset.file}: {bad} of {len(dataset)} rows left out",) if bad else ()
@@ -228,6 +232,12 @@ def _adapter_settings(settings: TrainSettings) -> AdapterSettings:
     )
 
 
+def _features(settings: TrainSettings, base: Base, folder: Path) -> FeatureCache | None:
+    if not settings.cache_features:
+        return None
+    return FeatureCache(folder / "features", settings.cache_features, base.hash)
+
+
 def _adapter_config(settings: TrainSettings, base: Base) -> AdapterConfig:
     lora = settings.lora_parameters
     full = settings.fine_tune_type == FineTuneType.FULL
@@ -242,13 +252,13 @@ def _adapter_config(settings: TrainSettings, base: Base) -> AdapterConfig:
 def _validation(
     part: _Part, source: Source, settings: TrainSettings, features: FeatureCache | None, model: Any
 ) -> Validation:
-    rows = BatchSource(source, part.dataset, part.rows, part.lengths, settings, features)
-    count = rows.batches_an_epoch
+    rows = part.rows_for(source, features)
+    count = rows.batches_an_epoch(settings)
     return Validation(
-        source=rows,
+        rows=rows,
         batches=count if settings.val_batches == -1 else min(count, settings.val_batches),
         questions=[_question(part.dataset, row) for row in part.rows[: settings.val_answers]],
-        loaded=Loaded(model, source.tokenizer, source.cutter, {}, source.name, 0.0),
+        loaded=Loaded(model, source.tokenizer, source.cutter, {}, source.name, None, 0.0),
         max_tokens=_ANSWER_TOKENS,
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
 
@@ -17,8 +16,9 @@ from llavacot_mlx.stages import Closed, Stage, StageParser, Text
 
 from .events import Answer, KindFigures, Validated
 from .forward import Sums, loss_sums
-from .inputs import BatchSource, Question
+from .inputs import Question, Rows
 from .sample import Target
+from .settings import TrainSettings
 from .workers import Workers
 
 
@@ -26,19 +26,21 @@ from .workers import Workers
 class Validation:
     """The rows that are looked at, and the questions of them that are answered as well."""
 
-    source: BatchSource
+    rows: Rows
     batches: int
     questions: Sequence[Question]
     loaded: Loaded
     """The model that learns, with what it needs to answer."""
     max_tokens: int
 
-    def look(self, model: Mllama, step: int, workers: Workers) -> Validated:
+    def look(
+        self, model: Mllama, settings: TrainSettings, step: int, workers: Workers
+    ) -> Validated:
         """Without dropout, and without a change to anything."""
         started = time.perf_counter()
         model.eval()
         try:
-            sums = self._sums(model, workers)
+            sums = self._sums(model, settings, workers)
             answers = tuple(self._answer(question) for question in self.questions)
         finally:
             model.train()
@@ -50,9 +52,9 @@ class Validation:
             answers,
         )
 
-    def _sums(self, model: Mllama, workers: Workers) -> Sums:
+    def _sums(self, model: Mllama, settings: TrainSettings, workers: Workers) -> Sums:
         sums = Sums.zero()
-        with self.source.batches(0, workers) as batches:
+        with self.rows.batches(model, settings, 0, workers) as batches:
             for _ in range(self.batches):
                 inputs = next(batches)
                 if inputs is not None:
@@ -83,7 +85,7 @@ class Validation:
 
 def kind_figures(sums: Sums) -> dict[Target, KindFigures]:
     """The figures of every kind of token that there was."""
-    figures = {}
+    figures: dict[Target, KindFigures] = {}
     losses, counts, hits = (
         array.tolist() for array in (sums.loss_by_kind, sums.count_by_kind, sums.correct_by_kind)
     )

@@ -1,0 +1,87 @@
+"""Settings of a training: from YAML and flags, with the mistakes named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.train.settings import (
+    FREE_ON_RESUME,
+    LoRAParameters,
+    LRSchedule,
+    TrainSettings,
+    read_settings,
+    settings_from,
+    settings_object,
+)
+
+EXAMPLE = Path(__file__).parents[1] / "docs" / "lora.yaml"
+
+
+def test_what_is_written_is_read_as_the_same() -> None:
+    settings = TrainSettings(
+        data="d",
+        lora_parameters=LoRAParameters(4, 2.0, 0.1, ("q_proj",)),
+        lr_schedule=LRSchedule("cosine_decay", (1e-4, 100.0), warmup=5),
+        optimizer_config={"adamw": {"weight_decay": 0.0}},
+        epochs=1.5,
+    )
+    text = yaml.safe_dump(settings_object(settings))
+    assert settings_from(yaml.safe_load(text), "x") == settings
+
+
+def test_yaml_reads_1e_5_as_a_text_and_we_as_a_number() -> None:
+    values = yaml.safe_load("learning_rate: 1e-5\nlora_parameters: {scale: 2}")
+    settings = settings_from(values, "x")
+    assert settings.learning_rate == 1e-5
+    assert settings.lora_parameters.scale == 2.0
+
+
+def test_the_example_in_the_documentation_names_every_setting() -> None:
+    values = read_settings(EXAMPLE)
+    settings = settings_from(values, str(EXAMPLE))
+    assert set(values) == set(settings_object(settings))
+    assert settings.data
+
+
+def test_every_setting_free_on_resume_is_a_setting() -> None:
+    assert set(settings_object(TrainSettings())) >= FREE_ON_RESUME
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("learning_rat: 1", "learning_rat is no setting; did you mean learning_rate?"),
+        ("iters: many", "iters: 'many' is not a whole number"),
+        ("iters: 0", "--iters 0: must be above 0"),
+        ("batch_size: 1.5", "batch_size: 1.5 is not a whole number"),
+        ("learning_rate: .nan", "--learning-rate nan: must be above 0"),
+        ("skip_bad: 1", "skip_bad: 1 is not true or false"),
+        ("lora_parameters: {alpha: 16}", "lora_parameters: alpha is no setting"),
+        ("lora_parameters: {rank: 0}", "lora_parameters.rank 0: must be above 0"),
+        ("lora_parameters: {dropout: 1}", "dropout 1.0: must be from 0 to below 1"),
+        ("lora_parameters: 8", "expected keys with values, not 8"),
+        ("fine_tune_type: qlora", "--fine-tune-type qlora: there are lora, dora, full"),
+        ("optimizer: lion", "--optimizer lion: there are adamw"),
+        ("num_layers: 0", "--num-layers 0: must be 1 or more, or -1 for all"),
+        ("lr_schedule: {name: wave, arguments: [1]}", "lr_schedule.name wave: there are"),
+        ("lr_schedule: {name: cosine_decay}", "lr_schedule: "),
+        ("{train_vision: true, cache_features: 1}", "--train-vision changes it"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(text: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        settings_from(yaml.safe_load(text), "lora.yaml")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["a: [", "just words", "- 1"])
+def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "lora.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"lora\.yaml"):
+        read_settings(file)
