@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Iterator
@@ -19,8 +20,9 @@ from llavacot_mlx.model.mllama import Mllama
 
 from .checkpoint import Checkpoint, save_checkpoint
 from .events import Event, Saved, Stepped
-from .forward import Sums, loss_and_gradients
-from .inputs import Rows
+from .forward import loss_and_gradients
+from .head import Sums
+from .rows import Rows
 from .settings import TrainSettings
 from .validation import Validation, kind_figures
 from .workers import Workers
@@ -78,8 +80,6 @@ class Training:
     def _step(self, batches: Iterator[Any]) -> Stepped:
         started = time.perf_counter()
         mx.reset_peak_memory()
-        # What dropout draws follows from the step, so that a resumption draws the same.
-        mx.random.seed(_step_seed(self.settings.seed, self.done, self.workers.rank))
         sums, gradients = self._gradients(batches)
         learned = float(sums.learned)
         gradients = tree_map(lambda gradient: gradient / learned, gradients)
@@ -110,11 +110,13 @@ class Training:
     def _gradients(self, batches: Iterator[Any]) -> tuple[Sums, Any]:
         """Of the sum of losses over all batches of a step and all workers."""
         sums, gradients = Sums.zero(), None
-        for _ in range(self.settings.grad_accumulation_steps):
+        for batch in range(self.settings.grad_accumulation_steps):
             inputs = next(batches)
             if inputs is None:  # fewer rows than workers
                 continue
-            more, change = loss_and_gradients(self.model, inputs, self.settings.grad_checkpoint)
+            more, change = loss_and_gradients(
+                self.model, inputs, self.settings.grad_checkpoint, self._dropout_key(batch)
+            )
             sums = sums + more
             gradients = change if gradients is None else tree_map(mx.add, gradients, change)
             mx.eval(gradients, sums.arrays)  # or the batches of a step would be in memory together
@@ -124,6 +126,13 @@ class Training:
         mx.eval(total)
         return Sums(*total["sums"]), total["gradients"]
 
+    def _dropout_key(self, batch: int) -> mx.array | None:
+        """What dropout draws follows from the place of a batch, so that a resumption draws it too."""
+        if not self.settings.lora_parameters.dropout:
+            return None
+        place = f"{self.settings.seed} {self.done} {batch} {self.workers.rank}"
+        return mx.random.key(int.from_bytes(hashlib.sha256(place.encode()).digest()[:8]))
+
     def _save(self) -> Saved:
         folder = Path(self.settings.adapter_path)
         if self.workers.leads:
@@ -132,14 +141,3 @@ class Training:
             save_checkpoint(folder, Checkpoint(self.done, weights, state, self.origin))
             save_adapter(folder, weights, self.adapter)
         return Saved(self.done, folder)
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    """Distinct for every step of every worker (the finaliser of SplitMix64, Steele et al. 2014)."""
-    value = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank) & _MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)
-
-
-_MASK = 2**64 - 1

@@ -19,7 +19,7 @@ from llavacot_mlx.tokenizer import Tokenizer
 from llavacot_mlx.weights import load_model
 from llavacot_mlx.whole_file import write_whole
 
-from .adapt import AdapterSettings, adapt
+from .adapt import LINEARS, AdapterSettings, adapt, trainable_count
 from .check import Checked, CheckedRow, check_rows
 from .checkpoint import FILE_NAME, differences, load_checkpoint
 from .course import steps_of
@@ -27,7 +27,7 @@ from .dataset import Dataset, open_splits
 from .encoding import encode
 from .example import Example, example_of
 from .features import FeatureCache
-from .inputs import Question, Rows
+from .rows import Question, Rows
 from .loader import Loader
 from .loop import Training
 from .memory import MemoryEstimate, advice, estimate, machine_bytes
@@ -175,7 +175,7 @@ def prepare(
         model_name=source.name,
         rows=len(train.rows),
         validation_rows=len(valid.rows) if valid else 0,
-        trainable=_count(model.trainable_parameters()),
+        trainable=trainable_count(model),
         parameters=_count(model.parameters()),
         memory=memory,
         example=example_of(_sample(train.dataset, train.rows[0], source), source.tokenizer),
@@ -227,7 +227,7 @@ def _adapter_settings(settings: TrainSettings) -> AdapterSettings:
         scale=lora.scale,
         dropout=lora.dropout,
         num_layers=settings.num_layers,
-        keys=lora.keys,
+        keys=lora.keys or LINEARS,
         train_vision=settings.train_vision,
     )
 
@@ -244,7 +244,7 @@ def _adapter_config(settings: TrainSettings, base: Base) -> AdapterConfig:
     return AdapterConfig(
         FineTuneType(settings.fine_tune_type),
         settings.num_layers,
-        None if full else LoRAParameters(lora.rank, lora.scale, lora.dropout, lora.keys),
+        None if full else LoRAParameters(lora.rank, lora.scale, lora.dropout, lora.keys or LINEARS),
         base,
     )
 

@@ -15,8 +15,9 @@ from llavacot_mlx.plans import Settings, plan_of
 from llavacot_mlx.stages import Closed, Stage, StageParser, Text
 
 from .events import Answer, KindFigures, Validated
-from .forward import Sums, loss_sums
-from .inputs import Question, Rows
+from .forward import sums
+from .head import Sums
+from .rows import Question, Rows
 from .sample import Target
 from .settings import TrainSettings
 from .workers import Workers
@@ -40,27 +41,26 @@ class Validation:
         started = time.perf_counter()
         model.eval()
         try:
-            sums = self._sums(model, settings, workers)
+            seen = self._sums(model, settings, workers)
             answers = tuple(self._answer(question) for question in self.questions)
         finally:
             model.train()
         return Validated(
             step,
-            float(sums.loss) / max(1.0, float(sums.learned)),
+            float(seen.loss) / max(1.0, float(seen.learned)),
             time.perf_counter() - started,
-            kind_figures(sums),
+            kind_figures(seen),
             answers,
         )
 
     def _sums(self, model: Mllama, settings: TrainSettings, workers: Workers) -> Sums:
-        sums = Sums.zero()
+        total = Sums.zero()
         with self.rows.batches(model, settings, 0, workers) as batches:
             for _ in range(self.batches):
                 inputs = next(batches)
                 if inputs is not None:
-                    sums = sums + loss_sums(model, inputs)
-                    mx.eval(sums.arrays)
-        arrays = workers.sum(sums.arrays)
+                    total = total + sums(model, inputs)
+        arrays = workers.sum(total.arrays)
         mx.eval(arrays)
         return Sums(*arrays)
 
@@ -83,12 +83,10 @@ class Validation:
         )
 
 
-def kind_figures(sums: Sums) -> dict[Target, KindFigures]:
+def kind_figures(seen: Sums) -> dict[Target, KindFigures]:
     """The figures of every kind of token that there was."""
     figures: dict[Target, KindFigures] = {}
-    losses, counts, hits = (
-        array.tolist() for array in (sums.loss_by_kind, sums.count_by_kind, sums.correct_by_kind)
-    )
+    losses, counts, hits = (array.tolist() for array in seen.arrays)
     for kind in Target:
         if kind is not Target.MASKED and counts[kind]:
             count = counts[kind]

@@ -8,15 +8,13 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import mlx.core as mx
-
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.pictures import Tiles
 
 from .batches import Batch, batch_order
 from .course import batches_from
-from .features import FeatureCache
-from .forward import Inputs, image_features
+from .features import FeatureCache, Features, compute_features
+from .inputs import Inputs
 from .loader import Loader
 from .settings import TrainSettings
 from .workers import Workers
@@ -74,13 +72,13 @@ class Rows:
                 yield self._of(model, settings, next(batches)) if share else None
 
     def _of(self, model: Mllama, settings: TrainSettings, batch: Batch) -> Inputs:
-        if settings.train_vision:
-            return Inputs.with_pixels(batch)
-        seen = [None if tiles is None else self._seen(model, tiles) for tiles in batch.pictures]
-        return Inputs.of(batch, seen)
+        pictures = [
+            tiles if tiles is None or settings.train_vision else self._seen(model, tiles)
+            for tiles in batch.pictures
+        ]
+        return Inputs.of(batch.ids, batch.targets, pictures, model.config)
 
-    def _seen(self, model: Mllama, tiles: Tiles) -> mx.array:
-        def compute() -> mx.array:
-            return image_features(model, tiles)
-
-        return self.features.get(tiles, compute) if self.features else compute()
+    def _seen(self, model: Mllama, tiles: Tiles) -> Features:
+        if self.features is None:
+            return compute_features(model, tiles)
+        return self.features.of(model, tiles)
