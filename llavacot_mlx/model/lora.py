@@ -75,7 +75,8 @@ class DoRALinear(LoRALinear):
     ) -> None:
         super().__init__(linear, rank, scale, dropout, key)
         self.m = mx.linalg.norm(plain_weight(linear).astype(mx.float32), axis=1)
-        self._squares = self.m * self.m
+        self._squares = self.m * self.m  # underscored, as below: follow from the rest, no weights
+        self._settled: mx.array | None = None
 
     def __call__(self, x: mx.array) -> mx.array:
         bias = self.linear.bias if "bias" in self.linear else None
@@ -89,12 +90,22 @@ class DoRALinear(LoRALinear):
         changed = weight.astype(mx.float32) + _change(self)
         return (self._lengths()[:, None] * changed).astype(weight.dtype)
 
+    def settle(self) -> None:
+        """Works the rows' lengths out once and for all, for a layer that is not trained further.
+
+        At every token they would cost more than the product with a row.
+        """
+        self._settled = self._lengths()
+        mx.eval(self._settled)
+
     def _lengths(self) -> mx.array:
         """m / ‖W + ΔW‖, (outputs,).
 
         ‖W + ΔW‖² = ‖W‖² + 2 W·ΔW + ‖ΔW‖², and ΔW has a low rank, so that neither ΔW nor, where it
         is quantised, W has to be written out.
         """
+        if self._settled is not None:
+            return self._settled
         a, b = mx.stop_gradient(self.lora_a), mx.stop_gradient(self.lora_b)  # (in, r), (r, out)
         rows = self.linear(a.T)  # (r, out): W applied to each column of A
         if "bias" in self.linear:
@@ -112,9 +123,8 @@ def drop_by(module: nn.Module, key: mx.array | None) -> None:
     a resumed run both need; a global random state would have moved on.
     """
     layers = [layer for _, layer in module.named_modules() if isinstance(layer, LoRALinear)]
-    keys = [None] * len(layers) if key is None else mx.random.split(key, len(layers))
-    for layer, own in zip(layers, keys, strict=True):
-        layer._dropout_key = own
+    for index, layer in enumerate(layers):
+        layer._dropout_key = None if key is None else mx.random.split(key, len(layers))[index]
 
 
 def dims_of(linear: nn.Module) -> tuple[int, int]:
@@ -125,14 +135,18 @@ def dims_of(linear: nn.Module) -> tuple[int, int]:
     return outputs, columns
 
 
-def plain_weight(linear: nn.Module) -> mx.array:
-    """The weight (outputs, inputs), dequantised where it is quantised."""
+def plain_weight(linear: nn.Module, rows: mx.array | None = None) -> mx.array:
+    """The weight (outputs, inputs), dequantised where it is quantised; of some outputs, or all."""
+
+    def chosen(array: mx.array | None) -> mx.array | None:
+        return array if rows is None or array is None else array[rows]
+
     if not isinstance(linear, nn.QuantizedLinear):
-        return linear.weight
+        return chosen(linear.weight)
     return mx.dequantize(
-        linear.weight,
-        linear.scales,
-        linear.get("biases"),
+        chosen(linear.weight),
+        chosen(linear.scales),
+        chosen(linear.get("biases")),
         group_size=linear.group_size,
         bits=linear.bits,
         mode=linear.mode,
