@@ -138,18 +138,14 @@ def dims_of(linear: nn.Module) -> tuple[int, int]:
 def plain_weight(linear: nn.Module, rows: mx.array | None = None) -> mx.array:
     """The weight (outputs, inputs), dequantised where it is quantised; of some outputs, or all."""
 
-    def chosen(array: mx.array | None) -> mx.array | None:
-        return array if rows is None or array is None else array[rows]
-
     if not isinstance(linear, nn.QuantizedLinear):
-        return chosen(linear.weight)
+        return linear.weight if rows is None else linear.weight[rows]
+    weight, scales, biases = linear.weight, linear.scales, linear.get("biases")
+    if rows is not None:
+        weight, scales = weight[rows], scales[rows]
+        biases = None if biases is None else biases[rows]  # which not every mode has
     return mx.dequantize(
-        chosen(linear.weight),
-        chosen(linear.scales),
-        chosen(linear.get("biases")),
-        group_size=linear.group_size,
-        bits=linear.bits,
-        mode=linear.mode,
+        weight, scales, biases, group_size=linear.group_size, bits=linear.bits, mode=linear.mode
     )
 
 

@@ -81,8 +81,8 @@ def _chosen_layers(model: Mllama, num_layers: int) -> range:
         return range(count)
     if not 1 <= num_layers <= count:
         raise UserError(
-            f"num_layers {num_layers}: this model has {count} text layers; take 1 to {count}, or -1 "
-            "for all of them"
+            f"num_layers {num_layers}: this model has {count} text layers; take 1 to {count}, "
+            "or -1 for all of them"
         )
     return range(count - num_layers, count)
 
