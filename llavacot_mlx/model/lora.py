@@ -17,29 +17,45 @@ import mlx.nn as nn
 class LoRALinear(nn.Module):
     """y = W x + b + scale · Bᵀ Aᵀ x (arXiv 2106.09685, section 4.1).
 
-    `lora_a` is (inputs, rank), drawn uniformly within ±1/√inputs; `lora_b` is (rank, outputs) and
-    zero, so that training starts from the base model. Dropout, where there is any, falls on the
-    input of A alone.
+    `lora_a` is (inputs, rank), drawn uniformly within ±1/√inputs from `key`; `lora_b` is (rank,
+    outputs) and zero, so that training starts from the base model.
+
+    Dropout falls on the input of A alone, and only while a key says how: see `drop_by`.
     """
 
-    def __init__(self, linear: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        linear: nn.Module,
+        rank: int,
+        scale: float,
+        dropout: float = 0.0,
+        key: mx.array | None = None,
+    ) -> None:
         super().__init__()
         outputs, inputs = dims_of(linear)
         self.linear = linear
         self.scale = scale
-        self.dropout = nn.Dropout(dropout)
         bound = 1 / math.sqrt(inputs)
-        self.lora_a = mx.random.uniform(-bound, bound, (inputs, rank))
+        self.lora_a = mx.random.uniform(-bound, bound, (inputs, rank), key=key)
         self.lora_b = mx.zeros((rank, outputs))
+        self._dropout = dropout
+        self._dropout_key: mx.array | None = None
 
     def __call__(self, x: mx.array) -> mx.array:
-        change = (self.dropout(x) @ self.lora_a) @ self.lora_b
-        return self.linear(x) + (self.scale * change).astype(x.dtype)
+        rows = self.linear(x)
+        return mx.addmm(rows, self._low(x), self.lora_b.astype(rows.dtype))
 
     def fused_weight(self) -> mx.array:
         """The weight (outputs, inputs) of the one linear layer that does the same."""
         weight = plain_weight(self.linear)
         return weight + _change(self).astype(weight.dtype)
+
+    def _low(self, x: mx.array) -> mx.array:
+        """scale · Aᵀ x, (…, rank). The scale falls here, where there is least to multiply."""
+        if self._dropout and self._dropout_key is not None:
+            kept = 1 - self._dropout
+            x = x * (mx.random.bernoulli(kept, x.shape, self._dropout_key) / kept).astype(x.dtype)
+        return self.scale * (x @ self.lora_a.astype(x.dtype))
 
 
 class DoRALinear(LoRALinear):
@@ -49,16 +65,24 @@ class DoRALinear(LoRALinear):
     4.3 there). `m` is (outputs,) and begins as the row norms of W.
     """
 
-    def __init__(self, linear: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> None:
-        super().__init__(linear, rank, scale, dropout)
+    def __init__(
+        self,
+        linear: nn.Module,
+        rank: int,
+        scale: float,
+        dropout: float = 0.0,
+        key: mx.array | None = None,
+    ) -> None:
+        super().__init__(linear, rank, scale, dropout, key)
         self.m = mx.linalg.norm(plain_weight(linear).astype(mx.float32), axis=1)
-        self._settled: mx.array | None = None  # underscored: follows from the rest, no weight
+        self._squares = self.m * self.m  # underscored, as below: follow from the rest, no weights
+        self._settled: mx.array | None = None
 
     def __call__(self, x: mx.array) -> mx.array:
         bias = self.linear.bias if "bias" in self.linear else None
         rows = self.linear(x) if bias is None else self.linear(x) - bias
-        change = (self.dropout(x) @ self.lora_a) @ self.lora_b
-        rows = (rows + (self.scale * change).astype(x.dtype)) * self._lengths().astype(x.dtype)
+        rows = mx.addmm(rows, self._low(x), self.lora_b.astype(rows.dtype))
+        rows = rows * self._lengths().astype(rows.dtype)
         return rows if bias is None else rows + bias
 
     def fused_weight(self) -> mx.array:
@@ -69,16 +93,38 @@ class DoRALinear(LoRALinear):
     def settle(self) -> None:
         """Works the rows' lengths out once and for all, for a layer that is not trained further.
 
-        They take the whole weight, which at every token would cost more than the product.
+        At every token they would cost more than the product with a row.
         """
         self._settled = self._lengths()
         mx.eval(self._settled)
 
     def _lengths(self) -> mx.array:
+        """m / ‖W + ΔW‖, (outputs,).
+
+        ‖W + ΔW‖² = ‖W‖² + 2 W·ΔW + ‖ΔW‖², and ΔW has a low rank, so that neither ΔW nor, where it
+        is quantised, W has to be written out.
+        """
         if self._settled is not None:
             return self._settled
-        changed = plain_weight(self.linear).astype(mx.float32) + _change(self)
-        return self.m / mx.stop_gradient(mx.linalg.norm(changed, axis=1))
+        a, b = mx.stop_gradient(self.lora_a), mx.stop_gradient(self.lora_b)  # (in, r), (r, out)
+        rows = self.linear(a.T)  # (r, out): W applied to each column of A
+        if "bias" in self.linear:
+            rows = rows - self.linear.bias
+        products = mx.sum(rows.astype(mx.float32) * b, axis=0)
+        squares = mx.sum(((a.T @ a) @ b) * b, axis=0)
+        lengths = mx.sqrt(self._squares + 2 * self.scale * products + self.scale**2 * squares)
+        return self.m / mx.stop_gradient(lengths)
+
+
+def drop_by(module: nn.Module, key: mx.array | None) -> None:
+    """Has the LoRA layers within `module` drop out as follows from `key`; not at all for None.
+
+    The same key drops the same again, which the second forward pass of gradient checkpointing and
+    a resumed run both need; a global random state would have moved on.
+    """
+    layers = [layer for _, layer in module.named_modules() if isinstance(layer, LoRALinear)]
+    for index, layer in enumerate(layers):
+        layer._dropout_key = None if key is None else mx.random.split(key, len(layers))[index]
 
 
 def dims_of(linear: nn.Module) -> tuple[int, int]:
@@ -89,17 +135,17 @@ def dims_of(linear: nn.Module) -> tuple[int, int]:
     return outputs, columns
 
 
-def plain_weight(linear: nn.Module) -> mx.array:
-    """The weight (outputs, inputs), dequantised where it is quantised."""
+def plain_weight(linear: nn.Module, rows: mx.array | None = None) -> mx.array:
+    """The weight (outputs, inputs), dequantised where it is quantised; of some outputs, or all."""
+
     if not isinstance(linear, nn.QuantizedLinear):
-        return linear.weight
+        return linear.weight if rows is None else linear.weight[rows]
+    weight, scales, biases = linear.weight, linear.scales, linear.get("biases")
+    if rows is not None:
+        weight, scales = weight[rows], scales[rows]
+        biases = None if biases is None else biases[rows]  # which not every mode has
     return mx.dequantize(
-        linear.weight,
-        linear.scales,
-        linear.get("biases"),
-        group_size=linear.group_size,
-        bits=linear.bits,
-        mode=linear.mode,
+        weight, scales, biases, group_size=linear.group_size, bits=linear.bits, mode=linear.mode
     )
 
 

@@ -11,7 +11,7 @@ from llavacot_mlx.cache import SelfAttentionCache, Sight
 from llavacot_mlx.config import ModelConfig
 
 from .text import LanguageModel
-from .vision import VisionModel
+from .vision import LayerRun, VisionModel, run_plainly
 
 
 class Mllama(nn.Module):
@@ -24,12 +24,15 @@ class Mllama(nn.Module):
             config.vision.output_size, config.text.hidden_size, bias=True
         )
 
-    def image_features(self, pixels: mx.array, aspect_ratio_id: int) -> mx.array:
+    def image_features(
+        self, pixels: mx.array, aspect_ratio_id: int, run: LayerRun = run_plainly
+    ) -> mx.array:
         """One image in the width of the text model: (1, all tiles' tokens, hidden).
 
-        `pixels` is (real tiles, height, width, channels); rows of real tiles come first.
+        `pixels` is (real tiles, height, width, channels); rows of real tiles come first. `run`
+        lets a layer of the tower work, see `VisionModel`.
         """
-        return self.multi_modal_projector(self.vision_tower(pixels, aspect_ratio_id))[None]
+        return self.multi_modal_projector(self.vision_tower(pixels, aspect_ratio_id, run))[None]
 
     def hidden(self, ids: mx.array, cache: SelfAttentionCache, sights: Sequence[Sight]) -> mx.array:
         """(1, tokens) → the normed last hidden states, (1, tokens, hidden)."""

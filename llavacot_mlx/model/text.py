@@ -6,7 +6,8 @@ Parameter names are transformers' (`MllamaTextModel`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -64,18 +65,10 @@ class CrossAttention(nn.Module):
         # Laid out by heads once, so that no later step copies them again.
         return mx.contiguous(keys), mx.contiguous(_heads(self.v_proj(features), self.num_kv_heads))
 
-    def __call__(self, rows: mx.array, sights: Sequence[Sight], index: int) -> mx.array:
-        """`index` counts the cross-attention layers; the sights cover all rows, in order."""
+    def __call__(self, rows: mx.array, look: Callable[[mx.array], mx.array]) -> mx.array:
+        """`look` lets queries (batch, heads, tokens, head_dim) attend to what they may see."""
         queries = self.q_norm(_heads(self.q_proj(rows), self.num_heads))
-        seen = [
-            _attend_together(
-                queries[:, :, sight.start : sight.stop],
-                sight.memory.keys[index],
-                sight.memory.values[index],
-            )
-            for sight in sights
-        ]
-        return self.o_proj(_joined(seen[0] if len(seen) == 1 else mx.concatenate(seen, axis=2)))
+        return self.o_proj(_joined(look(queries)))
 
 
 class TextMLP(nn.Module):
@@ -114,13 +107,16 @@ class CrossAttentionLayer(nn.Module):
         self.cross_attn_attn_gate = mx.zeros((1,))
         self.cross_attn_mlp_gate = mx.zeros((1,))
 
-    def __call__(self, rows: mx.array, sights: Sequence[Sight], index: int) -> mx.array:
-        change = self.cross_attn(self.input_layernorm(rows), sights, index)
+    def __call__(
+        self, rows: mx.array, look: Callable[[mx.array], mx.array], open_rows: mx.array | None
+    ) -> mx.array:
+        """`look` is the attention to the images; `open_rows`, (batch, tokens, 1), is false where
+        no image came before, and None where it is true for all."""
+        change = self.cross_attn(self.input_layernorm(rows), look)
         rows = rows + mx.tanh(self.cross_attn_attn_gate) * change
         change = self.mlp(self.post_attention_layernorm(rows))
-        closed = sum(sight.stop - sight.start for sight in sights if not sight.open)
-        if closed:  # always the first rows
-            change = mx.concatenate([mx.zeros_like(change[:, :closed]), change[:, closed:]], axis=1)
+        if open_rows is not None:
+            change = mx.where(open_rows, change, mx.zeros_like(change))
         return rows + mx.tanh(self.cross_attn_mlp_gate) * change
 
 
@@ -143,6 +139,10 @@ class TextModel(nn.Module):
     def cross_layers(self) -> list[CrossAttentionLayer]:
         return [layer for layer in self.layers if isinstance(layer, CrossAttentionLayer)]
 
+    def rotation(self, offset: int | mx.array, tokens: int) -> Rotation:
+        """Of so many tokens from the position `offset` on; or one a row, (rows,)."""
+        return Rotation(self._wavelengths, offset, tokens)
+
     def __call__(
         self, ids: mx.array, cache: SelfAttentionCache, sights: Sequence[Sight]
     ) -> mx.array:
@@ -151,12 +151,15 @@ class TextModel(nn.Module):
         Without sights there is no image, and the cross-attention layers are skipped.
         """
         rows = self.embed_tokens(ids)
-        rotation = Rotation(self._wavelengths, cache.offset, ids.shape[1])
+        rotation = self.rotation(cache.offset, ids.shape[1])
+        closed = sum(sight.stop - sight.start for sight in sights if not sight.open)
+        # Closed rows always come first.
+        open_rows = mx.arange(ids.shape[1])[None, :, None] >= closed if closed else None
         self_index = cross_index = 0
         for layer in self.layers:
             if isinstance(layer, CrossAttentionLayer):
                 if sights:
-                    rows = layer(rows, sights, cross_index)
+                    rows = layer(rows, partial(_look, sights, cross_index), open_rows)
                 cross_index += 1
             else:
                 rows = layer(rows, rotation, cache, self_index)
@@ -191,6 +194,19 @@ class LanguageModel(nn.Module):
 def _heads(rows: mx.array, heads: int) -> mx.array:
     """(batch, tokens, heads * head_dim) → (batch, heads, tokens, head_dim)."""
     return rows.reshape(*rows.shape[:2], heads, -1).swapaxes(1, 2)
+
+
+def _look(sights: Sequence[Sight], index: int, queries: mx.array) -> mx.array:
+    """Attention of the sights' rows, in order; `index` counts the cross-attention layers."""
+    seen = [
+        _attend_together(
+            queries[:, :, sight.start : sight.stop],
+            sight.memory.keys[index],
+            sight.memory.values[index],
+        )
+        for sight in sights
+    ]
+    return seen[0] if len(seen) == 1 else mx.concatenate(seen, axis=2)
 
 
 def _attend_together(queries: mx.array, keys: KV, values: KV) -> mx.array:

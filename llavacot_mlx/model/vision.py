@@ -6,6 +6,8 @@ are encoded one at a time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -13,6 +15,9 @@ from llavacot_mlx.config import VisionConfig
 
 from .activations import gelu
 from .attention import attend
+
+Attention = Callable[[mx.array, mx.array, mx.array], mx.array]
+"""Queries, keys, values → what is attended, as `attend` has it."""
 
 _PADDING_MULTIPLE = 8
 _LAYER_NORM_EPS = 1e-5  # of the two norms outside the encoders: torch's default, in no config.json
@@ -28,7 +33,7 @@ class VisionAttention(nn.Module):
         self.v_proj = nn.Linear(size, size, bias=False)
         self.o_proj = nn.Linear(size, size, bias=False)
 
-    def __call__(self, rows: mx.array, real: int) -> mx.array:
+    def __call__(self, rows: mx.array, real: int, attention: Attention = attend) -> mx.array:
         """`rows` is (tokens, hidden), the first `real` of them real patches, the rest padding.
 
         transformers' mask is the outer product of "is padding" with itself, so only padding does
@@ -39,8 +44,8 @@ class VisionAttention(nn.Module):
             projection(rows).reshape(1, len(rows), self.num_heads, -1).swapaxes(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )  # (1, heads, tokens, head_dim)
-        of_real = attend(queries[:, :, :real], keys, values)
-        of_padding = attend(queries[:, :, real:], keys[:, :, :real], values[:, :, :real])
+        of_real = attention(queries[:, :, :real], keys, values)
+        of_padding = attention(queries[:, :, real:], keys[:, :, :real], values[:, :, :real])
         mixed = mx.concatenate([of_real, of_padding], axis=2)
         return self.o_proj(mixed.swapaxes(1, 2).reshape(rows.shape))
 
@@ -67,8 +72,8 @@ class VisionLayer(nn.Module):
             self.gate_attn = mx.zeros((1,))
             self.gate_ffn = mx.zeros((1,))
 
-    def __call__(self, rows: mx.array, real: int) -> mx.array:
-        change = self.self_attn(self.input_layernorm(rows), real)
+    def __call__(self, rows: mx.array, real: int, attention: Attention = attend) -> mx.array:
+        change = self.self_attn(self.input_layernorm(rows), real, attention)
         rows = rows + (mx.tanh(self.gate_attn) * change if self.is_gated else change)
         change = self.mlp(self.post_attention_layernorm(rows))
         return rows + (mx.tanh(self.gate_ffn) * change if self.is_gated else change)
@@ -134,6 +139,13 @@ class PatchEmbedding(nn.Module):
         return flat @ self.weight.reshape(len(self.weight), -1).T
 
 
+LayerRun = Callable[[VisionLayer, mx.array, int], mx.array]
+
+
+def run_plainly(layer: VisionLayer, rows: mx.array, real: int) -> mx.array:
+    return layer(rows, real)
+
+
 class VisionModel(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -148,12 +160,15 @@ class VisionModel(nn.Module):
         self.transformer = VisionEncoder(config, config.num_hidden_layers, is_gated=False)
         self.global_transformer = VisionEncoder(config, config.num_global_layers, is_gated=True)
 
-    def __call__(self, pixels: mx.array, aspect_ratio_id: int) -> mx.array:
+    def __call__(
+        self, pixels: mx.array, aspect_ratio_id: int, run: LayerRun = run_plainly
+    ) -> mx.array:
         """Encodes one image.
 
         `pixels` is (real tiles, height, width, channels); `aspect_ratio_id` counts from 1. The
         result is (max_num_tiles * tokens_per_tile, output_size): the rows of the real tiles, then
-        those of the absent ones, which are all-zero pictures that take part in every layer.
+        those of the absent ones, which are all-zero pictures that take part in every layer. `run`
+        lets a layer work on rows, the first so many of them real.
         """
         config = self.config
         tiles, tokens = config.max_num_tiles, config.tokens_per_tile
@@ -166,7 +181,7 @@ class VisionModel(nn.Module):
 
         intermediate = {}
         for index, layer in enumerate(self.transformer.layers):
-            rows = layer(rows, real)
+            rows = run(layer, rows, real)
             if index in config.intermediate_layers_indices:
                 intermediate[index] = rows[: tiles * tokens]
         rows = self.layernorm_post(rows)
@@ -180,7 +195,7 @@ class VisionModel(nn.Module):
             ]
         )
         for layer in self.global_transformer.layers:
-            rows = layer(rows, real)
+            rows = run(layer, rows, real)
         # The intermediate features are interleaved: (rows, hidden, layer), flattened.
         stacked = mx.stack([intermediate[i] for i in config.intermediate_layers_indices], axis=-1)
         return mx.concatenate(

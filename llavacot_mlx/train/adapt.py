@@ -1,0 +1,136 @@
+"""Which parts of a model are trained, and in what form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.model.lora import DoRALinear, LoRALinear, dims_of
+from llavacot_mlx.model.mllama import Mllama
+
+FineTuneType = Literal["lora", "dora", "full"]
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""All linear layers of the text layers, by suffix."""
+
+_TEXT = "language_model.model.layers."
+_VISION = ("vision_tower.", "multi_modal_projector")
+_LINEAR = (nn.Linear, nn.QuantizedLinear)
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """What to train."""
+
+    fine_tune_type: FineTuneType = "lora"
+    rank: int = 8
+    scale: float = 20.0
+    """By which a low-rank change is multiplied: alpha / rank, where there is talk of alpha."""
+    dropout: float = 0.0
+    num_layers: int = -1
+    """Text layers, counted from the last; -1 for all of them."""
+    keys: tuple[str, ...] = LINEARS
+    """Ends of the paths of the linear layers that are adapted, such as `self_attn.q_proj`. Full
+    fine-tuning trains whole layers, whatever they are."""
+    train_vision: bool = False
+    """Also all linear layers of the vision tower and the projector; with "full", all there is."""
+
+
+def adapt(model: Mllama, settings: AdapterSettings, seed: int = 0) -> None:
+    """Freezes `model` but for what the settings name, and puts LoRA or DoRA layers there.
+
+    A quantised layer stays as it is inside a LoRA layer (QLoRA, arXiv 2305.14314). The matrices
+    that a low-rank change starts from follow from `seed`. Raises UserError when the settings ask
+    for what this model has not.
+    """
+    if settings.rank < 1:
+        raise UserError(f"rank {settings.rank}: it must be 1 or more")
+    if not 0 <= settings.dropout < 1:
+        raise UserError(f"dropout {settings.dropout:g}: it must be 0 or more, and below 1")
+    chosen = _chosen_layers(model, settings.num_layers)
+    if settings.fine_tune_type == "full":
+        _unfreeze(model, chosen, settings)
+        return
+    paths = _chosen_linears(model, chosen, settings)
+    modules = dict(model.named_modules())
+    for path in paths:
+        most = min(dims_of(modules[path]))
+        if settings.rank > most:
+            raise UserError(f"rank {settings.rank} is more than {path} has: at most {most}")
+    model.freeze()
+    kind = DoRALinear if settings.fine_tune_type == "dora" else LoRALinear
+    for path, key in zip(paths, mx.random.split(mx.random.key(seed), len(paths)), strict=True):
+        layer = kind(modules[path], settings.rank, settings.scale, settings.dropout, key)
+        model.update_modules(tree_unflatten([(path, layer)]))
+
+
+def trainable_count(model: nn.Module) -> int:
+    """How many numbers are trained."""
+    return sum(array.size for _, array in tree_flatten(model.trainable_parameters()))
+
+
+def _chosen_layers(model: Mllama, num_layers: int) -> range:
+    """The indices of the text layers that are trained."""
+    count = len(model.language_model.model.layers)
+    if num_layers == -1:
+        return range(count)
+    if not 1 <= num_layers <= count:
+        raise UserError(
+            f"num_layers {num_layers}: this model has {count} text layers; take 1 to {count}, "
+            "or -1 for all of them"
+        )
+    return range(count - num_layers, count)
+
+
+def _unfreeze(model: Mllama, chosen: range, settings: AdapterSettings) -> None:
+    if settings.keys != LINEARS:
+        raise UserError("keys choose what LoRA adapts; full fine-tuning trains whole layers")
+    text = model.language_model.model
+    trained: list[nn.Module] = [text.layers[index] for index in chosen]
+    if len(chosen) == len(text.layers):
+        trained = [model.language_model]
+    if settings.train_vision:
+        trained += [model.vision_tower, model.multi_modal_projector]
+    for module in trained:
+        for _, part in module.named_modules():
+            if isinstance(part, nn.QuantizedLinear | nn.QuantizedEmbedding):
+                raise UserError(
+                    "full fine-tuning needs weights that are not quantised: train lora or dora on "
+                    "this model, or take a version of it in 16 bits"
+                )
+    model.freeze()
+    for module in trained:
+        module.unfreeze()
+
+
+def _chosen_linears(model: Mllama, chosen: range, settings: AdapterSettings) -> list[str]:
+    """The paths of the linear layers that are adapted."""
+    linears = [path for path, part in model.named_modules() if isinstance(part, _LINEAR)]
+    text = [path for path in linears if path.startswith(_TEXT)]
+    for key in settings.keys:
+        if not any(_ends(path, key) for path in text):
+            there = sorted({path.removeprefix(_TEXT).partition(".")[2] for path in text})
+            raise UserError(f"no text layer has a {key!r}; there are {', '.join(there)}")
+    paths = [
+        path
+        for path in text
+        if int(path.removeprefix(_TEXT).partition(".")[0]) in chosen
+        and any(_ends(path, key) for key in settings.keys)
+    ]
+    if settings.train_vision:
+        paths += [path for path in linears if path.startswith(_VISION)]
+    if not paths:
+        raise UserError(
+            f"none of {', '.join(settings.keys) or 'no keys'} is in the last {len(chosen)} text "
+            "layers: take more layers (num_layers) or other keys"
+        )
+    return sorted(paths)
+
+
+def _ends(path: str, key: str) -> bool:
+    return path == key or path.endswith(f".{key}")
