@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from llavacot_mlx.stages import Opened, Stage, StageParser, Text
+from llavacot_mlx.stages import Opened, Stage, StageEvent, StageParser, Text
 from llavacot_mlx.tokenizer import Tokenizer
 
 from .conversation import Conversation
@@ -33,7 +34,7 @@ def encode(conversation: Conversation, tokenizer: Tokenizer, images: Path | None
     turns = conversation.turns
     first = next(place for place, turn in enumerate(turns) if turn.role == "assistant")
     ids = tokenizer.prompt(turns[:first])
-    targets = [Target.MASKED] * len(ids)
+    targets = [np.full(len(ids), Target.MASKED, dtype=np.uint8)]
     for place in range(first, len(turns), 2):
         answer = turns[place].text
         answer_ids = tokenizer.encode(answer)
@@ -42,51 +43,56 @@ def encode(conversation: Conversation, tokenizer: Tokenizer, images: Path | None
         if place + 1 == len(turns):
             following = following[:1]
         ids += answer_ids + following
-        targets += answer_targets(answer, answer_ids, tokenizer)
-        targets += [Target.TAGS] + [Target.MASKED] * (len(following) - 1)
+        after = np.full(len(following), Target.MASKED, dtype=np.uint8)
+        after[0] = Target.TAGS
+        targets += [answer_targets(answer, answer_ids, tokenizer), after]
     image = conversation.image
     return Sample(
         conversation.where,
         np.array(ids, dtype=np.int32),
-        np.array(targets, dtype=np.uint8),
+        np.concatenate(targets),
         None if image is None else (images or Path()) / image,
     )
 
 
-def answer_targets(answer: str, ids: list[int], tokenizer: Tokenizer) -> list[Target]:
-    """What each token of an answer is: what its first character is that is no white space.
+def answer_targets(answer: str, ids: list[int], tokenizer: Tokenizer) -> np.ndarray:
+    """(tokens,) uint8: what each token of an answer is, by its first character that is no space.
 
     So a token that a tag's end shares with the line breaks or the text after it is of TAGS, and so
     is one that a space shares with the beginning of a tag.
     """
-    characters = _character_targets(answer)
     stream = tokenizer.stream()
-    targets = []
+    places = []
     start = 0  # of the token; amid a character, that character
     for token_id in ids:
         text = stream.push(token_id)
         blank = len(text) - len(text.lstrip())
-        targets.append(Target(characters[start + (blank if blank < len(text) else 0)]))
+        places.append(start + (blank if blank < len(text) else 0))
         start += len(text)
-    return targets
+    return _character_targets(answer)[places]
 
 
 def _character_targets(answer: str) -> np.ndarray:
     """(characters,) uint8: the stage whose text a character is in, or TAGS."""
     targets = np.full(len(answer), Target.TAGS, dtype=np.uint8)
-    parser = StageParser()
     done = 0  # characters that the events so far account for
-    end = 0
-    for piece in [*_UP_TO_A_TAGS_END.findall(answer), None]:
-        if piece is not None:
-            end += len(piece)
-        for event in parser.feed(piece) if piece is not None else parser.finish():
-            if isinstance(event, Text):
-                if event.stage is not None:
-                    targets[done : done + len(event.text)] = _TARGETS[event.stage]
-                done += len(event.text)
-            elif isinstance(event, Opened) or event.by_tag:
-                done = (
-                    end  # a tag, if it was completed, was completed by the piece's last character
-                )
+    for event, read in _events(answer):
+        if isinstance(event, Text):
+            if event.stage is not None:
+                targets[done : done + len(event.text)] = _TARGETS[event.stage]
+            done += len(event.text)
+        elif isinstance(event, Opened) or event.by_tag:
+            done = read  # the last character that was read completed the tag
     return targets
+
+
+def _events(answer: str) -> Iterator[tuple[StageEvent, int]]:
+    """What the parser finds, each with the number of characters that it had read by then."""
+    parser = StageParser()
+    read = 0
+    for piece in _UP_TO_A_TAGS_END.findall(answer):
+        read += len(piece)
+        for event in parser.feed(piece):
+            yield event, read
+    for event in parser.finish():
+        yield event, read
