@@ -107,10 +107,10 @@ class TrainingView:
         if step.step % self._every == 0:
             tokens = sum(one.learned_tokens for one in self._since)
             loss = sum(one.loss * one.learned_tokens for one in self._since) / tokens
-            self._console.print(
-                f"step {step.step:>6}  loss {loss:.4f}  learning rate {step.learning_rate:.2e}  "
-                f"{_speed(self._since)}  gradient {step.grad_norm:.2f}  "
-                f"peak memory {size(step.peak_memory_bytes)}"
+            self.say(
+                f"step {step.step:>6}  loss {loss:.4f}  rate {step.learning_rate:.1e}  "
+                f"gradient {step.grad_norm:.2f}  {_speed(self._since)}  "
+                f"{size(step.peak_memory_bytes)}"
             )
             self._since = []
 

@@ -127,7 +127,7 @@ class Training:
         return Sums(*total["sums"]), total["gradients"]
 
     def _dropout_key(self, batch: int) -> mx.array | None:
-        """What dropout draws follows from the place of a batch, so that a resumption draws it too."""
+        """What dropout draws follows from a batch's place, so that a resumption draws the same."""
         if not self.settings.lora_parameters.dropout:
             return None
         place = f"{self.settings.seed} {self.done} {batch} {self.workers.rank}"

@@ -14,6 +14,7 @@ from llavacot_mlx.adapter_config import AdapterConfig, Base, FineTuneType, LoRAP
 from llavacot_mlx.answering import Loaded
 from llavacot_mlx.config import load_config
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.pictures import TileCutter
 from llavacot_mlx.tokenizer import Tokenizer
 from llavacot_mlx.weights import load_model
@@ -27,12 +28,12 @@ from .dataset import Dataset, open_splits
 from .encoding import encode
 from .example import Example, example_of
 from .features import FeatureCache
-from .rows import Question, Rows
 from .loader import Loader
 from .loop import Training
 from .memory import MemoryEstimate, advice, estimate, machine_bytes
 from .optimizer import optimizer_of
 from .problem import Problem
+from .rows import Question, Rows
 from .sample import Sample
 from .settings import FREE_ON_RESUME, TrainSettings, settings_object
 from .validation import Validation
@@ -145,7 +146,7 @@ def prepare(
     model = load_model(source.folder, settings.dtype)
     adapt(model, _adapter_settings(settings), settings.seed)
     model.train()
-    features = _features(settings, base, folder)
+    features = _features(settings, base, folder, model)
     training = Training(
         model=model,
         optimizer=optimizer,
@@ -222,7 +223,7 @@ def _part(
 def _adapter_settings(settings: TrainSettings) -> AdapterSettings:
     lora = settings.lora_parameters
     return AdapterSettings(
-        fine_tune_type=settings.fine_tune_type,
+        fine_tune_type=settings.fine_tune_type,  # type: ignore[arg-type] # was checked
         rank=lora.rank,
         scale=lora.scale,
         dropout=lora.dropout,
@@ -232,10 +233,13 @@ def _adapter_settings(settings: TrainSettings) -> AdapterSettings:
     )
 
 
-def _features(settings: TrainSettings, base: Base, folder: Path) -> FeatureCache | None:
+def _features(
+    settings: TrainSettings, base: Base, folder: Path, model: Mllama
+) -> FeatureCache | None:
     if not settings.cache_features:
         return None
-    return FeatureCache(folder / "features", settings.cache_features, base.hash)
+    dtype = model.multi_modal_projector.weight.dtype
+    return FeatureCache(folder / "features", settings.cache_features, f"{base.hash} {dtype}")
 
 
 def _adapter_config(settings: TrainSettings, base: Base) -> AdapterConfig:
@@ -250,7 +254,11 @@ def _adapter_config(settings: TrainSettings, base: Base) -> AdapterConfig:
 
 
 def _validation(
-    part: _Part, source: Source, settings: TrainSettings, features: FeatureCache | None, model: Any
+    part: _Part,
+    source: Source,
+    settings: TrainSettings,
+    features: FeatureCache | None,
+    model: Mllama,
 ) -> Validation:
     rows = part.rows_for(source, features)
     count = rows.batches_an_epoch(settings)

@@ -81,4 +81,4 @@ class Rows:
     def _seen(self, model: Mllama, tiles: Tiles) -> Features:
         if self.features is None:
             return compute_features(model, tiles)
-        return self.features.of(model, tiles)
+        return self.features.features(model, tiles)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
 
 from llavacot_mlx.answering import Answering, Asked, Loaded
 from llavacot_mlx.events import Answered
@@ -86,11 +87,13 @@ class Validation:
 def kind_figures(seen: Sums) -> dict[Target, KindFigures]:
     """The figures of every kind of token that there was."""
     figures: dict[Target, KindFigures] = {}
-    losses, counts, hits = (array.tolist() for array in seen.arrays)
+    losses, counts, hits = (np.array(array) for array in seen.arrays)
     for kind in Target:
         if kind is not Target.MASKED and counts[kind]:
-            count = counts[kind]
-            figures[kind] = KindFigures(losses[kind] / count, hits[kind] / count, int(count))
+            count = int(counts[kind])
+            figures[kind] = KindFigures(
+                float(losses[kind]) / count, float(hits[kind]) / count, count
+            )
     return figures
 
 
