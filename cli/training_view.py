@@ -73,7 +73,7 @@ class TrainingView:
             about.add_row(Text(name, "dim"), Text(value))
         self._console.print(about)
         for note in prepared.notes:
-            self._console.print(Text(f"note: {note}", "yellow"))
+            self._console.print(Text(f"note: {note}", "yellow"), soft_wrap=True)
         self._console.print()
         self._console.print(Text(f"What is learned of {prepared.example.where}:", "bold"))
         if self._terminal:

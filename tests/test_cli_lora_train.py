@@ -1,0 +1,264 @@
+"""`llavacot lora-train` as a process: trained, killed, gone on with, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+import yaml
+from demo_rows import write_rows
+
+from llavacot_mlx.train.checkpoint import FILE_NAME as CHECKPOINT
+
+COMMAND = [sys.executable, "-m", "llavacot_mlx", "lora-train"]
+QUICK = ["--batch-size", "2", "--learning-rate", "1e-3", "--val-answers", "0", "--lora-rank", "2"]
+SEEDS = range(5000, 5012)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of the demo world, with words in them that the demo model would not have written."""
+    file = write_rows(tmp_path_factory.mktemp("rows"), SEEDS)
+    file.write_text(file.read_text().replace(" </SUMMARY>", " So I look around. </SUMMARY>"))
+    return file
+
+
+def train(data: Path, adapter: Path, *flags: str, ok: bool = True) -> subprocess.CompletedProcess:
+    images = ["--images", str(data.parent / "images")]
+    command = [*COMMAND, "--data", str(data), *images, "--adapter-path", str(adapter), *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if ok:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def refused(data: Path, adapter: Path, *flags: str) -> str:
+    """The one line on stderr after the notices of the demo model."""
+    done = train(data, adapter, *flags, ok=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    *_, line = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def log(adapter: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (adapter / "log.jsonl").read_text().splitlines()]
+
+
+def losses(adapter: Path) -> list[tuple[int, float, float]]:
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in log(adapter) if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight steps with dropout, two batches each, into the second epoch."""
+    adapter = tmp_path_factory.mktemp("undisturbed") / "adapter"
+    train(data, adapter, *QUICK, *EIGHT)
+    return adapter
+
+
+EIGHT = [
+    "--iters", "8", "--save-every", "2", "--lora-dropout", "0.1", "--grad-accumulation-steps", "2"
+]  # fmt: skip
+
+
+def test_a_training_leaves_what_it_promises(undisturbed: Path) -> None:
+    rows = log(undisturbed)
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    for key in ("loss", "learned_tokens", "learning_rate", "grad_norm", "seconds"):
+        assert all(row[key] > 0 for row in rows), key
+    assert all(row["peak_memory_bytes"] > 10**6 for row in rows)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    names = {file.name for file in undisturbed.iterdir()}
+    assert names == {
+        "adapters.safetensors", "adapter_config.json", "log.jsonl", "curve.png", "lora.yaml",
+        CHECKPOINT,
+    }  # fmt: skip
+    assert (undisturbed / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_yaml_file_repeats_the_training(undisturbed: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load((undisturbed / "lora.yaml").read_text())
+    assert values["lora_parameters"]["dropout"] == 0.1
+    again = tmp_path / "again"
+    flags = ["-c", str(undisturbed / "lora.yaml"), "--adapter-path", str(again), "--iters", "2"]
+    done = subprocess.run([*COMMAND, *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert losses(again) == losses(undisturbed)[:2]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_and_resumed_it_learns_the_same_to_the_bit(
+    data: Path, undisturbed: Path, tmp_path: Path, seed: int
+) -> None:
+    adapter = tmp_path / "adapter"
+    generator = random.Random(seed)
+    images = ["--images", str(data.parent / "images")]
+    command = [*COMMAND, "--data", str(data), *images, "--adapter-path", str(adapter)]
+    process = subprocess.Popen([*command, *QUICK, *EIGHT], stdout=subprocess.DEVNULL)
+    wanted, after = generator.randint(2, 7), generator.random()
+    while len(losses(adapter)) < wanted if (adapter / "log.jsonl").exists() else True:
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.01)
+    time.sleep(after * log(adapter)[-1]["seconds"])
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    is_whole(adapter)
+    train(data, adapter, *QUICK, *EIGHT, "--resume")
+    assert losses(adapter) == losses(undisturbed)
+    theirs = mx.load(str(undisturbed / "adapters.safetensors"))
+    ours = mx.load(str(adapter / "adapters.safetensors"))
+    assert set(ours) == set(theirs)
+    assert all(mx.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
+def is_whole(adapter: Path) -> None:
+    """There is a whole adapter, or none; and no file that is half written under its own name."""
+    for name in ("adapters.safetensors", CHECKPOINT):
+        if (adapter / name).exists():
+            mx.eval(mx.load(str(adapter / name)))
+
+
+def test_interrupted_it_ends_its_step_and_saves(
+    data: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    images = ["--images", str(data.parent / "images")]
+    flags = [*QUICK, *EIGHT, "--save-every", "100"]
+    command = [*COMMAND, "--data", str(data), *images, "--adapter-path", str(adapter), *flags]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    while len(losses(adapter)) < 3 if (adapter / "log.jsonl").exists() else True:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    told = process.communicate()[0]
+    assert process.returncode == 130
+    assert "add --resume" in told
+    done = len(losses(adapter))
+    assert 3 <= done < 8
+    train(data, adapter, *flags, "--resume")
+    assert losses(adapter) == losses(undisturbed)
+
+
+def test_two_processes_learn_what_one_does(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """MLX's ring on this machine; each process has its share of every batch."""
+    adapter = tmp_path / "adapter"
+    hosts = tmp_path / "hosts.json"
+    first = 20_000 + os.getpid() % 20_000
+    hosts.write_text(json.dumps([[f"127.0.0.1:{first}"], [f"127.0.0.1:{first + 1}"]]))
+    images = ["--images", str(data.parent / "images")]
+    plain = [flag if flag != "0.1" else "0" for flag in EIGHT]
+    command = [*COMMAND, "--data", str(data), *images, *QUICK, *plain]
+    alone = tmp_path / "alone"
+    train(data, alone, *QUICK, *plain)
+    processes = [
+        subprocess.Popen(
+            [*command, "--adapter-path", str(adapter)],
+            env={**os.environ, "MLX_HOSTFILE": str(hosts), "MLX_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    told = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    assert "step      8" not in told[1][0]  # the second one is silent
+    for (step, loss, norm), (same, expected, expected_norm) in zip(
+        losses(adapter), losses(alone), strict=True
+    ):
+        assert step == same
+        assert loss == pytest.approx(expected, rel=1e-5)
+        assert norm == pytest.approx(expected_norm, rel=1e-4)
+
+
+def test_a_training_is_not_written_over(data: Path, undisturbed: Path) -> None:
+    assert "go on with --resume" in refused(data, undisturbed, *QUICK)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--learning-rate", "2e-3"], "learning_rate was 0.001 and is 0.002"),
+        (["--batch-size", "3"], "batch_size was 2 and is 3"),
+        (["--lora-rank", "4"], "lora_parameters was"),
+        (["--seed", "5"], "seed was 0 and is 5"),
+    ],
+)
+def test_a_resumption_with_other_settings_says_what_changed(
+    data: Path, undisturbed: Path, flags: list[str], said: str
+) -> None:
+    before = (undisturbed / CHECKPOINT).read_bytes()
+    line = refused(data, undisturbed, *QUICK, *EIGHT, "--iters", "10", *flags, "--resume")
+    assert said in line
+    assert (undisturbed / CHECKPOINT).read_bytes() == before
+
+
+def test_a_resumption_with_other_rows_says_so(undisturbed: Path, tmp_path: Path) -> None:
+    other = write_rows(tmp_path / "other", range(6000, 6012))
+    line = refused(other, undisturbed, *QUICK, *EIGHT, "--iters", "10", "--resume")
+    assert "data was" in line
+
+
+def test_bad_rows_are_listed_before_anything_is_written(data: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "train.jsonl"
+    lines = data.read_text().splitlines()
+    row = json.loads(lines[1])
+    row["image"] = "nowhere.png"
+    bad.write_text("\n".join([lines[0], json.dumps(row), "{", *lines[3:]]) + "\n")
+    adapter = tmp_path / "adapter"
+    images = ["--images", str(data.parent / "images")]
+    command = [*COMMAND, "--data", str(bad), *images, "--adapter-path", str(adapter), *QUICK]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "row 2: picture missing" in done.stderr
+    assert "row 3: broken JSON" in done.stderr
+    assert "2 of 12 rows have problems" in done.stderr.splitlines()[-1]
+    assert not adapter.exists()
+    command += ["--skip-bad", "--iters", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 12 rows left out" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--lora-rank", "100000"], "rank 100000"),
+        (["--lora-keys", "q_project"], "'q_project'"),
+        (["--num-layers", "99"], "99"),
+        (["--fine-tune-type", "qlora"], "--fine-tune-type qlora: there are lora, dora, full"),
+        (["--iters", "3", "--epochs", "1"], "--iters and --epochs"),
+        (["--resume"], "start without --resume"),
+        (["-c", "nowhere.yaml"], "nowhere.yaml: No such file"),
+        (["--cache-features", "much"], "--cache-features: 'much'"),
+        (["--max-seq-length", "64"], "12 of 12 rows have problems"),
+        (["--report-to", "paper"], "--report-to paper"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    data: Path, tmp_path: Path, flags: list[str], said: str
+) -> None:
+    adapter = tmp_path / "adapter"
+    assert said in refused(data, adapter, *QUICK, *flags)
+    assert not adapter.exists()
+
+
+def test_a_loss_that_is_no_number_stops_it(data: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    flags = [*QUICK, "--iters", "60", "--save-every", "1", "--learning-rate", "1e30"]
+    line = refused(data, adapter, *flags)
+    assert "the last checkpoint is kept" in line
+    assert "--learning-rate" in line
+    is_whole(adapter)
+    assert all(loss == loss for _, loss, _ in losses(adapter))
