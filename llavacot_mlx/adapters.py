@@ -52,7 +52,7 @@ class Adapter:
     @property
     def tensors(self) -> dict[str, mx.array]:
         """Those of the layers as they are named in the file."""
-        tensors = {}
+        tensors: dict[str, mx.array] = {}
         for path, layer in self.layers.items():
             tensors |= {f"{path}.lora_a": layer.a, f"{path}.lora_b": layer.b}
             if layer.m is not None:
