@@ -121,7 +121,7 @@ def read_peft(folder: Path, target: Target, base: str, base_folder: Path) -> Pat
         ),
         {path: _of_rank(layer, lora.rank) for path, layer in layers.items()},
     )
-    check_fits(adapter, source.model, folder)
+    check_fits(adapter, source.model, folder / PEFT_WEIGHTS_NAME)
     size = sum(tensor.nbytes for tensor in adapter.tensors.values())
     with written(target, folder, base_folder, size=size) as partial:
         save_adapter(partial, adapter.tensors, adapter.config)
