@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from llavacot_mlx.convert.finished_config import finish_for_hub
 from llavacot_mlx.convert.fuse import Written
 from llavacot_mlx.convert.merge import Merging, Reporter, merged, plan_merges
 from llavacot_mlx.convert.run import Progress
-from llavacot_mlx.convert.settings import copy_settings, write_hub_config
-from llavacot_mlx.convert.shards import write_weights
+from llavacot_mlx.convert.settings import copy_settings, write_config
 from llavacot_mlx.convert.source import Source
 from llavacot_mlx.convert.target import Target, written
+from llavacot_mlx.convert.tensor_files import write_weights
 from llavacot_mlx.weights import named_dtype
 
 
@@ -47,6 +48,7 @@ def export(
     reporter = Reporter(merges, progress)
     with written(target, *sources, size=size) as partial:
         copy_settings(folder, partial)
-        write_hub_config(folder, partial, source.config, dtype)
+        write_config(folder, partial, source.config, dtype, None)
+        finish_for_hub(partial, source.config)
         write_weights(partial, merges, lambda some: merged(some, reporter), made_for="pt")
     return Written(target.folder, size)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llavacot_mlx.calibration import load_calibration, save_calibration
+from llavacot_mlx.convert.finished_config import drop_quantization
 from llavacot_mlx.convert.merge import Merging, Reporter, merged, plan_merges
 from llavacot_mlx.convert.run import Progress
 from llavacot_mlx.convert.settings import copy_settings, write_config
-from llavacot_mlx.convert.shards import write_weights
 from llavacot_mlx.convert.source import Source
 from llavacot_mlx.convert.target import Target, written
+from llavacot_mlx.convert.tensor_files import write_weights
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ def fuse(
         copy_settings(base, partial)
         if known := load_calibration(adapter):  # measured with the adapter, so it is nearer
             save_calibration(partial, {**load_calibration(base), **known})
-        write_config(base, partial, source.config, None, None, dequantized=dequantize)
+        write_config(base, partial, source.config, None, None)
+        if dequantize:
+            drop_quantization(partial)
         write_weights(partial, merges, lambda some: merged(some, reporter))
     return Written(target.folder, size)

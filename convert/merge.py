@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from llavacot_mlx.adapters import Adapter, LowRank
 from llavacot_mlx.config import ModelConfig, Quantization
-from llavacot_mlx.convert.plan import PlannedTensor, dtype_of
+from llavacot_mlx.convert.plan import PlannedTensor
 from llavacot_mlx.convert.run import Progress
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.names import PATCH_EMBEDDING, hub_name
@@ -74,7 +74,7 @@ class _Planner:
         self._trained = adapter.weights if adapter else {}
         self._changes = adapter.layers if adapter else {}
         self._scale = adapter.config.lora.scale if adapter and adapter.config.lora else 0.0
-        self._plain = wanted.dtype or dtype_of(sources[_NORM])
+        self._plain = wanted.dtype or sources[_NORM].dtype
 
     def merges_of(self, source: SourceTensor) -> list[Merge]:
         """The merge that a tensor is the first of; none for scales, which go with their weight."""
@@ -85,7 +85,7 @@ class _Planner:
         if quantized and leaf == "weight":
             return [self._quantized(module)]
         change = self._changes.get(module) if leaf == "weight" else None
-        own = dtype_of(source)
+        own = source.dtype
         kept = self._wanted.dtype if self._wanted.dtype and mx.issubdtype(own, mx.floating) else own
         name, shape = source.name, source.shape
         compute: Callable[[_Arrays], _Arrays] = list
@@ -112,7 +112,7 @@ class _Planner:
             planned = PlannedTensor(_name(f"{module}.weight", self._wanted), shape, self._plain)
             return Merge(read, (planned,), partial(_dequantized, chosen, change, self._scale))
         targets = tuple(
-            PlannedTensor(_name(source.name, self._wanted), source.shape, dtype_of(source))
+            PlannedTensor(_name(source.name, self._wanted), source.shape, source.dtype)
             for source in stored
         )
         if change is None:

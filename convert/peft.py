@@ -121,7 +121,7 @@ def read_peft(folder: Path, target: Target, base: str, base_folder: Path) -> Pat
         ),
         {path: _of_rank(layer, lora.rank) for path, layer in layers.items()},
     )
-    check_fits(adapter, source.model, folder)
+    check_fits(adapter, source.model, folder / PEFT_WEIGHTS_NAME)
     size = sum(tensor.nbytes for tensor in adapter.tensors.values())
     with written(target, folder, base_folder, size=size) as partial:
         save_adapter(partial, adapter.tensors, adapter.config)
@@ -256,6 +256,7 @@ def _layers(file: Path, config: _Config, base: Source) -> dict[str, LowRank]:
 def _check_copy(file: Path, name: str, tensor: mx.array, base: Source) -> None:
     """Raises UserError when a weight of the base that comes along is not as large as the base's."""
     ours = canonical_name(name.removeprefix(_BEFORE).replace(".base_layer.", "."))
+    assert ours is not None
     if ours not in base.tensors or base.tensors[ours].shape[0] != tensor.shape[0]:
         raise UserError(
             f"{file}: {name} has {tensor.shape[0]} rows, unlike {base.folder}; an adapter here "

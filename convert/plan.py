@@ -63,7 +63,7 @@ def plan_steps(
     quantized = _quantized_tree(config, sources, quantization) if quantization else {}
     steps = []
     for source in sorted(sources.values(), key=lambda tensor: str(tensor.entry.file)):
-        own = dtype_of(source)
+        own = _dtype_of(source)
         kept = dtype if dtype is not None and mx.issubdtype(own, mx.floating) else own
         module = source.name.removesuffix(".weight")
         if quantization and f"{module}.scales" in quantized and source.name.endswith(".weight"):
@@ -106,8 +106,7 @@ def _quantized_tree(
     return dict(tree_flatten(model.parameters()))
 
 
-def dtype_of(source: SourceTensor) -> mx.Dtype:
-    """The type of a tensor as it is stored. Raises UserError for one that cannot be kept."""
+def _dtype_of(source: SourceTensor) -> mx.Dtype:
     dtypes = {
         "F32": mx.float32,
         "F16": mx.float16,

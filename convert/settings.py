@@ -29,48 +29,12 @@ def write_config(
     config: ModelConfig,
     dtype: str | None,
     quantization: Quantization | None,
-    *,
-    dequantized: bool = False,
 ) -> None:
     """Writes `config.json` in the older spelling.
-
-    `dtype` and `quantization` are None where they are the source's; `dequantized` drops the latter.
 
     Both spellings mean the same to this program and to transformers, but mlx-vlm (0.7.10) reads
     only the older one, and takes other heads and another RoPE from the newer without a word.
     """
-    values = _in_old_spelling(source, config, dtype)
-    if dequantized:
-        _drop(values, "quantization", "quantization_config")
-    if quantization is not None:
-        described = {
-            "group_size": quantization.group_size,
-            "bits": quantization.bits,
-            "mode": quantization.mode,
-        }
-        values["quantization"] = described
-        values["quantization_config"] = described
-    _write(target, values)
-
-
-def write_hub_config(source: Path, target: Path, config: ModelConfig, dtype: str | None) -> None:
-    """Writes `config.json` for transformers, versions 4 and 5, which both read the older spelling.
-
-    What they would take from their defaults is spelt out, and what MLX folders add is left out.
-    """
-    values = _in_old_spelling(source, config, dtype)
-    _drop(values, "quantization", "quantization_config", "generation_config", "image_token_id")
-    values["architectures"] = ["MllamaForConditionalGeneration"]
-    values["image_token_index"] = config.image_token_id
-    values["tie_word_embeddings"] = False
-    text, vision = values["text_config"], values["vision_config"]
-    text["tie_word_embeddings"] = False
-    _drop(vision, "skip_vision")
-    vision["vision_output_dim"] = config.vision.output_size
-    _write(target, values)
-
-
-def _in_old_spelling(source: Path, config: ModelConfig, dtype: str | None) -> dict[str, Any]:
     values = read_json(source / "config.json", "")
     text, vision = values["text_config"], values["vision_config"]
     text.pop("rope_parameters", None)
@@ -82,17 +46,16 @@ def _in_old_spelling(source: Path, config: ModelConfig, dtype: str | None) -> di
         for section in (values, text, vision):
             section.pop("dtype", None)
             section["torch_dtype"] = dtype
-    return values
-
-
-def _drop(values: dict[str, Any], *keys: str) -> None:
-    for key in keys:
-        values.pop(key, None)
-
-
-def _write(target: Path, values: dict[str, Any]) -> None:
-    text = json.dumps(values, indent=2, ensure_ascii=False)
-    (target / "config.json").write_text(text + "\n", encoding="utf-8")
+    if quantization is not None:
+        described = {
+            "group_size": quantization.group_size,
+            "bits": quantization.bits,
+            "mode": quantization.mode,
+        }
+        values["quantization"] = described
+        values["quantization_config"] = described
+    text_of_it = json.dumps(values, indent=2, ensure_ascii=False)
+    (target / "config.json").write_text(text_of_it + "\n", encoding="utf-8")
 
 
 def _rope_scaling(scaling: Llama3Scaling | None) -> dict[str, Any] | None:

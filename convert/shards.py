@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import mlx.core as mx
 
-from llavacot_mlx.convert.plan import PlannedTensor
+from llavacot_mlx.convert.plan import PlannedTensor, Step
 from llavacot_mlx.safetensors import INDEX_NAME
 
 _SHARD_BYTES = 5 * 10**9  # as large as hubs like them
@@ -23,38 +22,9 @@ _DTYPE_NAMES = {
 }
 
 
-class Step(Protocol):
-    """Something that makes some of the tensors to be written; they stay in one file."""
-
-    @property
-    def targets(self) -> tuple[PlannedTensor, ...]: ...
-    @property
-    def nbytes(self) -> int: ...
-
-
-S = TypeVar("S", bound=Step)
-
-
-def write_weights(
-    folder: Path,
-    steps: Sequence[S],
-    arrays: Callable[[list[S]], Iterator[mx.array]],
-    made_for: str = "mlx",
-) -> None:
-    """Writes what the steps plan, and the index; `arrays` makes the tensors of some of the steps.
-
-    `made_for` is what the files say of themselves: "mlx", or "pt" for PyTorch.
-    """
-    shards = split_into_shards(steps)
-    for file, shard in shards:
-        targets = [planned for step in shard for planned in step.targets]
-        write_shard(folder / file, targets, arrays(shard), made_for)
-    write_index(folder, shards)
-
-
-def split_into_shards(steps: Sequence[S]) -> list[tuple[str, list[S]]]:
+def split_into_shards(steps: list[Step]) -> list[tuple[str, list[Step]]]:
     """File names and the steps that fill each file."""
-    shards: list[list[S]] = [[]]
+    shards: list[list[Step]] = [[]]
     size = 0
     for step in steps:
         if shards[-1] and size + step.nbytes > _SHARD_BYTES:
@@ -70,14 +40,12 @@ def split_into_shards(steps: Sequence[S]) -> list[tuple[str, list[S]]]:
     ]
 
 
-def write_shard(
-    file: Path, tensors: list[PlannedTensor], arrays: Iterator[mx.array], made_for: str
-) -> None:
+def write_shard(file: Path, tensors: list[PlannedTensor], arrays: Iterator[mx.array]) -> None:
     """Writes `arrays`, which must come in the order of `tensors` and be as planned.
 
     The header goes first, because everything in it is known. The file is on disk when this returns.
     """
-    header: dict[str, object] = {"__metadata__": {"format": made_for}}
+    header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
     position = 0
     for tensor in tensors:
         header[tensor.name] = {
@@ -99,7 +67,7 @@ def write_shard(
         os.fsync(stream.fileno())
 
 
-def write_index(folder: Path, shards: list[tuple[str, list[S]]]) -> None:
+def write_index(folder: Path, shards: list[tuple[str, list[Step]]]) -> None:
     names = {
         target.name: file for file, steps in shards for step in steps for target in step.targets
     }

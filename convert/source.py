@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from llavacot_mlx.adapter_config import WEIGHTS_NAME
 from llavacot_mlx.adapters import Adapter, check_fits, read_adapter
 from llavacot_mlx.config import ModelConfig, load_config
 from llavacot_mlx.model.mllama import Mllama
@@ -42,5 +43,5 @@ class Source:
         """An adapter for this checkpoint. Raises UserError when it is none."""
         adapter = read_adapter(folder)
         adapter.config.check_base(folder, self.folder)
-        check_fits(adapter, self.model, folder)
+        check_fits(adapter, self.model, folder / WEIGHTS_NAME)
         return adapter

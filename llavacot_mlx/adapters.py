@@ -52,7 +52,7 @@ class Adapter:
     @property
     def tensors(self) -> dict[str, mx.array]:
         """Those of the layers as they are named in the file."""
-        tensors = {}
+        tensors: dict[str, mx.array] = {}
         for path, layer in self.layers.items():
             tensors |= {f"{path}.lora_a": layer.a, f"{path}.lora_b": layer.b}
             if layer.m is not None:
@@ -171,7 +171,7 @@ def load_adapter(model: Mllama, folder: Path, base: Path) -> AdapterConfig:
     """
     AdapterConfig.read(folder).check_base(folder, base)
     adapter = read_adapter(folder)
-    check_fits(adapter, model, folder)
+    check_fits(adapter, model, folder / WEIGHTS_NAME)
     dtype = model.language_model.model.norm.weight.dtype
     if adapter.config.lora is None:
         for name, weight in adapter.weights.items():  # one by one: they may be as large as the base
@@ -196,22 +196,22 @@ def _wrapped(
     assert config.lora is not None
     kind = LoRALinear if low_rank.m is None else DoRALinear
     layer = kind(linear, config.lora.rank, config.lora.scale, config.lora.dropout)
-    layer.lora_a, layer.lora_b = low_rank.a.astype(dtype), low_rank.b.astype(dtype)
+    layer.lora_a, layer.lora_b = low_rank.a.astype(mx.float32), low_rank.b.astype(mx.float32)
     if isinstance(layer, DoRALinear):
         assert low_rank.m is not None
         layer.m = low_rank.m.astype(mx.float32)
-        layer.settle()
+        layer.settle()  # of the float32 values, as a fusion does it
+    layer.lora_a, layer.lora_b = low_rank.a.astype(dtype), low_rank.b.astype(dtype)
     mx.eval(layer.parameters())
     return layer
 
 
-def check_fits(adapter: Adapter, model: Mllama, folder: Path) -> None:
+def check_fits(adapter: Adapter, model: Mllama, file: Path) -> None:
     """Raises UserError when a tensor of the adapter fits nothing in the model.
 
-    The model's weights are not looked at: one that was only constructed will do. `folder` is the
-    adapter's, to name.
+    The model's weights are not looked at: one that was only constructed will do. `file` is the
+    one to name.
     """
-    file = folder / WEIGHTS_NAME
     parameters = {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
     modules = dict(model.named_modules())
     for name, weight in adapter.weights.items():

@@ -83,7 +83,7 @@ def _read(entry: TensorEntry, start: int, count: int) -> bytes:
     """At most `count` bytes of a tensor's data, from byte `start` of it."""
     try:
         with entry.file.open("rb") as stream:
-            stream.seek(entry.offset + start)
+            stream.seek(entry.start + start)
             return stream.read(min(count, entry.nbytes - start))
     except OSError as problem:
         raise UserError(f"{entry.file} cannot be read: {problem.strerror}") from None

@@ -35,8 +35,8 @@ class TensorEntry:
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
-    offset: int
-    """Of its first byte in the file."""
+    start: int
+    """Where its first byte is in the file."""
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:

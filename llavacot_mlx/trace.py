@@ -153,7 +153,7 @@ class Trace:
     def to_dict(self) -> dict[str, Any]:
         """The object that `--json` prints, with `answer` after `seed`."""
         plain = dataclasses.asdict(self)
-        head = {key: plain.pop(key) for key in ("question", "image", "model", "adapter", "seed")}
+        head = {key: plain.pop(key) for key in ("question", "image", "model", "seed")}
         return {**head, "answer": self.answer, **plain}
 
     def to_json(self) -> str:

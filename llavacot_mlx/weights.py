@@ -19,6 +19,13 @@ from .safetensors import TensorEntry, list_tensors
 _BATCH_SHARE = 0.05
 """Of the checkpoint is read at once: enough for parallel reading, little beside the whole."""
 
+_DTYPES = {
+    "F32": mx.float32,
+    "F16": mx.float16,
+    "BF16": mx.bfloat16,
+    "U32": mx.uint32,
+    "U8": mx.uint8,
+}
 # What MLX can read as floating point.
 _FLOATS = frozenset({"F32", "F16", "BF16"})
 
@@ -38,6 +45,11 @@ class SourceTensor:
             return self.entry.shape
         out, channels, height, width = self.entry.shape
         return (out, height, width, channels)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """As it is stored; of the types that a model can come in."""
+        return _DTYPES[self.entry.dtype]
 
 
 def load_model(folder: Path, dtype: str = "auto") -> Mllama:

@@ -411,6 +411,203 @@ def test_a_hub_id_without_a_network(command: str, desk: Path) -> None:
     check_refused(desk, *arguments, says=("someone/some-model", "HF_HUB_OFFLINE"))
 
 
+# Adapters. A breaker changes `adapter`, which is for `model`; PEFT's is in `peft`.
+
+
+@pytest.fixture
+def adapters(desk: Path) -> Path:
+    """The desk with an adapter of ours and one of PEFT."""
+    from random_adapter import write_adapter
+
+    from llavacot_mlx.convert.peft import write_peft
+    from llavacot_mlx.convert.target import Target
+
+    write_adapter(desk / "adapter", desk / "model")
+    write_peft(desk / "adapter", Target(desk / "peft", "--hf-path", False, "adapter_config.json"))
+    return desk
+
+
+def with_adapter_values(**values: object) -> Callable[[Path], None]:
+    return lambda folder: rewrite_json(
+        folder / "adapter_config.json", lambda old: old.update(values)
+    )
+
+
+def without_adapter_key(key: str) -> Callable[[Path], None]:
+    return lambda folder: rewrite_json(folder / "adapter_config.json", lambda old: old.pop(key))
+
+
+def rewrite_adapter(
+    file: str, part: str, change: Callable[[mx.array], mx.array]
+) -> Callable[[Path], None]:
+    """Changes the first tensor whose name ends with `part`."""
+
+    def rewrite(folder: Path) -> None:
+        arrays = dict(mx.load(str(folder / file)))
+        name = min(name for name in arrays if name.endswith(part))
+        arrays[name] = change(arrays[name])
+        mx.eval(arrays)
+        mx.save_safetensors(str(folder / file), arrays)
+
+    return rewrite
+
+
+TENSORS, DESCRIPTION = "adapters.safetensors", "adapter_config.json"
+ADAPTERS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
+    "not there": (gone, ("adapter", "no such folder")),
+    "without tensors": (deleted(TENSORS), (TENSORS, "missing")),
+    "without a description": (deleted(DESCRIPTION), (DESCRIPTION, "missing", "adapter folder?")),
+    "a description that is no JSON": (garbled(DESCRIPTION), (DESCRIPTION, "not valid JSON")),
+    "a description that is a list": (garbled(DESCRIPTION, "[]"), (DESCRIPTION, "JSON object")),
+    "of mlx-lm": (without_adapter_key("base_model_hash"), (DESCRIPTION, "base_model_hash")),
+    "of another kind": (
+        with_adapter_values(fine_tune_type="ia3"),
+        (DESCRIPTION, "'ia3'", "lora, dora or full"),
+    ),
+    "of no rank": (
+        with_adapter_values(lora_parameters={"rank": 0, "scale": 1.0, "dropout": 0, "keys": []}),
+        (DESCRIPTION, "rank 0"),
+    ),
+    "of another rank": (
+        with_adapter_values(lora_parameters={"rank": 5, "scale": 1.0, "dropout": 0, "keys": []}),
+        (TENSORS, "has rank 4", "says 5"),
+    ),
+    "of another base": (
+        with_adapter_values(base_model="owner/base", base_model_hash="x", base_model_lineage="x"),
+        ("adapter is an adapter for owner/base", "--model owner/base"),
+    ),
+    "truncated": (lambda folder: os.truncate(folder / TENSORS, 5000), (TENSORS, "truncated")),
+    "not a number": (rewrite_adapter(TENSORS, "lora_a", lambda a: a * float("nan")), ("NaN",)),
+    "of another shape": (
+        rewrite_adapter(TENSORS, "lora_b", lambda b: b[:, :-1]),
+        (TENSORS, "has the shape", "this model asks for"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_a_bad_adapter(name: str, adapters: Path) -> None:
+    breaker, says = ADAPTERS[name]
+    breaker(adapters / "adapter")
+    flags = ("--model", "model", "--adapter-path", "adapter")
+    check_refused(adapters, "ask", "picture.png", "What?", *flags, says=says)
+
+
+# One check that each of its readers makes; the test above has the rest.
+@pytest.mark.parametrize("name", ["not there", "of another base", "truncated", "of another shape"])
+def test_a_bad_adapter_to_fuse(name: str, adapters: Path) -> None:
+    breaker, says = ADAPTERS[name]
+    breaker(adapters / "adapter")
+    flags = ("--model", "model", "--adapter-path", "adapter")
+    check_refused(adapters, "fuse", "--save-path", "new/out", *flags, says=says)
+
+
+def test_an_adapter_without_its_base(adapters: Path) -> None:
+    """The base is looked for where the adapter says that it is."""
+    (adapters / "model").rename(adapters / "moved")
+    says = ("the base of adapter", str(adapters / "model"), "no such folder", "--model")
+    check_refused(adapters, "fuse", "--adapter-path", "adapter", says=says)
+    check_refused(adapters, "ask", "picture.png", "?", "--adapter-path", "adapter", says=says)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("ask", "picture.png", "?", "--adapter-path", "peft"), ("PEFT", "llavacot convert peft")),
+        (("fuse", "--adapter-path", "adapter", "--save-path", "model"), ("model", "--force")),
+        (
+            ("fuse", "--adapter-path", "adapter", "--save-path", "model", "--force"),
+            ("holds the source", "--save-path"),
+        ),
+        (
+            ("fuse", "--adapter-path", "adapter", "--save-path", "peft", "--force"),
+            ("peft is no model folder", "--save-path"),
+        ),
+        (("export", "model", "--hf-path", "peft"), ("peft exists already", "--hf-path")),
+        (("export", "model", "--hf-path", "peft", "--force"), ("peft is no model folder",)),
+        (("export", "adapter", "--hf-path", "model", "--force"), ("model is no adapter folder",)),
+        (("export", "adapter", "--hf-path", "x", "--dtype", "float16"), ("--dtype", "adapter")),
+        (
+            ("export", "adapter", "--hf-path", "x", "--adapter-path", "adapter"),
+            ("--adapter-path", "adapter is an adapter"),
+        ),
+        (("export", "peft", "--hf-path", "x"), ("peft is an adapter of PEFT",)),
+        (("export", "nix", "--hf-path", "x"), ("nix", "no such folder")),
+        (("convert", "adapter", "--mlx-path", "x", "--model", "model"), ("peft_type", "LORA")),
+        (("convert", "model", "--mlx-path", "x", "--model", "model"), ("--model", "is none")),
+        (("convert", "peft", "--mlx-path", "x", "-q"), ("peft is an adapter", "no -q")),
+        (("convert", "peft", "--mlx-path", "x", "--model", "nix"), ("nix", "no such folder")),
+        (("convert", "peft", "--mlx-path", "adapter"), ("adapter exists already", "--mlx-path")),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_command_on_adapters_that_cannot_be(
+    arguments: tuple[str, ...], says: tuple[str, ...], adapters: Path
+) -> None:
+    check_refused(adapters, *arguments, says=says)
+
+
+THEIR_TENSORS = "adapter_model.safetensors"
+PEFTS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
+    "of another kind": (with_adapter_values(peft_type="IA3"), (DESCRIPTION, "'IA3'", "'LORA'")),
+    "with whole modules": (
+        with_adapter_values(modules_to_save=["lm_head"]),
+        (DESCRIPTION, "modules_to_save", "merge_and_unload"),
+    ),
+    "with biases": (with_adapter_values(bias="all"), (DESCRIPTION, "bias is 'all'")),
+    "with a setting from the future": (
+        with_adapter_values(use_quantum=True),
+        (DESCRIPTION, "use_quantum", "merge_and_unload"),
+    ),
+    "begun in a way that changes the base": (
+        with_adapter_values(init_lora_weights="pissa"),
+        (DESCRIPTION, "'pissa'", "changed the base"),
+    ),
+    "without a rank": (without_adapter_key("r"), (DESCRIPTION, "KeyError")),
+    "without a base": (without_adapter_key("base_model_name_or_path"), ("give --model",)),
+    "without tensors": (deleted(THEIR_TENSORS), (THEIR_TENSORS, "missing")),
+    "not a number": (
+        rewrite_adapter(THEIR_TENSORS, "lora_A.weight", lambda a: a * float("nan")),
+        (THEIR_TENSORS, "NaN"),
+    ),
+    "of another shape": (
+        rewrite_adapter(THEIR_TENSORS, "lora_A.weight", lambda a: a[:, :-1]),
+        (THEIR_TENSORS, "has the shape", "this model asks for"),
+    ),
+    "of two ranks": (
+        rewrite_adapter(THEIR_TENSORS, "lora_A.weight", lambda a: a[:-1]),
+        (THEIR_TENSORS, "ranks of A and B"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PEFTS)
+def test_a_bad_adapter_of_peft(name: str, adapters: Path) -> None:
+    breaker, says = PEFTS[name]
+    breaker(adapters / "peft")
+    check_refused(adapters, "convert", "peft", "--mlx-path", "new/out", says=says)
+
+
+def test_whole_weights_are_no_adapter_of_peft(desk: Path) -> None:
+    from random_adapter import write_adapter
+
+    write_adapter(desk / "adapter", desk / "model", "full")
+    says = ("adapter", "no layout", "--adapter-path adapter")
+    check_refused(desk, "export", "adapter", "--hf-path", "new/out", says=says)
+
+
+@pytest.mark.parametrize("small_disk", [1], indirect=True)
+@pytest.mark.parametrize("command", ["fuse", "export"])
+def test_a_fusion_or_an_export_on_a_disk_without_room(
+    command: str, small_disk: Path, adapters: Path
+) -> None:
+    arguments = {
+        "fuse": ("fuse", "--adapter-path", "adapter", "--save-path", "disk/new/out"),
+        "export": ("export", "model", "--hf-path", "disk/new/out"),
+    }[command]
+    check_refused(adapters, *arguments, says=("not enough disk", "disk/new/out", "free"))
+
+
 # Questions and flags
 
 

@@ -36,6 +36,7 @@ def test_the_json_of_a_trace() -> None:
         "question": "How many? 🙂",
         "image": "a.png",
         "model": "somewhere",
+        "adapter": None,
         "seed": 3,
         "answer": "2",
         "stages": [
