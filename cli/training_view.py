@@ -73,7 +73,7 @@ class TrainingView:
             about.add_row(Text(name, "dim"), Text(value))
         self._console.print(about)
         for note in prepared.notes:
-            self._console.print(Text(f"note: {note}", "yellow"), soft_wrap=True)
+            self._console.print(Text(f"note: {note}", "yellow"), soft_wrap=not self._terminal)
         self._console.print()
         self._console.print(Text(f"What is learned of {prepared.example.where}:", "bold"))
         if self._terminal:
@@ -98,7 +98,7 @@ class TrainingView:
 
     def say(self, text: str) -> None:
         """One line of its own."""
-        self._console.print(text, soft_wrap=True)
+        self._console.print(text, soft_wrap=not self._terminal)
 
     def _show_step(self, step: Stepped) -> None:
         self._since.append(step)

@@ -16,6 +16,7 @@ import mlx.core as mx
 import pytest
 import yaml
 from demo_rows import write_rows
+from terminal_session import TerminalSession
 
 from llavacot_mlx.train.checkpoint import FILE_NAME as CHECKPOINT
 
@@ -262,3 +263,49 @@ def test_a_loss_that_is_no_number_stops_it(data: Path, tmp_path: Path) -> None:
     assert "--learning-rate" in line
     is_whole(adapter)
     assert all(loss == loss for _, loss, _ in losses(adapter))
+
+
+@pytest.fixture(scope="module")
+def splits(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with rows to learn from and two to validate on."""
+    folder = tmp_path_factory.mktemp("splits")
+    (folder / "images").symlink_to(data.parent / "images")
+    lines = data.read_text().splitlines(keepends=True)
+    (folder / "train.jsonl").write_text("".join(lines[2:]))
+    (folder / "valid.jsonl").write_text("".join(lines[:2]))
+    return folder
+
+
+def validated(splits: Path, adapter: Path) -> list[str]:
+    images = ["--images", str(splits / "images"), "--adapter-path", str(adapter)]
+    often = ["--iters", "2", "--steps-per-eval", "2", "--steps-per-report", "1"]
+    answers = ["--val-answers", "2", "--batch-size", "2", "--learning-rate", "1e-4"]
+    return [*COMMAND, "--data", str(splits), *images, *often, *answers]
+
+
+def test_a_validation_tells_each_stage_and_answers_questions(splits: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    done = subprocess.run(validated(splits, adapter), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (row,) = [row for row in log(adapter) if "val_loss" in row]
+    assert row["step"] == 2
+    for kind in ("summary", "caption", "reasoning", "conclusion", "tags"):
+        assert 0 <= row[f"val_accuracy_{kind}"] <= 1
+        assert row[f"val_loss_{kind}"] >= 0
+    assert row["val_accuracy_caption"] > 0.9  # the demo model knows these pictures
+    assert (row["val_answers"], row["val_well_formed"]) == (2, 1.0)
+    right = round(2 * row["val_right"])
+    assert f"2 of 2 well-formed, {right} of 2 right" in done.stdout
+    assert done.stdout.count("✓") == right
+    assert "\x1b" not in done.stdout
+
+
+def test_on_a_terminal_the_mask_is_coloured_and_a_bar_moves(splits: Path, tmp_path: Path) -> None:
+    command = validated(splits, tmp_path / "adapter")
+    with TerminalSession(command, width=100, height=50) as session:
+        assert session.finish() == 0
+        assert b"\x1b[36m" in session.output  # a summary in its colour
+        assert "■ not learned" in session.text
+        assert b"training" in session.output  # the bar, gone at the end
+        assert "step      2  loss" in session.text
+        assert "--adapter-path" in session.text

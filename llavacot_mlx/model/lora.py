@@ -8,7 +8,6 @@ adapters are called alike.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -45,11 +44,6 @@ class LoRALinear(nn.Module):
         rows = self.linear(x)
         return mx.addmm(rows, self._low(x), self.lora_b.astype(rows.dtype))
 
-    def fused_weight(self) -> mx.array:
-        """The weight (outputs, inputs) of the one linear layer that does the same."""
-        weight = plain_weight(self.linear)
-        return weight + _change(self).astype(weight.dtype)
-
     def _low(self, x: mx.array) -> mx.array:
         """scale · Aᵀ x, (…, rank). The scale falls here, where there is least to multiply."""
         if self._dropout and self._dropout_key is not None:
@@ -84,11 +78,6 @@ class DoRALinear(LoRALinear):
         rows = mx.addmm(rows, self._low(x), self.lora_b.astype(rows.dtype))
         rows = rows * self._lengths().astype(rows.dtype)
         return rows if bias is None else rows + bias
-
-    def fused_weight(self) -> mx.array:
-        weight = plain_weight(self.linear)
-        changed = weight.astype(mx.float32) + _change(self)
-        return (self._lengths()[:, None] * changed).astype(weight.dtype)
 
     def settle(self) -> None:
         """Works the rows' lengths out once and for all, for a layer that is not trained further.
@@ -147,8 +136,3 @@ def plain_weight(linear: nn.Module, rows: mx.array | None = None) -> mx.array:
     return mx.dequantize(
         weight, scales, biases, group_size=linear.group_size, bits=linear.bits, mode=linear.mode
     )
-
-
-def _change(layer: Any) -> mx.array:
-    """ΔW, (outputs, inputs), in float32."""
-    return layer.scale * (layer.lora_a @ layer.lora_b).T.astype(mx.float32)
