@@ -12,7 +12,15 @@ from rich.text import Text
 
 from llavacot_mlx.cli.figures import size
 from llavacot_mlx.cli.printable import printable
-from llavacot_mlx.train.events import Answer, Event, KindFigures, Saved, Stepped, Validated
+from llavacot_mlx.train.events import (
+    Answer,
+    Event,
+    KindFigures,
+    Saved,
+    Stepped,
+    Validated,
+    Validating,
+)
 from llavacot_mlx.train.sample import Target
 
 if TYPE_CHECKING:
@@ -91,7 +99,10 @@ class TrainingView:
     def show(self, event: Event) -> None:
         if isinstance(event, Stepped):
             self._show_step(event)
+        elif isinstance(event, Validating):
+            self._progress.update(self._task, description="validating")
         elif isinstance(event, Validated):
+            self._progress.update(self._task, description="training")
             self._show_validation(event)
         elif isinstance(event, Saved) and self._terminal:
             self._console.print(Text(f"step {event.step}: saved to {event.folder}", "dim"))

@@ -50,6 +50,13 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Validating:
+    """The training pauses to look at the model, which may take as long as many steps."""
+
+    step: int
+
+
+@dataclass(frozen=True)
 class Validated:
     """The model was looked at on rows that it does not learn from."""
 
@@ -68,4 +75,4 @@ class Saved:
     folder: Path
 
 
-Event = Stepped | Validated | Saved
+Event = Stepped | Validating | Validated | Saved

@@ -19,7 +19,7 @@ from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.mllama import Mllama
 
 from .checkpoint import Checkpoint, save_checkpoint
-from .events import Event, Saved, Stepped
+from .events import Event, Saved, Stepped, Validating
 from .forward import loss_and_gradients
 from .head import Sums
 from .rows import Rows
@@ -61,6 +61,7 @@ class Training:
                 self.done = stepped.step
                 yield stepped
                 if self._is_time_for(self.settings.steps_per_eval) and self.validation:
+                    yield Validating(self.done)
                     yield self.validation.look(self.model, self.settings, self.done, self.workers)
                 if self._is_time_for(self.settings.save_every):
                     yield self._save()
