@@ -35,6 +35,8 @@ class TensorEntry:
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+    start: int
+    """Where its first byte is in the file."""
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
@@ -67,12 +69,12 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     except (ValueError, RecursionError):
         raise UserError(f"{file}: the header is not valid JSON; download it again") from None
     table.pop("__metadata__", None)
-    entries = {name: _entry(file, name, fields) for name, fields in table.items()}
+    entries = {name: _entry(file, name, fields, 8 + length) for name, fields in table.items()}
     _check_extents(file, table, size - 8 - length)
     return entries
 
 
-def _entry(file: Path, name: str, fields: object) -> TensorEntry:
+def _entry(file: Path, name: str, fields: object, data: int) -> TensorEntry:
     try:
         assert isinstance(fields, dict)
         dtype, shape = fields["dtype"], tuple(fields["shape"])
@@ -90,7 +92,7 @@ def _entry(file: Path, name: str, fields: object) -> TensorEntry:
             f"{file}: the header lies: {name!r} of shape {list(shape)} and type {dtype} takes "
             f"{nbytes} bytes, but {end - start} are set aside for it"
         )
-    return TensorEntry(name, file, dtype, shape, nbytes)
+    return TensorEntry(name, file, dtype, shape, nbytes, data + start)
 
 
 def _check_extents(file: Path, table: dict[str, dict], available: int) -> None:

@@ -359,8 +359,8 @@ def test_folders_above_the_target_are_made_and_unmade(tiny: Path, out: Path) -> 
 def test_not_enough_disk(tiny: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Said before a weight is read."""
     usage = shutil.disk_usage(out.parent)._replace(free=65 * 2**20)
-    monkeypatch.setattr(run.shutil, "disk_usage", lambda _: usage)
-    monkeypatch.setattr(run, "_arrays", None)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(run, "_write_weights", None)
     with pytest.raises(UserError, match=r"not enough disk for .*out: it needs 0\.0 GB"):
         convert(tiny, out)
     assert not list(out.parent.iterdir())
