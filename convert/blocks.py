@@ -21,6 +21,7 @@ import numpy as np
 
 from llavacot_mlx.convert.plan import Step
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.safetensors import TensorEntry
 
 BLOCK_BYTES = 16 * 10**6
 """Of a source that are in memory as one block, or one row where a row is longer."""
@@ -119,9 +120,12 @@ class Source:
 
     def read(self, block: Block) -> np.ndarray:
         """The bytes of a block, (bytes,) of uint8. Raises UserError where they cannot be had."""
-        entry = block.step.source.entry
-        data = np.empty(block.stop - block.start, np.uint8)
-        view, position = memoryview(data.data), entry.start + block.start
+        return self.read_bytes(block.step.source.entry, block.start, block.stop)
+
+    def read_bytes(self, entry: TensorEntry, start: int, stop: int) -> np.ndarray:
+        """The bytes `start` to `stop` (exclusive) of a tensor, (bytes,) of uint8."""
+        data = np.empty(stop - start, np.uint8)
+        view, position = memoryview(data.data), entry.start + start
         try:
             while view:
                 count = os.preadv(self._descriptor(entry.file), [view], position)
@@ -155,8 +159,13 @@ def array_of(block: Block, data: np.ndarray) -> mx.array:
     """A block's bytes as the array that they are, in MLX's layout."""
     entry = block.step.source.entry
     shape = entry.shape if block.rows is None else (block.rows, *entry.shape[1:])
-    array = mx.array(data).view(_DTYPES[entry.dtype]).reshape(shape)
+    array = in_type(data, entry.dtype).reshape(shape)
     return array.transpose(0, 2, 3, 1) if block.step.source.transpose else array
+
+
+def in_type(data: np.ndarray, dtype: str) -> mx.array:
+    """Bytes as the values that safetensors calls `dtype`."""
+    return mx.array(data).view(_DTYPES[dtype])
 
 
 def _parts(array: mx.array, step: Step) -> list[mx.array]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from llavacot_mlx.config import Quantization, load_config
 from llavacot_mlx.convert import blocks, journal
 from llavacot_mlx.convert.blocks import ConvertedBlock
+from llavacot_mlx.convert.card import Facts, write_card
 from llavacot_mlx.convert.journal import Identity, Journal, Kept
 from llavacot_mlx.convert.place import Place
 from llavacot_mlx.convert.plan import (
@@ -21,9 +22,10 @@ from llavacot_mlx.convert.plan import (
     quantization_error,
     quantization_map,
 )
-from llavacot_mlx.convert.recipes import Recipe
+from llavacot_mlx.convert.recipes import Recipe, uniform
 from llavacot_mlx.convert.settings import copy_settings, write_config
 from llavacot_mlx.convert.shards import Shard, ShardFile, split_into_shards, write_index
+from llavacot_mlx.convert.verify import verify as compare
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.pictures import TileCutter
@@ -73,6 +75,8 @@ def convert(
     dtype: str | None = None,
     quantization: Quantization | Recipe | None = None,
     force: bool = False,
+    verify: bool = False,
+    name: str | None = None,
     estimated: Callable[[Estimate], None] = lambda _: None,
     progress: Callable[[Progress], None] = lambda _: None,
     notice: Callable[[str], None] = lambda _: None,
@@ -80,7 +84,9 @@ def convert(
     """Converts the checkpoint folder `source` to the MLX folder `target`.
 
     `dtype` is "float32", "float16" or "bfloat16" for the weights that are not quantised, or None
-    to keep each one's own. A `Quantization` is for the whole language model.
+    to keep each one's own. A `Quantization` is for the whole language model. With `verify`, what
+    is on the disk is compared with the source before it takes the target's name. `name` is the
+    source's id on a hub, for the model card.
 
     The folder appears when it is whole: until then everything is written to a hidden sibling. If
     anything goes wrong, that is removed; only where the process is interrupted or killed it stays,
@@ -108,20 +114,34 @@ def convert(
     steps = plan_steps(config, sources, wanted, quantization)
     size = sum(step.nbytes for step in steps)
     shards = split_into_shards(steps)
+    identity = Identity.of(steps, shards)
     reporter = _Reporter(steps, progress)
     try:
         estimated(Estimate(reporter.total, size, bits_per_weight(steps), place.free_bytes()))
         with place:
             written = Journal(place.partial)
             try:
-                kept = _kept(written, Identity.of(steps, shards), shards, notice)
+                kept = _kept(written, identity, shards, notice)
                 place.keep_only({journal.NAME, *kept})
                 place.check_room(size - written.saved)
                 copy_settings(source, place.partial)
                 write_config(source, place.partial, config, dtype, quantization_map(steps))
-                _write_weights(place.partial, shards, kept, written, reporter)
+                files = _write_weights(place.partial, shards, kept, written, reporter)
                 write_index(place.partial, shards)
-                _check_source(written, source)
+                facts = Facts(
+                    source=name or source.resolve().name,
+                    is_hub_id=name is not None,
+                    identity=identity,
+                    recipe=_name_of(quantization),
+                    dtypes=_plain_dtypes(steps),
+                    weight_bytes=size,
+                    bits_per_weight=bits_per_weight(steps),
+                    files=files,
+                    verified=compare(place.partial, steps) if verify else None,
+                )
+                write_card(source, place.partial, facts)
+                if not identity.source_is_unchanged(source):
+                    raise UserError(f"{source} changed while it was converted; run this again")
                 place.check_replaceable()  # what came in the meantime, too
                 place.finish(written.file)
             except (KeyboardInterrupt, SystemExit):
@@ -169,8 +189,12 @@ def _write_weights(
     kept: dict[str, Kept],
     written: Journal,
     reporter: _Reporter,
-) -> None:
-    """Fills the files that are not whole yet, and notes in the journal how far they are."""
+) -> dict[str, str]:
+    """Fills the files that are not whole yet, and notes in the journal how far they are.
+
+    Returns the SHA-256 of each file.
+    """
+    digests = {}
     starts = {shard.file: kept.get(shard.file, Kept()) for shard in shards}
     done = {shard.file: shard.steps_within(starts[shard.file].count) for shard in shards}
     for shard in shards:
@@ -182,6 +206,7 @@ def _write_weights(
         for shard in shards:
             start = starts[shard.file]
             if start.count == shard.nbytes:
+                digests[shard.file] = start.digest.hexdigest()
                 continue
             with ShardFile(folder, shard, start.count, start.digest) as file:
                 noted, notes = file.position, []
@@ -193,6 +218,8 @@ def _write_weights(
                 notes.append(_note(behind, written, shard, file, noted))
                 for note in notes:
                     note.result()
+                digests[shard.file] = file.sha256()
+    return digests
 
 
 def _note(
@@ -215,12 +242,6 @@ def _of_one_step(
             return
 
 
-def _check_source(written: Journal, source: Path) -> None:
-    identity = written.found()
-    if identity is None or not identity.source_is_unchanged(source):
-        raise UserError(f"{source} changed while it was converted; run this again")
-
-
 class _Reporter:
     def __init__(self, steps: Sequence[Step], progress: Callable[[Progress], None]) -> None:
         self.total = sum(step.source.entry.nbytes for step in steps)
@@ -234,6 +255,11 @@ class _Reporter:
     def report(self, step: Step, nbytes: int) -> None:
         self._done += nbytes
         self._progress(Progress(self._done, self.total, step.source.name))
+
+
+def _name_of(quantization: Quantization | Recipe | None) -> str | None:
+    recipe = uniform(quantization) if isinstance(quantization, Quantization) else quantization
+    return None if recipe is None else recipe.name
 
 
 def _plain_dtypes(steps: Sequence[Step]) -> tuple[str, ...]:

@@ -10,8 +10,9 @@ from typing import Any
 from llavacot_mlx.config import Llama3Scaling, ModelConfig, Quantization, QuantizationMap, read_json
 from llavacot_mlx.safetensors import INDEX_NAME
 
-# Tokenizer, chat template, picture and generation settings, licence and card; never code.
+# Tokenizer, chat template, picture and generation settings, licence; never code.
 _ENDINGS = frozenset({".json", ".jinja", ".txt", ".model", ".md"})
+_WRITTEN_ANEW = ("config.json", INDEX_NAME, "README.md")
 _NAMES = ("LICENSE", "NOTICE", "USE_POLICY")
 
 
@@ -19,7 +20,7 @@ def copy_settings(source: Path, target: Path) -> None:
     """Copies everything that a later command needs, apart from weights and `config.json`."""
     for file in sorted(source.iterdir()):
         wanted = file.suffix in _ENDINGS or file.name.startswith(_NAMES)
-        if wanted and file.is_file() and file.name not in ("config.json", INDEX_NAME):
+        if wanted and file.is_file() and file.name not in _WRITTEN_ANEW:
             shutil.copyfile(file, target / file.name)
 
 
