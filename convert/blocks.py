@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -146,8 +147,14 @@ class Source:
         return self._files[file]
 
 
+@cache
+def _stream_of_each_thread() -> mx.ThreadLocalStream:
+    # On a CPU a stream is a thread of MLX's own, so that blocks are computed side by side.
+    return mx.new_thread_local_stream(mx.default_device())
+
+
 def _converted(block: Block, data: Future[np.ndarray]) -> ConvertedBlock:
-    with mx.stream(mx.new_thread_local_stream(mx.default_device())):
+    with mx.stream(_stream_of_each_thread()):
         step = block.step
         array = array_of(block, data.result())
         parts = _parts(array, step)

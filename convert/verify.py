@@ -1,14 +1,12 @@
 """Whether what is on the disk is what the source says.
 
-Every name, shape and type is compared with the model's own tree, and of each kind of weight some
-rows of some tensors are read back: copies must be equal, and a quantised weight must be as near as
-its format can come.
+Every name, shape and type is compared with the model's own tree, and of every tensor some rows are
+read back: copies must be equal, and a quantised weight must be as near as its format can come.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,15 +20,21 @@ from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.safetensors import TensorEntry
 from llavacot_mlx.weights import SourceTensor, check_tree, quantize_modules, source_tensors
 
-_TENSORS = 6
-"""Of each kind that are compared: the first, the last and some between."""
-_BYTES = 2 * 10**6
-"""Of each of them: rows from the start of one, the end of another, and from places between."""
+_BYTES = 2**17
+"""Of each tensor of the source that are compared, or one row where a row is longer."""
+_PLACES = 5
+"""Where the rows of one tensor after another are taken from: from its start to its end."""
 
 # The largest value of a format in units of its scale, and half of its widest step; of 8-bit
 # floats the steps grow with the values. OCP Microscaling Formats (MX) 1.0, sections 5.3.1 to 5.3.3.
 _FOUR_BITS_TOP, _FOUR_BITS_STEP = 6.0, 1.0
 _EIGHT_BITS_TOP, _EIGHT_BITS_STEP, _EIGHT_BITS_LEAST = 448.0, 2.0**-4, 2.0**-10
+# Of a scale: relative, and the smallest steps that float16 has near zero.
+_ROUNDING = {
+    mx.float32: (2.0**-22, 0.0),
+    mx.bfloat16: (2.0**-8, 0.0),
+    mx.float16: (2.0**-10, 2.0**-24),
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,9 @@ class Verified:
     """What was compared, and found as it should be."""
 
     tensors: int
+    """All of the source's."""
     values: int
+    """Of theirs that were read back."""
 
 
 def verify(folder: Path, steps: Sequence[Step]) -> Verified:
@@ -49,43 +55,30 @@ def verify(folder: Path, steps: Sequence[Step]) -> Verified:
     if config.quantization is not None:
         quantize_modules(model, config.quantization, written)
     check_tree(model, written, folder)
-    tensors = values = 0
+    values = 0
     with Source() as source, Source() as target:
-        for block in _sample(steps):
+        for place, step in enumerate(steps):
+            block = _some_rows(step, place)
             expected = array_of(block, source.read(block))
-            parts = [_rows(target, written[t.name], block) for t in block.step.targets]
-            if not _agrees(expected, parts, block.step):
-                name = block.step.source.name
+            parts = [_rows(target, written[t.name], block) for t in step.targets]
+            if not _agrees(expected, parts, step):
+                name = step.source.name
                 raise UserError(
                     f"{written[name].entry.file}: {name} is not what the source says: was the disk "
                     "or the memory at fault? Run this again"
                 )
-            tensors += 1
             values += expected.size
-    return Verified(tensors, values)
+    return Verified(len(steps), values)
 
 
-def _sample(steps: Sequence[Step]) -> Iterator[Block]:
-    """Some rows of some tensors of each kind."""
-    kinds: dict[object, list[Step]] = defaultdict(list)
-    for step in steps:
-        kinds[step.quantization, step.source.entry.dtype, step.targets[0].dtype].append(step)
-        if step.source.transpose:
-            kinds["transposed"].append(step)
-    for members in kinds.values():
-        count = min(_TENSORS, len(members))
-        for place in range(count):
-            step = members[place * (len(members) - 1) // max(1, count - 1)]
-            yield _some_rows(step, place, count)
-
-
-def _some_rows(step: Step, place: int, count: int) -> Block:
+def _some_rows(step: Step, place: int) -> Block:
+    """A few rows of a step's source: of one tensor the first, of the next others."""
     entry = step.source.entry
     if step.source.transpose or not entry.shape or entry.nbytes <= _BYTES:
         return Block(step, 0, entry.nbytes, None)
     row = entry.nbytes // entry.shape[0]
     rows = max(1, _BYTES // row)
-    first = (entry.shape[0] - rows) * place // max(1, count - 1)
+    first = (entry.shape[0] - rows) * (place % _PLACES) // (_PLACES - 1)
     return Block(step, first * row, (first + rows) * row, rows)
 
 
@@ -125,13 +118,13 @@ def _unpacked(
     group_size, bits, mode = quantization.group_size, quantization.bits, quantization.mode
     if mode == "affine":
         packed, scales, biases = parts
-        rounding = 2.0**-8 if scales.dtype == mx.bfloat16 else 2.0**-10
-        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
-        found = mx.dequantize(packed, scales, biases, group_size, bits, mode)
         # Half a step; and a whole one at the end of a group's range that MLX moves, to have zero
         # among its values. Scale and bias are themselves rounded.
-        whole = 1.5 * mx.abs(scales)
-        whole += rounding * (mx.abs(biases) + 2**bits * mx.abs(scales))
+        relative, least = _ROUNDING[scales.dtype]
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+        found = mx.dequantize(packed, scales, biases, group_size, bits, mode)
+        steps, steps_wide = mx.abs(scales), 2**bits
+        whole = 1.5 * steps + relative * (mx.abs(biases) + steps_wide * steps) + least * steps_wide
         return found, mx.repeat(whole, group_size, axis=-1)
     packed, scales = parts
     found = mx.dequantize(packed, scales, None, group_size, bits, mode, dtype=mx.float32)

@@ -27,12 +27,14 @@ SHARD_BYTES, CHECKPOINT_BYTES, BLOCK_BYTES = 60_000, 15_000, 4_000
 
 # Says when it is ready, so that a kill hits the conversion and not its imports.
 CHILD = f"""
+import os
 import sys
 from pathlib import Path
 from llavacot_mlx.config import Quantization
 from llavacot_mlx.convert import blocks, run, shards
 shards._SHARD_BYTES, run._CHECKPOINT_BYTES = {SHARD_BYTES}, {CHECKPOINT_BYTES}
 blocks.BLOCK_BYTES = {BLOCK_BYTES}
+os.fsync = lambda _: None
 print("ready", flush=True)
 sys.stdin.readline()
 run.convert(Path(sys.argv[1]), Path(sys.argv[2]), quantization={FOUR_BITS!r}, force=True)
@@ -46,6 +48,8 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "_SHARD_BYTES", SHARD_BYTES)
     monkeypatch.setattr(run, "_CHECKPOINT_BYTES", CHECKPOINT_BYTES)
     monkeypatch.setattr(blocks, "BLOCK_BYTES", BLOCK_BYTES)
+    # A process that is killed loses nothing that it has written; only a machine does.
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def content(folder: Path) -> dict[str, str]:

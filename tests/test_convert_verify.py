@@ -56,7 +56,7 @@ def test_the_bound_holds_and_is_near(quantization: Quantization, dtype: mx.Dtype
         found, allowed = _unpacked(parts, exact, quantization)
         assert mx.all(mx.abs(found - exact) <= allowed), name
         if name == "small":
-            assert mx.mean(mx.abs(found - exact)) > 0.1 * mx.mean(allowed)
+            assert mx.mean(mx.abs(found - exact)) > 0.05 * mx.mean(allowed)
 
 
 def changed(name: str, change: Callable[[mx.array], mx.array]) -> Callable[[Path], None]:
@@ -91,7 +91,7 @@ def test_a_difference_is_named(name: str, quantizable: Path, tmp_path: Path) -> 
     steps = plan_steps(
         load_config(quantizable), source_tensors(quantizable), None, Quantization(32, 4)
     )
-    assert verify(out, steps).tensors > 6
+    assert verify(out, steps).tensors == len(steps)
     harm(out)
     with pytest.raises(UserError, match=re.escape(tensor)):
         verify(out, steps)
