@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from llavacot_mlx import __version__
-from llavacot_mlx.cli import ask, calibrate, convert, trace
+from llavacot_mlx.cli import ask, calibrate, convert, info, trace
 from llavacot_mlx.cli.command import Command
 from llavacot_mlx.cli.exits import ending_well
 from llavacot_mlx.cli.welcome import first_command
@@ -34,6 +34,11 @@ class _Convert(Command):
         return f"{convert.INTRODUCTION}\n{convert.EXAMPLE}"
 
 
+class _Info(Command):
+    def introduction(self) -> str:
+        return f"{info.INTRODUCTION}\n{info.EXAMPLE}"
+
+
 class _Trace(Command):
     def introduction(self) -> str:
         return f"{trace.INTRODUCTION}\n{trace.example()}"
@@ -47,6 +52,7 @@ class _Calibrate(Command):
 app.command(cls=_Ask, help=ask.HELP)(ask.ask)
 app.command(cls=_Trace, help=trace.HELP)(trace.trace)
 app.command(cls=_Convert, help=convert.HELP)(convert.convert)
+app.command(cls=_Info, help=info.HELP)(info.info)
 app.command(cls=_Calibrate, help=calibrate.HELP)(calibrate.calibrate)
 
 
