@@ -31,7 +31,8 @@ def write_checkpoint(folder: Path, vocabulary: int) -> None:
     for name in ("tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         shutil.copy(demo / name, folder / name)
     _write_json(
-        folder / "tokenizer.json", _filled(read_json(demo / "tokenizer.json", ""), vocabulary)
+        folder / "tokenizer.json",
+        filled_tokenizer(read_json(demo / "tokenizer.json", ""), vocabulary),
     )
     pictures = read_json(demo / "preprocessor_config.json", "")
     pictures |= {"size": {"height": TILE, "width": TILE}, "max_image_tiles": TILES}
@@ -108,7 +109,7 @@ def _config(vocabulary: int) -> dict[str, object]:
     }
 
 
-def _filled(tokenizer: dict, vocabulary: int) -> dict:
+def filled_tokenizer(tokenizer: dict, vocabulary: int) -> dict:
     """The tokenizer with fillers below `<|image|>`, whose id becomes `vocabulary`."""
     words = tokenizer["model"]["vocab"]
     specials = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,9 @@ from llavacot_mlx.cli.welcome import typed
 from llavacot_mlx.config import Quantization
 from llavacot_mlx.errors import UserError
 
+if TYPE_CHECKING:
+    from llavacot_mlx.convert.run import Estimate
+
 HELP = """\
 Turn a Hugging Face checkpoint into a folder for MLX, smaller with -q; or an adapter of PEFT into \
 one for --adapter-path.
@@ -27,6 +30,16 @@ Examples:
   llavacot convert ./my-finetune
   llavacot convert ./my-finetune -q --q-bits 8 --mlx-path my-finetune-8bit
   llavacot convert ./peft-adapter --model ./llava-cot-4bit --mlx-path adapters
+  llavacot convert ./my-finetune --recipe mixed-4-8 --mlx-path my-finetune-mixed
+  llavacot convert ./my-finetune --recipe my.yaml
+
+\b
+A recipe is a name (2bit 3bit 4bit 5bit 6bit 8bit mxfp4 mxfp8 nvfp4 mixed-3-6 mixed-4-6
+mixed-4-8), or a YAML file of patterns, of which the first that matches counts:
+  language_model.lm_head: 8bit
+  language_model.model.layers.-1.*: {bits: 6, group_size: 32}
+  language_model.*: mxfp4
+  vision_tower.*: bfloat16
 """
 
 INTRODUCTION = """\
@@ -53,15 +66,6 @@ class Mode(enum.StrEnum):
     MXFP4 = "mxfp4"
     MXFP8 = "mxfp8"
     NVFP4 = "nvfp4"
-
-
-# What MLX takes for each mode when nothing is said; the formats but affine know nothing else.
-_USUAL = {
-    Mode.AFFINE: Quantization(group_size=64, bits=4, mode="affine"),
-    Mode.MXFP4: Quantization(group_size=32, bits=4, mode="mxfp4"),
-    Mode.MXFP8: Quantization(group_size=32, bits=8, mode="mxfp8"),
-    Mode.NVFP4: Quantization(group_size=16, bits=4, mode="nvfp4"),
-}
 
 
 def convert(
@@ -99,25 +103,58 @@ def convert(
     q_mode: Annotated[
         Mode | None, typer.Option("--q-mode", help="How they are packed. [default: affine]")
     ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="Quantise as a recipe says, in place of -q."),
+    ] = None,
+    quantize_vision: Annotated[
+        bool,
+        typer.Option("--quantize-vision", help="Quantise the vision tower as well, to 8 bits."),
+    ] = False,
+    verify: Annotated[
+        bool | None,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Compare what is on the disk with the source. [default: where SRC is a folder]",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace DIR if it exists.")] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback when something goes wrong.")
     ] = False,
 ) -> None:
     with ending_well(debug=debug):
-        quantization = _quantization(quantize, q_bits, q_group_size, q_mode)
+        flags = _quantization_flags(quantize, q_bits, q_group_size, q_mode)
+        if recipe is not None and flags:
+            raise UserError(f"--recipe {recipe}: says what {flags[0]} says; leave one of them out")
+        if quantize_vision and recipe is None and not quantize:
+            raise UserError("--quantize-vision: nothing is quantised without -q or --recipe")
         if mlx_path.exists() and not force:  # asked again later; here, before a long download
             raise UserError(f"{mlx_path} exists already: choose another --mlx-path, or add --force")
+
         from llavacot_mlx.adapter_config import is_adapter
 
         adapter = Path(source).expanduser()
         if is_adapter(adapter):
-            if quantization is not None or dtype is not None:
+            if flags or quantize_vision or recipe is not None or dtype is not None:
                 raise UserError(f"{source} is an adapter, for which there is no -q and no --dtype")
             _convert_adapter(adapter, mlx_path, model, force)
             return
         if model is not None:
             raise UserError(f"--model {model}: goes with an adapter, and {source} is none")
+
+        from llavacot_mlx.convert import recipes
+
+        chosen: Quantization | recipes.Recipe | None = None
+        if recipe is not None:
+            chosen = recipes.recipe_called(recipe)
+        elif quantize:
+            chosen = _quantization(q_bits, q_group_size, q_mode)
+        if quantize_vision and chosen is not None:
+            chosen = recipes.with_vision(
+                recipes.uniform(chosen) if isinstance(chosen, Quantization) else chosen
+            )
+        is_folder = Path(source).expanduser().is_dir()
         checkpoint = model_named(source)
 
         from llavacot_mlx.cli.render import BytesBar
@@ -128,9 +165,13 @@ def convert(
                 checkpoint.folder,
                 mlx_path,
                 dtype=dtype,
-                quantization=quantization,
+                quantization=chosen,
                 force=force,
+                verify=is_folder if verify is None else verify,
+                name=None if is_folder else source,
+                estimated=_say_estimate,
                 progress=lambda now: bar.at(now.read_bytes, now.total_bytes),
+                notice=_say,
             )
         print(
             f"wrote {printable_line(str(converted.folder))}, {size(converted.weight_bytes)}; now: "
@@ -154,17 +195,36 @@ def _convert_adapter(folder: Path, mlx_path: Path, model: str | None, force: boo
     )
 
 
-def _quantization(
-    wanted: bool, bits: int | None, group_size: int | None, mode: Mode | None
-) -> Quantization | None:
-    """What the four flags mean together. Whether MLX can run it, the conversion finds out."""
-    if not wanted:
-        given = {"--q-bits": bits, "--q-group-size": group_size, "--q-mode": mode}
-        for flag, value in given.items():
-            if value is not None:
-                raise UserError(f"{flag} {value}: nothing is quantised without -q; add -q")
-        return None
-    usual = _USUAL[mode or Mode.AFFINE]
+def _say_estimate(estimate: Estimate) -> None:
+    """For whoever watches; a script learns the size from the last line."""
+    if sys.stderr.isatty():
+        _say(
+            f"{size(estimate.source_bytes)} become {size(estimate.weight_bytes)}, "
+            f"{estimate.bits_per_weight:.2f} bits a weight; {size(estimate.free_bytes)} are free"
+        )
+
+
+def _say(line: str) -> None:
+    print(printable_line(line), file=sys.stderr)
+
+
+def _quantization_flags(
+    quantize: bool, bits: int | None, group_size: int | None, mode: Mode | None
+) -> list[str]:
+    """The flags that were given. Raises UserError where -q is missing beside the others."""
+    given = {"--q-bits": bits, "--q-group-size": group_size, "--q-mode": mode}
+    flags = [flag for flag, value in given.items() if value is not None]
+    if flags and not quantize:
+        flag = flags[0]
+        raise UserError(f"{flag} {given[flag]}: nothing is quantised without -q; add -q")
+    return ["-q", *flags] if quantize else []
+
+
+def _quantization(bits: int | None, group_size: int | None, mode: Mode | None) -> Quantization:
+    """What the three flags mean together. Whether MLX can run it, the conversion finds out."""
+    from llavacot_mlx.convert.recipes import USUAL
+
+    usual = USUAL[mode or Mode.AFFINE]
     return Quantization(
         group_size=usual.group_size if group_size is None else group_size,
         bits=usual.bits if bits is None else bits,

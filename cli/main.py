@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from llavacot_mlx import __version__
-from llavacot_mlx.cli import ask, calibrate, convert, data, export, fuse, lora_train, trace
+from llavacot_mlx.cli import ask, calibrate, convert, data, export, fuse, info, lora_train, trace
 from llavacot_mlx.cli.command import Command
 from llavacot_mlx.cli.exits import ending_well
 from llavacot_mlx.cli.welcome import first_command
@@ -32,6 +32,11 @@ class _Ask(Command):
 class _Convert(Command):
     def introduction(self) -> str:
         return f"{convert.INTRODUCTION}\n{convert.EXAMPLE}"
+
+
+class _Info(Command):
+    def introduction(self) -> str:
+        return f"{info.INTRODUCTION}\n{info.EXAMPLE}"
 
 
 class _Trace(Command):
@@ -65,6 +70,7 @@ app.command(cls=_Convert, help=convert.HELP)(convert.convert)
 app.command("lora-train", cls=_LoRATrain, help=lora_train.HELP)(lora_train.lora_train)
 app.command(cls=_Fuse, help=fuse.HELP)(fuse.fuse)
 app.command(cls=_Export, help=export.HELP)(export.export)
+app.command(cls=_Info, help=info.HELP)(info.info)
 app.command(cls=_Calibrate, help=calibrate.HELP)(calibrate.calibrate)
 app.add_typer(data.app, name="data")
 

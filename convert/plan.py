@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -10,14 +11,12 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from llavacot_mlx.config import ModelConfig, Quantization, QuantizationMap
+from llavacot_mlx.convert.recipes import Choice, Recipe, matches, uniform
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.weights import SourceTensor, quantize_modules
+from llavacot_mlx.weights import SourceTensor, named_dtype, quantize_modules
 
 _BYTES = {mx.float32: 4, mx.float16: 2, mx.bfloat16: 2, mx.uint32: 4, mx.uint8: 1}
-
-# Vision and the projector stay in 16 bits, as in mlx-vlm: they are 4% of the weights.
-_QUANTIZED_PART = "language_model."
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,7 @@ class PlannedTensor:
 
     @property
     def nbytes(self) -> int:
-        size = _BYTES[self.dtype]
-        for length in self.shape:
-            size *= length
-        return size
+        return math.prod(self.shape) * _BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -45,6 +41,10 @@ class Step:
     quantization: Quantization | None
 
     @property
+    def module(self) -> str:
+        return self.source.name.removesuffix(".weight")
+
+    @property
     def nbytes(self) -> int:
         return sum(target.nbytes for target in self.targets)
 
@@ -53,20 +53,30 @@ def plan_steps(
     config: ModelConfig,
     sources: Mapping[str, SourceTensor],
     dtype: mx.Dtype | None,
-    quantization: Quantization | None,
+    quantization: Quantization | Recipe | None,
 ) -> list[Step]:
     """The steps of a conversion in the order of the source's files.
 
-    `dtype` is the type of unquantised weights, None for each one's own. Raises UserError when the
-    quantisation does not fit a weight.
+    `dtype` is the type of unquantised weights, None for each one's own; a recipe may say otherwise
+    for some. A `Quantization` is for the whole text part. Raises UserError when the quantisation
+    does not fit a weight.
     """
-    quantized = _quantized_tree(config, sources, quantization) if quantization else {}
+    chosen: dict[str, Quantization] = {}
+    plain: dict[str, mx.Dtype] = {}
+    if isinstance(quantization, Quantization):
+        chosen, plain = _follow(uniform(quantization), config, sources)
+        _check_widths(chosen, sources, "--q-group-size")
+    elif quantization is not None:
+        chosen, plain = _follow(quantization, config, sources)
+        _check_widths(chosen, sources, f"{quantization.name}: group_size")
+    quantized = _quantized_tree(config, chosen)
     steps = []
     for source in sorted(sources.values(), key=lambda tensor: str(tensor.entry.file)):
         own = _dtype_of(source)
-        kept = dtype if dtype is not None and mx.issubdtype(own, mx.floating) else own
+        wanted = plain.get(source.name, dtype)
+        kept = wanted if wanted is not None and mx.issubdtype(own, mx.floating) else own
         module = source.name.removesuffix(".weight")
-        if quantization and f"{module}.scales" in quantized and source.name.endswith(".weight"):
+        if module in chosen and source.name.endswith(".weight"):
             parts = (f"{module}.{part}" for part in ("weight", "scales", "biases"))
             targets = tuple(
                 PlannedTensor(
@@ -78,31 +88,85 @@ def plan_steps(
                 for name in parts
                 if name in quantized
             )
-            steps.append(Step(source, targets, quantization))
+            steps.append(Step(source, targets, chosen[module]))
         else:
             target = PlannedTensor(source.name, source.shape, kept)
             steps.append(Step(source, (target,), None))
     return steps
 
 
-def _quantized_tree(
-    config: ModelConfig, sources: Mapping[str, SourceTensor], quantization: Quantization
-) -> dict[str, mx.array]:
-    """The parameters, not evaluated, of a model quantised throughout its text part."""
-    model = Mllama(config)
-    wanted = set()
-    for path, module in model.named_modules():
-        if not path.startswith(_QUANTIZED_PART) or not hasattr(module, "to_quantized"):
-            continue
-        width = sources[f"{path}.weight"].shape[-1]
-        if width % quantization.group_size:
-            fitting = [size for size in (32, 64, 128) if width % size == 0]
+def quantization_map(steps: Sequence[Step]) -> QuantizationMap | None:
+    """What `config.json` says about the quantised modules: most of them are the default."""
+    chosen = [(step, step.quantization) for step in steps if step.quantization is not None]
+    totals: dict[Quantization, int] = {}
+    for step, each in chosen:
+        totals[each] = totals.get(each, 0) + math.prod(step.source.shape)
+    default = max(totals, key=lambda each: totals[each], default=None)
+    if default is None:
+        return None
+    return QuantizationMap(default, {step.module: each for step, each in chosen if each != default})
+
+
+def bits_per_weight(steps: Sequence[Step]) -> float:
+    """Of all weights, scales and biases of the groups included."""
+    weights = sum(math.prod(step.source.shape) for step in steps)
+    return 8 * sum(step.nbytes for step in steps) / weights
+
+
+def _follow(
+    recipe: Recipe, config: ModelConfig, sources: Mapping[str, SourceTensor]
+) -> tuple[dict[str, Quantization], dict[str, mx.Dtype]]:
+    """How each module is quantised, and the types that the recipe gives to other tensors."""
+    layers = config.text.num_hidden_layers
+    packable = {
+        path for path, module in Mllama(config).named_modules() if hasattr(module, "to_quantized")
+    }
+    chosen: dict[str, Quantization] = {}
+    plain: dict[str, mx.Dtype] = {}
+    modules = {name: name.removesuffix(".weight").removesuffix(".bias") for name in sources}
+    choice: Choice | None
+    for pattern, choice in recipe.rules:
+        named = [name for name, module in modules.items() if matches(pattern, module, layers)]
+        if isinstance(choice, Quantization):
+            named = [name for name in named if modules[name] in packable]
+            if problem := quantization_error(choice):
+                raise UserError(
+                    f"{recipe.name}: {pattern}: this quantisation cannot be run: {problem}"
+                )
+        if not named:
+            raise UserError(f"{recipe.name}: the pattern {pattern} is for no weight of this model")
+    for name, module in modules.items():
+        choice = recipe.choice_for(module, layers)
+        if isinstance(choice, str):
+            plain[name] = named_dtype(choice)
+        elif choice is not None and module in packable and name.endswith(".weight"):
+            chosen[module] = choice
+    return chosen, plain
+
+
+def _check_widths(
+    chosen: Mapping[str, Quantization], sources: Mapping[str, SourceTensor], said: str
+) -> None:
+    """Raises UserError where groups do not divide a row; `said` is what set their size."""
+    for module, quantization in chosen.items():
+        source, size = sources[f"{module}.weight"], quantization.group_size
+        width = source.shape[-1]
+        if width % size:
+            sizes = (32, 64, 128) if quantization.mode == "affine" else ()
+            fitting = ", ".join(str(each) for each in sizes if width % each == 0)
             raise UserError(
-                f"--q-group-size {quantization.group_size} does not divide the width {width} of "
-                f"{path}.weight; sizes that would: {', '.join(map(str, fitting)) or 'none'}"
+                f"{said} {size} does not divide the width {width} of {source.name}; sizes that "
+                f"would: {fitting or 'none'}"
             )
-        wanted.add(f"{path}.scales")
-    quantize_modules(model, QuantizationMap(quantization, {}), wanted)
+
+
+def _quantized_tree(config: ModelConfig, chosen: Mapping[str, Quantization]) -> dict[str, mx.array]:
+    """The parameters, not evaluated, of a model with the chosen modules quantised."""
+    if not chosen:
+        return {}
+    model = Mllama(config)
+    default = next(iter(chosen.values()))
+    quantize_modules(model, QuantizationMap(default, chosen), {f"{path}.scales" for path in chosen})
     return dict(tree_flatten(model.parameters()))
 
 

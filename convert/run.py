@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
-import mlx.core as mx
-
 from llavacot_mlx.config import Quantization, load_config
-from llavacot_mlx.convert.plan import PlannedTensor, Step, plan_steps, quantization_error
+from llavacot_mlx.convert import blocks, journal
+from llavacot_mlx.convert.blocks import ConvertedBlock
+from llavacot_mlx.convert.card import Facts, write_card
+from llavacot_mlx.convert.journal import Identity, Journal, Kept
+from llavacot_mlx.convert.place import Place
+from llavacot_mlx.convert.plan import (
+    Step,
+    bits_per_weight,
+    plan_steps,
+    quantization_error,
+    quantization_map,
+)
+from llavacot_mlx.convert.recipes import Recipe, uniform
 from llavacot_mlx.convert.settings import copy_settings, write_config
-from llavacot_mlx.convert.shards import split_into_shards, write_index, write_shard
+from llavacot_mlx.convert.shards import Shard, ShardFile, split_into_shards, write_index
+from llavacot_mlx.convert.verify import verify as compare
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.pictures import TileCutter
 from llavacot_mlx.tokenizer import Tokenizer
-from llavacot_mlx.weights import (
-    check_tree,
-    named_dtype,
-    quantize_modules,
-    read_tensors,
-    source_tensors,
-)
+from llavacot_mlx.weights import check_tree, named_dtype, quantize_modules, source_tensors
 
-_MARGIN_BYTES = 64 * 2**20  # for the small files beside the weights
+_CHECKPOINT_BYTES = 256 * 10**6
+"""Written between two notes of the journal: so much is done again after a crash."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a conversion will take, known before anything is written."""
+
+    source_bytes: int
+    weight_bytes: int
+    bits_per_weight: float
+    free_bytes: int
+    """On the target's disk."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,7 @@ class Progress:
     read_bytes: int
     total_bytes: int
     tensor: str
-    """The tensor that was just converted."""
+    """The tensor that was just converted, or a part of it."""
 
 
 @dataclass(frozen=True)
@@ -57,30 +73,37 @@ def convert(
     target: Path,
     *,
     dtype: str | None = None,
-    quantization: Quantization | None = None,
+    quantization: Quantization | Recipe | None = None,
     force: bool = False,
+    verify: bool = False,
+    name: str | None = None,
+    estimated: Callable[[Estimate], None] = lambda _: None,
     progress: Callable[[Progress], None] = lambda _: None,
+    notice: Callable[[str], None] = lambda _: None,
 ) -> Converted:
     """Converts the checkpoint folder `source` to the MLX folder `target`.
 
     `dtype` is "float32", "float16" or "bfloat16" for the weights that are not quantised, or None
-    to keep each one's own. The folder appears when it is whole: until then everything is written
-    to a hidden sibling, which is removed if anything goes wrong.
+    to keep each one's own. A `Quantization` is for the whole language model. With `verify`, what
+    is on the disk is compared with the source before it takes the target's name. `name` is the
+    source's id on a hub, for the model card.
+
+    The folder appears when it is whole: until then everything is written to a hidden sibling. If
+    anything goes wrong, that is removed; only where the process is interrupted or killed it stays,
+    and the same conversion goes on with what of it is intact. Memory does not depend on the size
+    of the checkpoint.
 
     Raises UserError when the source is no whole Mllama, a weight is not finite, the quantisation
     does not fit, the target exists and `force` is not set, or the disk is full.
     """
-    # What is written goes where a link points to, beside the folder that it replaces.
-    place = target.resolve()
-    _check_replaceable(target, place, source, force)
+    place = Place(target, source, force)
     config = load_config(source)
     Tokenizer.load(source, config)
     TileCutter.load(source, config.vision)
-    if quantization is not None:
-        if config.quantization is not None:
-            raise UserError(f"{source} is quantised already: start from the full-precision weights")
-        if problem := quantization_error(quantization):
-            raise UserError(f"this quantisation cannot be run: {problem}")
+    if quantization is not None and config.quantization is not None:
+        raise UserError(f"{source} is quantised already: start from the full-precision weights")
+    if isinstance(quantization, Quantization) and (problem := quantization_error(quantization)):
+        raise UserError(f"this quantisation cannot be run: {problem}")
 
     sources = source_tensors(source)
     model = Mllama(config)
@@ -90,123 +113,155 @@ def convert(
     wanted = None if dtype is None else named_dtype(dtype)
     steps = plan_steps(config, sources, wanted, quantization)
     size = sum(step.nbytes for step in steps)
-
-    partial = place.with_name(f".{place.name}.partial-{os.getpid()}")
-    made = [folder for folder in place.parents if not folder.exists()]
+    shards = split_into_shards(steps)
+    identity = Identity.of(steps, shards)
+    reporter = _Reporter(steps, progress)
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _check_room(target, place, size)
-        partial.mkdir()
-        copy_settings(source, partial)
-        write_config(source, partial, config, dtype, quantization)
-        shards = split_into_shards(steps)
-        reporter = _Reporter(steps, progress)
-        for file, shard in shards:
-            targets = [planned for step in shard for planned in step.targets]
-            write_shard(partial / file, targets, _arrays(shard, reporter))
-        write_index(partial, shards)
-        _check_replaceable(target, place, source, force)  # what came in the meantime, too
-        _put_in_place(partial, place)
+        estimated(Estimate(reporter.total, size, bits_per_weight(steps), place.free_bytes()))
+        with place:
+            written = Journal(place.partial)
+            try:
+                kept = _kept(written, identity, shards, notice)
+                place.keep_only({journal.NAME, *kept})
+                place.check_room(size - written.saved)
+                copy_settings(source, place.partial)
+                write_config(source, place.partial, config, dtype, quantization_map(steps))
+                files = _write_weights(place.partial, shards, kept, written, reporter)
+                write_index(place.partial, shards)
+                facts = Facts(
+                    source=name or source.resolve().name,
+                    is_hub_id=name is not None,
+                    identity=identity,
+                    recipe=_name_of(quantization),
+                    dtypes=_plain_dtypes(steps),
+                    weight_bytes=size,
+                    bits_per_weight=bits_per_weight(steps),
+                    files=files,
+                    verified=compare(place.partial, steps) if verify else None,
+                )
+                write_card(source, place.partial, facts)
+                if not identity.source_is_unchanged(source):
+                    raise UserError(f"{source} changed while it was converted; run this again")
+                place.check_replaceable()  # what came in the meantime, too
+                place.finish(written.file)
+            except (KeyboardInterrupt, SystemExit):
+                if not written.saved:
+                    place.clear()
+                else:
+                    notice(f"stopped; the same command goes on with {target}")
+                raise
+            except BaseException:
+                place.clear()
+                raise
     except OSError as problem:
         if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(
                 f"the disk is full: {target} needs {size / 1e9:.1f} GB; nothing was left behind"
             ) from None
         raise UserError(f"{problem.filename or target}: {problem.strerror}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        for folder in made:  # the innermost first; those with the result in them stay
-            with contextlib.suppress(OSError):
-                folder.rmdir()
     return Converted(target, reporter.total, size, _plain_dtypes(steps))
 
 
+def _kept(
+    written: Journal, identity: Identity, shards: Sequence[Shard], notice: Callable[[str], None]
+) -> dict[str, Kept]:
+    """What of an earlier run can be kept; where it is nothing, a new journal is begun."""
+    earlier = written.found()
+    if earlier == identity:
+        kept = {file: each for file, each in written.kept(shards).items() if each.count}
+        if kept:
+            notice(f"going on where it stopped: {written.saved / 1e9:.1f} GB are there already")
+        return kept
+    if earlier is not None:
+        changed = (
+            "the source has changed"
+            if earlier.source != identity.source
+            else ("what an interrupted conversion with other settings left is replaced")
+        )
+        notice(f"{changed}: starting anew")
+    written.begin(identity)
+    return {}
+
+
+def _write_weights(
+    folder: Path,
+    shards: Sequence[Shard],
+    kept: dict[str, Kept],
+    written: Journal,
+    reporter: _Reporter,
+) -> dict[str, str]:
+    """Fills the files that are not whole yet, and notes in the journal how far they are.
+
+    Returns the SHA-256 of each file.
+    """
+    digests = {}
+    starts = {shard.file: kept.get(shard.file, Kept()) for shard in shards}
+    done = {shard.file: shard.steps_within(starts[shard.file].count) for shard in shards}
+    for shard in shards:
+        for step in shard.steps[: done[shard.file]]:
+            reporter.skip(step)
+    waiting = chain.from_iterable(shard.steps[done[shard.file] :] for shard in shards)
+    converted = blocks.converted(waiting)
+    with ThreadPoolExecutor(1) as behind:
+        for shard in shards:
+            start = starts[shard.file]
+            if start.count == shard.nbytes:
+                digests[shard.file] = start.digest.hexdigest()
+                continue
+            with ShardFile(folder, shard, start.count, start.digest) as file:
+                noted, notes = file.position, []
+                for step in shard.steps[done[shard.file] :]:
+                    file.write_step(_of_one_step(step, converted, reporter))
+                    if file.position - noted >= _CHECKPOINT_BYTES:
+                        notes.append(_note(behind, written, shard, file, noted))
+                        noted = file.position
+                notes.append(_note(behind, written, shard, file, noted))
+                for note in notes:
+                    note.result()
+                digests[shard.file] = file.sha256()
+    return digests
+
+
+def _note(
+    behind: ThreadPoolExecutor, written: Journal, shard: Shard, file: ShardFile, noted: int
+) -> Future[None]:
+    """Notes how far a file is, as soon as it is on the disk: nobody waits for that meanwhile."""
+    return behind.submit(
+        written.add, shard, file.position, file.sha256(), file.position - noted, file.flush()
+    )
+
+
+def _of_one_step(
+    step: Step, converted: Iterator[ConvertedBlock], reporter: _Reporter
+) -> Iterator[ConvertedBlock]:
+    for each in converted:
+        assert each.block.step is step
+        yield each
+        reporter.report(step, each.block.stop - each.block.start)
+        if each.block.last:
+            return
+
+
 class _Reporter:
-    def __init__(self, steps: list[Step], progress: Callable[[Progress], None]) -> None:
+    def __init__(self, steps: Sequence[Step], progress: Callable[[Progress], None]) -> None:
         self.total = sum(step.source.entry.nbytes for step in steps)
         self._done = 0
         self._progress = progress
 
-    def report(self, step: Step) -> None:
+    def skip(self, step: Step) -> None:
+        """A step that was done by an earlier run."""
         self._done += step.source.entry.nbytes
+
+    def report(self, step: Step, nbytes: int) -> None:
+        self._done += nbytes
         self._progress(Progress(self._done, self.total, step.source.name))
 
 
-def _arrays(steps: list[Step], reporter: _Reporter) -> Iterator[mx.array]:
-    """The arrays that the steps plan, in order, each computed when it is asked for."""
-    for step in steps:
-        (array,) = read_tensors([step.source]).values()
-        parts = _converted(array, step)
-        mx.eval(parts)
-        _check_finite(array, parts, step)
-        yield from parts
-        reporter.report(step)
+def _name_of(quantization: Quantization | Recipe | None) -> str | None:
+    recipe = uniform(quantization) if isinstance(quantization, Quantization) else quantization
+    return None if recipe is None else recipe.name
 
 
-def _converted(array: mx.array, step: Step) -> list[mx.array]:
-    floats = [t.dtype for t in step.targets if mx.issubdtype(t.dtype, mx.floating)]
-    if floats:
-        array = array.astype(floats[0])
-    if step.quantization is None:
-        return [array]
-    chosen = step.quantization
-    return list(mx.quantize(array, chosen.group_size, chosen.bits, chosen.mode))
-
-
-def _check_finite(source: mx.array, parts: list[mx.array], step: Step) -> None:
-    if not mx.issubdtype(source.dtype, mx.floating):
-        return
-    name, file = step.source.entry.name, step.source.entry.file
-    if not mx.all(mx.isfinite(source)).item():
-        raise UserError(f"{file}: {name} holds NaN or infinite values; this checkpoint is damaged")
-    for part, planned in zip(parts, step.targets, strict=True):
-        if mx.issubdtype(planned.dtype, mx.floating) and not mx.all(mx.isfinite(part)).item():
-            raise UserError(f"{file}: {name} holds values too large for the type: use bfloat16")
-
-
-def _check_replaceable(target: Path, place: Path, source: Path, force: bool) -> None:
-    """Raises UserError if there is something at `target` that may not be replaced."""
-    if not place.exists():
-        return
-    if not force:
-        raise UserError(f"{target} exists already: choose another --mlx-path, or add --force")
-    if source.resolve().is_relative_to(place):
-        raise UserError(f"{target} is or holds the source: choose another --mlx-path")
-    if not (place / "config.json").is_file() and not _is_empty_folder(place):
-        raise UserError(
-            f"{target} is no model folder, and --force replaces nothing else: choose another "
-            "--mlx-path"
-        )
-
-
-def _is_empty_folder(place: Path) -> bool:
-    return place.is_dir() and not any(place.iterdir())
-
-
-def _check_room(target: Path, place: Path, size: int) -> None:
-    free = shutil.disk_usage(place.parent).free
-    if free < size + _MARGIN_BYTES:
-        raise UserError(
-            f"not enough disk for {target}: it needs {size / 1e9:.1f} GB and "
-            f"{free / 1e9:.1f} GB are free"
-        )
-
-
-def _put_in_place(partial: Path, place: Path) -> None:
-    """Gives the finished folder its name; an old one under it goes when the new one is there."""
-    if not place.exists():
-        partial.rename(place)
-        return
-    old = place.with_name(f".{place.name}.replaced-{os.getpid()}")
-    place.rename(old)
-    try:
-        partial.rename(place)
-    except BaseException:
-        old.rename(place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _plain_dtypes(steps: list[Step]) -> tuple[str, ...]:
-    plain: set[PlannedTensor] = {step.targets[0] for step in steps if step.quantization is None}
-    return tuple(sorted({str(planned.dtype).removeprefix("mlx.core.") for planned in plain}))
+def _plain_dtypes(steps: Sequence[Step]) -> tuple[str, ...]:
+    plain = {step.targets[0].dtype for step in steps if step.quantization is None}
+    return tuple(sorted(str(dtype).removeprefix("mlx.core.") for dtype in plain))

@@ -7,11 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from llavacot_mlx.config import Llama3Scaling, ModelConfig, Quantization, read_json
+from llavacot_mlx.config import Llama3Scaling, ModelConfig, Quantization, QuantizationMap, read_json
 from llavacot_mlx.safetensors import INDEX_NAME
 
-# Tokenizer, chat template, picture and generation settings, licence and card; never code.
+# Tokenizer, chat template, picture and generation settings, licence; never code.
 _ENDINGS = frozenset({".json", ".jinja", ".txt", ".model", ".md"})
+_WRITTEN_ANEW = ("config.json", INDEX_NAME, "README.md")
 _NAMES = ("LICENSE", "NOTICE", "USE_POLICY")
 
 
@@ -19,7 +20,7 @@ def copy_settings(source: Path, target: Path) -> None:
     """Copies everything that a later command needs, apart from weights and `config.json`."""
     for file in sorted(source.iterdir()):
         wanted = file.suffix in _ENDINGS or file.name.startswith(_NAMES)
-        if wanted and file.is_file() and file.name not in ("config.json", INDEX_NAME):
+        if wanted and file.is_file() and file.name not in _WRITTEN_ANEW:
             shutil.copyfile(file, target / file.name)
 
 
@@ -28,7 +29,7 @@ def write_config(
     target: Path,
     config: ModelConfig,
     dtype: str | None,
-    quantization: Quantization | None,
+    quantization: QuantizationMap | None,
 ) -> None:
     """Writes `config.json` in the older spelling.
 
@@ -47,15 +48,21 @@ def write_config(
             section.pop("dtype", None)
             section["torch_dtype"] = dtype
     if quantization is not None:
-        described = {
-            "group_size": quantization.group_size,
-            "bits": quantization.bits,
-            "mode": quantization.mode,
+        described = _described(quantization.default) | {
+            module: _described(each) for module, each in quantization.overrides.items()
         }
         values["quantization"] = described
         values["quantization_config"] = described
     text_of_it = json.dumps(values, indent=2, ensure_ascii=False)
     (target / "config.json").write_text(text_of_it + "\n", encoding="utf-8")
+
+
+def _described(quantization: Quantization) -> dict[str, Any]:
+    return {
+        "group_size": quantization.group_size,
+        "bits": quantization.bits,
+        "mode": quantization.mode,
+    }
 
 
 def _rope_scaling(scaling: Llama3Scaling | None) -> dict[str, Any] | None:

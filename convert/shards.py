@@ -1,15 +1,19 @@
-"""Writing safetensors files tensor by tensor, so that one tensor at a time is in memory."""
+"""Writing safetensors files front to back, without a tensor of theirs in memory as a whole."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import mlx.core as mx
 
-from llavacot_mlx.convert.plan import PlannedTensor, Step
+from llavacot_mlx.convert.blocks import ConvertedBlock
+from llavacot_mlx.convert.plan import Step
 from llavacot_mlx.safetensors import INDEX_NAME
 
 _SHARD_BYTES = 5 * 10**9  # as large as hubs like them
@@ -22,7 +26,44 @@ _DTYPE_NAMES = {
 }
 
 
-def split_into_shards(steps: list[Step]) -> list[tuple[str, list[Step]]]:
+@dataclass(frozen=True)
+class Shard:
+    """One file of the target, and the steps that fill it."""
+
+    file: str
+    steps: tuple[Step, ...]
+
+    @cached_property
+    def header(self) -> bytes:
+        """What the file begins with: everything in it is known before a weight is read."""
+        header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
+        position = 0
+        for target in (target for step in self.steps for target in step.targets):
+            header[target.name] = {
+                "dtype": _DTYPE_NAMES[target.dtype],
+                "shape": target.shape,
+                "data_offsets": [position, position + target.nbytes],
+            }
+            position += target.nbytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the format asks for data aligned to eight bytes
+        return len(text).to_bytes(8, "little") + text
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.header) + sum(step.nbytes for step in self.steps)
+
+    def steps_within(self, count: int) -> int:
+        """How many steps the first `count` bytes of the file hold as a whole."""
+        position = len(self.header)
+        for done, step in enumerate(self.steps):
+            position += step.nbytes
+            if position > count:
+                return done
+        return len(self.steps)
+
+
+def split_into_shards(steps: Sequence[Step]) -> list[Shard]:
     """File names and the steps that fill each file."""
     shards: list[list[Step]] = [[]]
     size = 0
@@ -33,49 +74,69 @@ def split_into_shards(steps: list[Step]) -> list[tuple[str, list[Step]]]:
         shards[-1].append(step)
         size += step.nbytes
     if len(shards) == 1:
-        return [("model.safetensors", shards[0])]
+        return [Shard("model.safetensors", tuple(shards[0]))]
     return [
-        (f"model-{number:05d}-of-{len(shards):05d}.safetensors", shard)
+        Shard(f"model-{number:05d}-of-{len(shards):05d}.safetensors", tuple(shard))
         for number, shard in enumerate(shards, start=1)
     ]
 
 
-def write_shard(file: Path, tensors: list[PlannedTensor], arrays: Iterator[mx.array]) -> None:
-    """Writes `arrays`, which must come in the order of `tensors` and be as planned.
+class ShardFile:
+    """A shard as it is written, and the SHA-256 of all that is in it so far."""
 
-    The header goes first, because everything in it is known. The file is on disk when this returns.
-    """
-    header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
-    position = 0
-    for tensor in tensors:
-        header[tensor.name] = {
-            "dtype": _DTYPE_NAMES[tensor.dtype],
-            "shape": tensor.shape,
-            "data_offsets": [position, position + tensor.nbytes],
-        }
-        position += tensor.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the format asks for data aligned to eight bytes
-    with file.open("xb") as stream:
-        stream.write(len(text).to_bytes(8, "little"))
-        stream.write(text)
-        for tensor, array in zip(tensors, arrays, strict=True):
-            assert tuple(array.shape) == tensor.shape, (tensor, array.shape)
-            assert array.dtype == tensor.dtype, (tensor, array.dtype)
-            stream.write(_raw(array))
-        stream.flush()
-        os.fsync(stream.fileno())
+    def __init__(self, folder: Path, shard: Shard, kept: int, digest: hashlib._Hash) -> None:
+        """Goes on after the first `kept` bytes of the file, whose digest so far is `digest`."""
+        self._stream = (folder / shard.file).open("r+b" if kept else "wb")
+        self._stream.truncate(kept)
+        self._stream.seek(kept)
+        self._digest = digest
+        self.position = kept
+        if not kept:
+            self._write(shard.header)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def write_step(self, blocks: Iterable[ConvertedBlock]) -> None:
+        """Writes all blocks of one step.
+
+        The first target is by far the largest; the others, a scale and a bias a group, wait for
+        their turn in memory.
+        """
+        waiting: list[list[memoryview]] = []
+        for block in blocks:
+            first, *others = block.parts
+            self._write(first)
+            waiting.append(others)
+        for target in zip(*waiting, strict=True):
+            for part in target:
+                self._write(part)
+
+    def sha256(self) -> str:
+        """Of everything written so far."""
+        return self._digest.hexdigest()
+
+    def flush(self) -> int:
+        """Hands everything to the system; the descriptor is for `os.fsync`, which takes long."""
+        self._stream.flush()
+        return self._stream.fileno()
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._digest.update(data)
+        self._stream.write(data)
+        self.position += len(data)
 
 
-def write_index(folder: Path, shards: list[tuple[str, list[Step]]]) -> None:
+def write_index(folder: Path, shards: Sequence[Shard]) -> None:
     names = {
-        target.name: file for file, steps in shards for step in steps for target in step.targets
+        target.name: shard.file
+        for shard in shards
+        for step in shard.steps
+        for target in step.targets
     }
-    total = sum(step.nbytes for _, steps in shards for step in steps)
+    total = sum(step.nbytes for shard in shards for step in shard.steps)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}
     (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _raw(array: mx.array) -> memoryview:
-    # NumPy and the buffer protocol know no bfloat16, and bytes are bytes.
-    return memoryview(mx.contiguous(array).reshape(-1).view(mx.uint8))  # type: ignore[arg-type]

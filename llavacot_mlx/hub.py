@@ -58,7 +58,7 @@ def find(model: str, report: Callable[[Download], None]) -> Path:
         raise UserError(
             f"{model}: no such folder; a model is a folder, or an id like owner/name on the hub"
         )
-    return _downloaded(model) or _download(model, report)
+    return downloaded(model) or _download(model, report)
 
 
 def is_id(name: str) -> bool:
@@ -66,7 +66,7 @@ def is_id(name: str) -> bool:
     return _ID.fullmatch(name) is not None
 
 
-def _downloaded(model: str) -> Path | None:
+def downloaded(model: str) -> Path | None:
     """The folder that an earlier download of all files left, None if there is none."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -115,7 +115,7 @@ def _download(model: str, report: Callable[[Download], None]) -> Path:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(_why_not(model, error)) from error
+        raise UserError(why_not(model, error)) from error
     folder = Path(path).parents[name.count("/")]
     if not _is_whole(folder):
         raise UserError(f"{model}: changed on the hub during the download; run this again")
@@ -147,7 +147,8 @@ def _check_room(model: str, cache: Path, needed: int) -> None:
         )
 
 
-def _why_not(model: str, error: Exception) -> str:
+def why_not(model: str, error: Exception) -> str:
+    """What a person can do about an error of the hub's client, in one line."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     if isinstance(error, GatedRepoError):

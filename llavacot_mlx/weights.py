@@ -87,13 +87,18 @@ def source_tensors(folder: Path) -> dict[str, SourceTensor]:
 
     Raises UserError when two tensors mean the same weight.
     """
+    return named_tensors(list_tensors(folder), folder)
+
+
+def named_tensors(entries: Mapping[str, TensorEntry], where: Path) -> dict[str, SourceTensor]:
+    """The tensors of a checkpoint at `where` by our names, as `source_tensors` has them."""
     tensors: dict[str, SourceTensor] = {}
-    for theirs, entry in list_tensors(folder).items():
+    for theirs, entry in entries.items():
         name = canonical_name(theirs)
         if name is None:
             continue
         if name in tensors:
-            raise UserError(f"{folder}: {tensors[name].entry.name!r} and {theirs!r} are the same")
+            raise UserError(f"{where}: {tensors[name].entry.name!r} and {theirs!r} are the same")
         transpose = name == PATCH_EMBEDDING and is_channels_first(theirs) and len(entry.shape) == 4
         tensors[name] = SourceTensor(name, entry, transpose)
     return tensors

@@ -303,6 +303,56 @@ def garbled(name: str, content: str = "{ no json") -> Callable[[Path], None]:
     return lambda model: (model / name).write_text(content) and None
 
 
+def in_two_shards(model: Path) -> None:
+    """One weight both in the first file and in the second; there is no index."""
+    first, second, _ = in_shards(model)
+    weights = dict(mx.load(str(model / first)))
+    mx.eval(weights)
+    name = sorted(weights)[0]
+    others = dict(mx.load(str(model / second))) | {name: weights[name]}
+    mx.eval(others)
+    mx.save_safetensors(str(model / second), others, metadata={"format": "pt"})
+    (model / INDEX_NAME).unlink()
+
+
+def in_two_shards_with_an_index(model: Path) -> None:
+    index_of: dict[str, bytes] = {}
+    kept = model.with_name("kept")
+    shutil.copytree(model, kept)
+    in_shards(kept)
+    index_of["index"] = (kept / INDEX_NAME).read_bytes()
+    shutil.rmtree(kept)
+    in_two_shards(model)
+    (model / INDEX_NAME).write_bytes(index_of["index"])
+
+
+def index_says_another(model: Path) -> None:
+    """The index and the files disagree on where a weight is."""
+    first, second, _ = in_shards(model)
+
+    def change(index: Any) -> None:
+        names = [name for name, file in index["weight_map"].items() if file == first]
+        index["weight_map"][names[0]] = second
+
+    rewrite_json(model / INDEX_NAME, change)
+
+
+def a_loop_of_links(model: Path) -> None:
+    shutil.rmtree(model)
+    model.symlink_to("model")
+
+
+def weights_in_a_loop(model: Path) -> None:
+    (model / WEIGHTS).unlink()
+    (model / WEIGHTS).symlink_to(WEIGHTS)
+
+
+def float8(header: dict[str, Any], _: str, last: str) -> None:
+    """The same bytes, called twice or four times as many 8-bit floats."""
+    start, end = header[last]["data_offsets"]
+    header[last] |= {"dtype": "F8_E4M3", "shape": [end - start]}
+
+
 CONFIG, WEIGHTS = "model/config.json", "model.safetensors"
 MODELS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "not there": (gone, ("model", "no such folder")),
@@ -391,6 +441,25 @@ SOURCES = {
         "no picture settings",
     )
 } | NOT_FINITE
+SOURCES |= {
+    "a weight in two files": (in_two_shards, ("is both in", "model-00001-of", "model-00002-of")),
+    "a weight in two files of an index": (
+        in_two_shards_with_an_index,
+        ("model-00002-of-00003.safetensors holds", INDEX_NAME),
+    ),
+    "an index that says another file": (index_says_another, (INDEX_NAME, "but it is not there")),
+    "a loop of links": (a_loop_of_links, ("model", "no such folder")),
+    "weights that are a loop of links": (weights_in_a_loop, (WEIGHTS,)),
+    "float8": (
+        rewrite_weight(PROJECTOR, lambda w: mx.to_fp8(w)),
+        (PROJECTOR, WEIGHTS, "U8", "BF16, F16, F32 can be read"),
+    ),
+    "float8 by its name": (lying_header(float8), (WEIGHTS,)),
+    "int8": (
+        rewrite_weight(PROJECTOR, lambda w: w.astype(mx.int8)),
+        (PROJECTOR, WEIGHTS, "I8", "BF16, F16, F32 can be read"),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -709,6 +778,61 @@ def test_a_quantisation_that_does_not_fit(desk: Path) -> None:
     check_refused(desk, *convert, "-q", says=("--q-group-size 64", "72"))
     check_refused(desk, *convert, "-q", "--q-bits", "7", says=("bits",))
     check_refused(desk, *convert, "--q-bits", "4", says=("--q-bits 4", "-q"))
+
+
+def test_a_recipe_that_cannot_be(desk: Path) -> None:
+    convert = ("convert", "model", "--mlx-path", "out")
+    check_refused(desk, *convert, "--recipe", "5bits", says=("--recipe 5bits", "did you mean 5bit"))
+    check_refused(desk, *convert, "--recipe", "none.yaml", says=("none.yaml", "No such file"))
+    check_refused(desk, *convert, "--recipe", "4bit", "-q", says=("--recipe 4bit", "-q"))
+    check_refused(desk, *convert, "--quantize-vision", says=("--quantize-vision", "-q"))
+    check_refused(
+        desk, *convert, "--recipe", "4bit", says=("4bit", "group_size 64", "72", "would: none")
+    )
+    (desk / "mine.yaml").write_text("language_model.*: {group_size: 32, bits: 4}\nvision: 4bit")
+    says = ("mine.yaml", "the pattern vision is for no weight")
+    check_refused(desk, *convert, "--recipe", "mine.yaml", says=says)
+
+
+def test_a_target_that_is_a_loop_of_links(desk: Path) -> None:
+    (desk / "loop").symlink_to("loop")
+    for target in ("loop", "loop/out"):
+        for flags in ((), ("--force",)):
+            check_refused(desk, "convert", "model", "--mlx-path", target, *flags, says=("loop",))
+
+
+@pytest.mark.parametrize("small_disk", [100], indirect=True)
+def test_a_read_only_target(small_disk: Path, desk: Path) -> None:
+    """Nothing can be made there, not even the hidden folder."""
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for target in ("disk/out", "disk/new/out"):
+        arguments = ("convert", "model", "--mlx-path", target)
+        check_refused(desk, *arguments, says=("disk", "Read-only file system"))
+
+
+def test_a_target_that_may_not_be_written(desk: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    (desk / "shut").mkdir(0o500)
+    arguments = ("convert", "model", "--mlx-path", "shut/out")
+    check_refused(desk, *arguments, says=("shut", "Permission denied"))
+
+
+def test_two_conversions_into_one_target(desk: Path) -> None:
+    """The lock of another process is on the hidden folder; what that has written is left alone."""
+    import fcntl
+
+    hidden = desk / ".out.partial"
+    hidden.mkdir()
+    (hidden / "model.safetensors").write_text("being written")
+    descriptor = os.open(hidden, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        arguments = ("convert", "model", "--mlx-path", "out")
+        check_refused(desk, *arguments, says=("out", "another conversion"))
+    finally:
+        os.close(descriptor)
+    assert llavacot(desk, *arguments).returncode == 0
 
 
 @pytest.fixture

@@ -115,7 +115,8 @@ def test_a_checkpoint_is_converted_and_answers(quantizable: Path, desk: Path) ->
     with TerminalSession(words, width=300) as session:
         assert session.finish() == 0
         assert b"converting" in session.output
-        line = session.text.splitlines()[0]
+        estimate, line = session.text.splitlines()[:2]
+        assert "bits a weight" in estimate
         assert line.startswith(f"wrote {desk / 'new'}, ")
         assert "converting" not in session.text
     words = [*llavacot, "ask", "example.png", "?", "--model", "new", "--max-tokens", "3"]

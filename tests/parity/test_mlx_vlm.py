@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from llavacot_mlx.config import Quantization
+from llavacot_mlx.convert.recipes import RECIPES, Recipe, with_vision
 from llavacot_mlx.convert.run import convert
 
 from .checkpoints import (
@@ -144,18 +145,52 @@ def test_our_quantised_folder_opens_in_mlx_vlm(
             assert difference(mine, oracle_of_it.answer([image, QUESTION]).logits) < 0.2
 
 
-def with_vision(path: str, module: Any) -> bool:
+RECIPES_OF_OURS = [
+    *(RECIPES[name] for name in ("2bit", "5bit", "6bit", "mixed-3-6", "mixed-4-6", "mixed-4-8")),
+    with_vision(RECIPES["mixed-4-8"]),
+    with_vision(RECIPES["mxfp4"]),
+    Recipe(
+        "of many kinds",
+        (
+            ("language_model.lm_head", Quantization(group_size=32, bits=8, mode="mxfp8")),
+            ("*.layers.-1.*", Quantization(group_size=128, bits=6)),
+            ("*.mlp.*", Quantization(group_size=16, bits=4, mode="nvfp4")),
+            ("*.cross_attn.*", "float16"),
+            ("language_model.*", Quantization(group_size=64, bits=4)),
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES_OF_OURS, ids=lambda recipe: recipe.name)
+def test_our_mixed_folder_opens_in_mlx_vlm(
+    recipe: Recipe, mlx_vlm: MlxVlm, source: Path, oracle_of_it: Oracle, tmp_path: Path
+) -> None:
+    """What differs by module, vision too, is found in config.json by both."""
+    folder = tmp_path / "ours"
+    convert(source, folder, quantization=recipe, verify=True)
+    check_folder(mlx_vlm, oracle_of_it, folder)
+
+
+def all_that_fits(path: str, module: Any) -> bool:
     """What mlx-vlm quantised before it spared the vision tower: all that groups fit into."""
     return hasattr(module, "to_quantized") and module.weight.shape[-1] % 64 == 0
 
 
 @pytest.mark.parametrize(
-    ("quantize", "recipe"),
-    [(False, None), (True, None), (True, "mixed_4_8"), (True, with_vision)],
-    ids=["plain", "-q", "mixed", "vision too"],
+    ("bits", "recipe"),
+    [
+        (None, None),
+        (4, None),
+        (8, None),
+        (4, "mixed_3_6"),
+        (4, "mixed_4_8"),
+        (4, all_that_fits),
+    ],
+    ids=["plain", "4 bits", "8 bits", "mixed_3_6", "mixed_4_8", "vision too"],
 )
 def test_their_folder_opens_in_ours(
-    quantize: bool,
+    bits: int | None,
     recipe: str | Callable[[str, Any], bool] | None,
     mlx_vlm: MlxVlm,
     old_source: Path,
@@ -168,16 +203,21 @@ def test_their_folder_opens_in_ours(
     """
     folder = tmp_path / "theirs"
     mlx_vlm.convert(
-        str(old_source), str(folder), quantize=quantize, quant_predicate=recipe, dtype="float32"
+        str(old_source),
+        str(folder),
+        quantize=bits is not None,
+        q_bits=bits or 4,
+        quant_predicate=recipe,
+        dtype="float32",
     )
     config = read_json(folder / "config.json")
-    assert ("quantization" in config) == quantize
-    if recipe == "mixed_4_8":
+    assert ("quantization" in config) == (bits is not None)
+    if isinstance(recipe, str):
         assert any(isinstance(value, dict) for value in config["quantization"].values())
     scaled = {name for name in tensor_names(folder) if name.endswith(".scales")}
-    assert any(name.startswith("vision_tower") for name in scaled) == (recipe is with_vision)
+    assert any(name.startswith("vision_tower") for name in scaled) == (recipe is all_that_fits)
     logits = check_folder(mlx_vlm, oracle_of_it, folder)
-    if not quantize:
+    if bits is None:
         check_against_transformers(oracle_of_it, logits)
 
 

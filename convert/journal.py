@@ -1,0 +1,149 @@
+"""What an interrupted conversion left behind, and how much of it can be kept.
+
+The journal is a file of JSON lines in the folder that is being written. The first says what is
+converted to what; each later one says how much of which file was safely on the disk, and the
+SHA-256 of so much. A line that a crash cut off says nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from llavacot_mlx import __version__
+from llavacot_mlx.convert.plan import Step
+from llavacot_mlx.convert.shards import Shard
+
+NAME = "journal.jsonl"
+_READ_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Two conversions with the same identity write the same bytes."""
+
+    source: dict[str, list[Any]]
+    """Of each file: size, time of the last change, SHA-256 of its header."""
+    result: str
+    """SHA-256 of what is to be written, and of what writes it."""
+
+    @classmethod
+    def of(cls, steps: Sequence[Step], shards: Sequence[Shard]) -> Identity:
+        files = {step.source.entry.file for step in steps}
+        written = hashlib.sha256(f"{__version__} {version('mlx')}".encode())
+        for shard in shards:
+            written.update(shard.file.encode() + shard.header)
+            for step in shard.steps:
+                written.update(repr((step.source.entry.name, step.quantization)).encode())
+        return cls({file.name: _state(file) for file in sorted(files)}, written.hexdigest())
+
+    def source_is_unchanged(self, folder: Path) -> bool:
+        """Whether the files in `folder` are still the ones that this was made of."""
+        try:
+            return all(_state(folder / name) == state for name, state in self.source.items())
+        except OSError:
+            return False
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The first bytes of a file that are as an earlier run wrote them."""
+
+    count: int = 0
+    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+
+
+class Journal:
+    """Of one conversion, in the folder that it writes to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / NAME
+        self.saved = 0
+        """Bytes that a later run need not write again."""
+
+    def begin(self, identity: Identity) -> None:
+        """Starts anew; what an earlier journal said is gone."""
+        self.file.write_text(_line(vars(identity)), encoding="utf-8")
+
+    def found(self) -> Identity | None:
+        """What an earlier run was doing; None where there is no journal that can be read."""
+        for values in self._lines()[:1]:
+            if values.keys() == {"source", "result"}:
+                return Identity(values["source"], values["result"])
+        return None
+
+    def kept(self, shards: Iterable[Shard]) -> dict[str, Kept]:
+        """What of each file is still as the journal says, by the names of the files.
+
+        Nothing counts beyond the first byte that differs.
+        """
+        marks: dict[str, dict[int, str]] = defaultdict(dict)
+        for values in self._lines()[1:]:
+            if values.keys() == {"file", "bytes", "sha256"}:
+                marks[values["file"]][values["bytes"]] = values["sha256"]
+        folder = self.file.parent
+        kept = {s.file: _intact(folder / s.file, marks[s.file]) for s in shards if marks[s.file]}
+        self.saved = sum(each.count for each in kept.values())
+        return kept
+
+    def add(self, shard: Shard, count: int, sha256: str, new: int, descriptor: int) -> None:
+        """Notes that the first `count` bytes of a file are written, once they are on the disk.
+
+        `new` is how many of them the last note of this file did not count.
+        """
+        os.fsync(descriptor)
+        line = _line({"file": shard.file, "bytes": count, "sha256": sha256})
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write(line)
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.saved += new
+
+    def _lines(self) -> list[dict[str, Any]]:
+        found = []
+        try:
+            for line in self.file.read_bytes().splitlines():
+                values = json.loads(line)
+                if not isinstance(values, dict):
+                    break
+                found.append(values)
+        except (OSError, ValueError):
+            pass  # not there, or cut off in the middle of a line
+        return found
+
+
+def _line(values: dict[str, Any]) -> str:
+    return json.dumps(values) + "\n"
+
+
+def _state(file: Path) -> list[Any]:
+    with file.open("rb") as stream:
+        status = os.fstat(stream.fileno())
+        length = int.from_bytes(stream.read(8), "little")
+        header = hashlib.sha256(stream.read(length)).hexdigest()
+    return [status.st_size, status.st_mtime_ns, header]
+
+
+def _intact(file: Path, marks: dict[int, str]) -> Kept:
+    """As much of a file as has the digest that one of the marks says, and all before it have."""
+    digest, kept = hashlib.sha256(), Kept()
+    try:
+        with file.open("rb") as stream:
+            for count in sorted(marks):
+                while (left := count - stream.tell()) and (
+                    data := stream.read(min(left, _READ_BYTES))
+                ):
+                    digest.update(data)
+                if left or digest.hexdigest() != marks[count]:
+                    break
+                kept = Kept(count, digest.copy())
+    except OSError:
+        pass
+    return kept

@@ -1,0 +1,172 @@
+"""Which weights are quantised, and how: recipes by name, and those that people write as YAML.
+
+A recipe is a list of patterns; of those that match a weight's module the first one counts, and
+what none matches stays as it is. Patterns are shell patterns over the module paths of MLX folders,
+such as `language_model.model.layers.*.cross_attn.*`; text layers may be counted from the end, so
+that `layers.-1.` is the last one of every checkpoint.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from llavacot_mlx.config import Quantization
+from llavacot_mlx.errors import UserError
+
+PlainType = Literal["float32", "float16", "bfloat16"]
+PLAIN_TYPES: tuple[PlainType, ...] = ("float32", "float16", "bfloat16")
+
+Choice: TypeAlias = Quantization | PlainType
+"""A quantisation, or the type of a weight that is not quantised."""
+
+USUAL = {
+    "affine": Quantization(group_size=64, bits=4, mode="affine"),
+    "mxfp4": Quantization(group_size=32, bits=4, mode="mxfp4"),
+    "mxfp8": Quantization(group_size=32, bits=8, mode="mxfp8"),
+    "nvfp4": Quantization(group_size=16, bits=4, mode="nvfp4"),
+}
+"""What MLX takes for each mode when nothing is said; those but affine know nothing else."""
+
+_TEXT = "language_model.*"
+_LAYER = re.compile(r"(?<=^language_model\.model\.layers\.)\d+")
+# The head decides between 128,000 words, and the first and the last layer face the vocabulary.
+_SENSITIVE = (
+    "language_model.lm_head",
+    "language_model.model.embed_tokens",
+    "language_model.model.layers.*.cross_attn.*",
+    "language_model.model.layers.0.*",
+    "language_model.model.layers.-1.*",
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What becomes of each module's weights."""
+
+    name: str
+    rules: tuple[tuple[str, Choice], ...]
+    """Pattern and choice; the first pattern that matches counts."""
+
+    def choice_for(self, path: str, layers: int) -> Choice | None:
+        """What becomes of the module at `path` of a model with so many text layers."""
+        return next((choice for p, choice in self.rules if matches(p, path, layers)), None)
+
+
+def matches(pattern: str, path: str, layers: int) -> bool:
+    """Whether a pattern means the module at `path` of a model with so many text layers."""
+    from_the_end = _LAYER.sub(lambda number: str(int(number[0]) - layers), path)
+    return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(from_the_end, pattern)
+
+
+def _affine(bits: int) -> Quantization:
+    return Quantization(group_size=64, bits=bits, mode="affine")
+
+
+def _mixed(bits: int, more: int) -> tuple[tuple[str, Choice], ...]:
+    return (*((pattern, _affine(more)) for pattern in _SENSITIVE), (_TEXT, _affine(bits)))
+
+
+SCHEMES: dict[str, Choice] = {
+    **{f"{bits}bit": _affine(bits) for bits in (2, 3, 4, 5, 6, 8)},
+    **{mode: USUAL[mode] for mode in ("mxfp4", "mxfp8", "nvfp4")},
+    **{name: name for name in PLAIN_TYPES},
+}
+"""What a rule of a YAML file may say in a word."""
+
+RECIPES = {
+    name: Recipe(name, rules)
+    for name, rules in {
+        **{
+            name: ((_TEXT, choice),)
+            for name, choice in SCHEMES.items()
+            if isinstance(choice, Quantization)
+        },
+        "mixed-3-6": _mixed(3, 6),
+        "mixed-4-6": _mixed(4, 6),
+        "mixed-4-8": _mixed(4, 8),
+    }.items()
+}
+
+
+def uniform(quantization: Quantization) -> Recipe:
+    """The whole text part alike; vision and the projector are 4% of the weights, and stay."""
+    usual = (name for name, recipe in RECIPES.items() if recipe.rules == ((_TEXT, quantization),))
+    group_size, bits, mode = quantization.group_size, quantization.bits, quantization.mode
+    name = next(usual, f"{mode}, {bits} bits, groups of {group_size}")
+    return Recipe(name, ((_TEXT, quantization),))
+
+
+def with_vision(recipe: Recipe) -> Recipe:
+    """Vision tower and projector in 8 bits as well, where the recipe does not name them."""
+    eight = _affine(8)
+    more = (("vision_tower.*", eight), ("multi_modal_projector", eight))
+    return Recipe(f"{recipe.name}, vision in 8 bits", (*recipe.rules, *more))
+
+
+def recipe_called(name: str) -> Recipe:
+    """The recipe of that name, or in the YAML file of that name. Raises UserError."""
+    if name in RECIPES:
+        return RECIPES[name]
+    file = Path(name).expanduser()
+    if file.suffix in (".yaml", ".yml") or file.is_file():
+        return read_recipe(file)
+    close = difflib.get_close_matches(name, RECIPES, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise UserError(
+        f"--recipe {name}: {hint}there are {', '.join(RECIPES)}, or name a file like my.yaml"
+    )
+
+
+def read_recipe(file: Path) -> Recipe:
+    """The recipe in a YAML file: a mapping from patterns to schemes.
+
+    A scheme is a word of `SCHEMES`, or a mapping with `mode`, `bits` and `group_size`, of which
+    those left out are MLX's usual ones. Raises UserError.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise UserError(f"{file}: cannot be read: {problem.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: is no text in UTF-8") from None
+    except yaml.YAMLError as problem:
+        raise UserError(f"{file}: is not valid YAML: {' '.join(str(problem).split())}") from None
+    if not isinstance(values, dict) or not values:
+        raise UserError(
+            f"{file}: a recipe is a mapping, such as 'language_model.*': 4bit on each line"
+        )
+    rules = []
+    for pattern, value in values.items():
+        if not isinstance(pattern, str):
+            raise UserError(f"{file}: {pattern!r} is no pattern; put it in quotes")
+        rules.append((pattern, _choice(file, pattern, value)))
+    return Recipe(file.name, tuple(rules))
+
+
+def _choice(file: Path, pattern: str, value: Any) -> Choice:
+    if isinstance(value, str) and value in SCHEMES:
+        return SCHEMES[value]
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{file}: {pattern}: {value!r} is no scheme; there are {', '.join(SCHEMES)}, or a "
+            "mapping with bits, group_size and mode"
+        )
+    if unknown := sorted(map(str, value.keys() - {"mode", "bits", "group_size"})):
+        raise UserError(f"{file}: {pattern}: {unknown[0]} is not known; use bits, group_size, mode")
+    mode = value.get("mode", "affine")
+    if mode not in USUAL:
+        raise UserError(f"{file}: {pattern}: there is no mode {mode!r}; use {', '.join(USUAL)}")
+    numbers = {}
+    for key in ("bits", "group_size"):
+        number = value.get(key, getattr(USUAL[mode], key))
+        if type(number) is not int or number < 1:
+            raise UserError(f"{file}: {pattern}: {key} must be a whole number, not {number!r}")
+        numbers[key] = number
+    return Quantization(mode=mode, **numbers)

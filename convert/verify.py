@@ -1,0 +1,146 @@
+"""Whether what is on the disk is what the source says.
+
+Every name, shape and type is compared with the model's own tree, and of every tensor some rows are
+read back: copies must be equal, and a quantised weight must be as near as its format can come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+from llavacot_mlx.config import Quantization, load_config
+from llavacot_mlx.convert.blocks import Block, Source, array_of, in_type
+from llavacot_mlx.convert.plan import Step
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.model.mllama import Mllama
+from llavacot_mlx.safetensors import TensorEntry
+from llavacot_mlx.weights import SourceTensor, check_tree, quantize_modules, source_tensors
+
+_BYTES = 2**17
+"""Of each tensor of the source that are compared, or one row where a row is longer."""
+_PLACES = 5
+"""Where the rows of one tensor after another are taken from: from its start to its end."""
+
+# The largest value of a format in units of its scale, and half of its widest step; of 8-bit
+# floats the steps grow with the values. OCP Microscaling Formats (MX) 1.0, sections 5.3.1 to 5.3.3.
+_FOUR_BITS_TOP, _FOUR_BITS_STEP = 6.0, 1.0
+_EIGHT_BITS_TOP, _EIGHT_BITS_STEP, _EIGHT_BITS_LEAST = 448.0, 2.0**-4, 2.0**-10
+# Of a scale: relative, and the smallest steps that float16 has near zero.
+_ROUNDING = {
+    mx.float32: (2.0**-22, 0.0),
+    mx.bfloat16: (2.0**-8, 0.0),
+    mx.float16: (2.0**-10, 2.0**-24),
+}
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was compared, and found as it should be."""
+
+    tensors: int
+    """All of the source's."""
+    values: int
+    """Of theirs that were read back."""
+
+
+def verify(folder: Path, steps: Sequence[Step]) -> Verified:
+    """Compares a converted folder with its source. Raises UserError at the first difference."""
+    config = load_config(folder)
+    written = source_tensors(folder)
+    model = Mllama(config)
+    if config.quantization is not None:
+        quantize_modules(model, config.quantization, written)
+    check_tree(model, written, folder)
+    values = 0
+    with Source() as source, Source() as target:
+        for place, step in enumerate(steps):
+            block = _some_rows(step, place)
+            expected = array_of(block, source.read(block))
+            parts = [_rows(target, written[t.name], block) for t in step.targets]
+            if not _agrees(expected, parts, step):
+                name = step.source.name
+                raise UserError(
+                    f"{written[name].entry.file}: {name} is not what the source says: was the disk "
+                    "or the memory at fault? Run this again"
+                )
+            values += expected.size
+    return Verified(len(steps), values)
+
+
+def _some_rows(step: Step, place: int) -> Block:
+    """A few rows of a step's source: of one tensor the first, of the next others."""
+    entry = step.source.entry
+    if step.source.transpose or not entry.shape or entry.nbytes <= _BYTES:
+        return Block(step, 0, entry.nbytes, None)
+    row = entry.nbytes // entry.shape[0]
+    rows = max(1, _BYTES // row)
+    first = (entry.shape[0] - rows) * (place % _PLACES) // (_PLACES - 1)
+    return Block(step, first * row, (first + rows) * row, rows)
+
+
+def _rows(target: Source, tensor: SourceTensor, block: Block) -> mx.array:
+    """The rows of a written tensor that a block of the source became."""
+    entry = tensor.entry
+    if block.rows is None:
+        return _read(target, entry, 0, entry.nbytes, entry.shape)
+    source_row = block.step.source.entry.nbytes // block.step.source.entry.shape[0]
+    row = entry.nbytes // entry.shape[0]
+    first = block.start // source_row
+    shape = (block.rows, *entry.shape[1:])
+    return _read(target, entry, first * row, (first + block.rows) * row, shape)
+
+
+def _read(
+    target: Source, entry: TensorEntry, start: int, stop: int, shape: tuple[int, ...]
+) -> mx.array:
+    return in_type(target.read_bytes(entry, start, stop), entry.dtype).reshape(shape)
+
+
+def _agrees(source: mx.array, parts: Sequence[mx.array], step: Step) -> bool:
+    if step.quantization is None:
+        (copy,) = parts
+        return bool(mx.array_equal(source.astype(copy.dtype), copy).item())
+    # What was quantised is the source in the type that the scales have.
+    kept = parts[1].dtype if mx.issubdtype(parts[1].dtype, mx.floating) else source.dtype
+    weights = source.astype(kept).astype(mx.float32)
+    found, allowed = _unpacked(parts, weights, step.quantization)
+    return bool(mx.all(mx.abs(found - weights) <= allowed).item())
+
+
+def _unpacked(
+    parts: Sequence[mx.array], weights: mx.array, quantization: Quantization
+) -> tuple[mx.array, mx.array]:
+    """What quantised rows stand for, and how far each value may be from its weight."""
+    group_size, bits, mode = quantization.group_size, quantization.bits, quantization.mode
+    if mode == "affine":
+        packed, scales, biases = parts
+        # Half a step; and a whole one at the end of a group's range that MLX moves, to have zero
+        # among its values. Scale and bias are themselves rounded.
+        relative, least = _ROUNDING[scales.dtype]
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+        found = mx.dequantize(packed, scales, biases, group_size, bits, mode)
+        steps, steps_wide = mx.abs(scales), 2**bits
+        whole = 1.5 * steps + relative * (mx.abs(biases) + steps_wide * steps) + least * steps_wide
+        return found, mx.repeat(whole, group_size, axis=-1)
+    packed, scales = parts
+    found = mx.dequantize(packed, scales, None, group_size, bits, mode, dtype=mx.float32)
+    units = mx.repeat(_scale_values(scales, mode), group_size, axis=-1)
+    sizes = mx.abs(weights)
+    if bits == 4:
+        top, near = _FOUR_BITS_TOP * units, _FOUR_BITS_STEP * units
+    else:
+        top = _EIGHT_BITS_TOP * units
+        near = mx.maximum(_EIGHT_BITS_STEP * sizes, _EIGHT_BITS_LEAST * units)
+    # What is beyond the largest value becomes the largest value.
+    return found, mx.maximum(near, sizes - top) * (1 + 2.0**-7)
+
+
+def _scale_values(scales: mx.array, mode: str) -> mx.array:
+    """The numbers that the bytes of the scales stand for: powers of two, or 8-bit floats."""
+    if mode == "nvfp4":
+        return mx.from_fp8(scales, dtype=mx.float32)
+    return mx.power(2.0, scales.astype(mx.float32) - 127)
