@@ -14,9 +14,8 @@ import shutil
 from pathlib import Path
 from typing import Self
 
+from llavacot_mlx.convert.target import Target, check_room, free_bytes
 from llavacot_mlx.errors import UserError
-
-_MARGIN_BYTES = 64 * 2**20  # for the small files beside the weights
 
 
 class Place:
@@ -39,18 +38,7 @@ class Place:
 
     def check_replaceable(self) -> None:
         """Raises UserError if there is something at the target that may not be replaced."""
-        target, folder = self.target, self.folder
-        if not folder.exists():
-            return
-        if not self._force:
-            raise UserError(f"{target} exists already: choose another --mlx-path, or add --force")
-        if self._source.resolve().is_relative_to(folder):
-            raise UserError(f"{target} is or holds the source: choose another --mlx-path")
-        if not (folder / "config.json").is_file() and not _is_empty_folder(folder):
-            raise UserError(
-                f"{target} is no model folder, and --force replaces nothing else: choose another "
-                "--mlx-path"
-            )
+        Target(self.target, "--mlx-path", self._force).check_replaceable(self._source)
 
     def __enter__(self) -> Self:
         """Makes the hidden folder, or takes over the one that is there. Raises UserError, OSError.
@@ -72,17 +60,11 @@ class Place:
 
     def check_room(self, needed: int) -> None:
         """Raises UserError if the disk has no room for so many bytes more."""
-        free = self.free_bytes()
-        if free < needed + _MARGIN_BYTES:
-            raise UserError(
-                f"not enough disk for {self.target}: it needs {needed / 1e9:.1f} GB and "
-                f"{free / 1e9:.1f} GB are free"
-            )
+        check_room(self.target, self.folder, needed)
 
     def free_bytes(self) -> int:
         """On the disk of the target, whose folder need not be there yet."""
-        there = next(folder for folder in self.folder.parents if folder.exists())
-        return shutil.disk_usage(there).free
+        return free_bytes(self.folder)
 
     def keep_only(self, names: set[str]) -> None:
         """Removes everything else from the hidden folder."""
@@ -162,10 +144,6 @@ class Place:
                 shutil.rmtree(self._replaced, ignore_errors=True)
             else:
                 self._replaced.rename(self.folder)
-
-
-def _is_empty_folder(folder: Path) -> bool:
-    return folder.is_dir() and not any(folder.iterdir())
 
 
 def _flush(path: Path) -> None:

@@ -61,7 +61,7 @@ def written(target: Target, *sources: Path, size: int) -> Iterator[Path]:
     made = [folder for folder in place.parents if not folder.exists()]
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        _check_room(target.folder, place, size)
+        check_room(target.folder, place, size)
         partial.mkdir()
         yield partial
         target.check_replaceable(*sources)  # what came in the meantime, too
@@ -84,13 +84,20 @@ def _is_empty_folder(place: Path) -> bool:
     return place.is_dir() and not any(place.iterdir())
 
 
-def _check_room(target: Path, place: Path, size: int) -> None:
-    free = shutil.disk_usage(place.parent).free
+def check_room(target: Path, place: Path, size: int) -> None:
+    """Raises UserError if the disk of `place` has no room for `size` bytes more."""
+    free = free_bytes(place)
     if free < size + _MARGIN_BYTES:
         raise UserError(
             f"not enough disk for {target}: it needs {size / 1e9:.1f} GB and "
             f"{free / 1e9:.1f} GB are free"
         )
+
+
+def free_bytes(place: Path) -> int:
+    """On the disk of a folder that need not be there yet."""
+    there = next(folder for folder in place.parents if folder.exists())
+    return shutil.disk_usage(there).free
 
 
 def _put_in_place(partial: Path, place: Path) -> None:
