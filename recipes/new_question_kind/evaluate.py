@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from at_least import at_least_question
+from parity import parity_question
 from rows import Asked
 
 from benchmarks.paired import wilson
@@ -25,7 +25,7 @@ _NEW_FIRST = 500_000  # the first thousands of TEST are the demo model's own fig
 def held_out_new(count: int) -> Iterator[Asked]:
     for index in range(count):
         seed = TEST.seed(_NEW_FIRST + index)
-        asked = at_least_question(scene(seed), random.Random(f"new kind {seed}"))
+        asked = parity_question(scene(seed), random.Random(f"new kind {seed}"))
         yield Asked(scene(seed), asked.text, asked.reply, asked.answer)
 
 

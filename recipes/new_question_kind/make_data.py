@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from at_least import at_least_question
+from parity import parity_question
 from rows import Asked, write_rows
 
 from llavacot_mlx.demo.world import TRAIN, VALIDATION, Split, questions, scene
@@ -24,7 +24,7 @@ def new_and_old(split: Split, first: int, count: int, old_share: float) -> Itera
     for index in range(count):
         seed = split.seed(first + index)
         content, rng = scene(seed), random.Random(f"new kind {seed}")
-        asked = at_least_question(content, rng)
+        asked = parity_question(content, rng)
         yield Asked(content, asked.text, asked.reply, asked.answer)
         if rng.random() < old_share:
             seed = split.seed(first + count + index)
