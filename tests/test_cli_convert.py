@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from llavacot_mlx.cli.main import app
 from llavacot_mlx.config import Quantization
 from llavacot_mlx.convert import run
+from llavacot_mlx.convert.recipes import RECIPES, Recipe, with_vision
 
 
 @pytest.fixture
@@ -75,6 +76,43 @@ def test_quantisation_flags_mean(
     convert("checkpoint", *flags)
     assert asked["quantization"] == quantization
     assert run.quantization_error(quantization) is None
+
+
+def test_a_recipe_is_a_name_or_a_file(asked: dict[str, Any]) -> None:
+    convert("checkpoint", "--recipe", "mixed-4-8")
+    assert asked["quantization"] == RECIPES["mixed-4-8"]
+    Path("my.yaml").write_text("language_model.*: 3bit")
+    convert("checkpoint", "--recipe", "my.yaml")
+    assert asked["quantization"] == Recipe(
+        "my.yaml", (("language_model.*", Quantization(64, 3, "affine")),)
+    )
+
+
+@pytest.mark.parametrize("flags", [["-q"], ["--recipe", "4bit"]])
+def test_vision_is_quantised_where_that_is_asked_for(
+    flags: list[str], asked: dict[str, Any]
+) -> None:
+    convert("checkpoint", *flags, "--quantize-vision")
+    assert asked["quantization"] == with_vision(RECIPES["4bit"])
+
+
+def test_what_comes_from_here_is_verified(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What was downloaded has passed the hub's own check; the flag decides where it is given."""
+    monkeypatch.setattr("llavacot_mlx.hub.find", lambda *_: tmp_path / "checkpoint")
+    for source, usually in (("checkpoint", True), ("owner/name", False)):
+        convert(source)
+        assert (asked["verify"], asked["name"]) == (usually, None if usually else source)
+        convert(source, "--verify")
+        assert asked["verify"]
+        convert(source, "--no-verify")
+        assert not asked["verify"]
+
+
+def test_the_help_names_every_recipe() -> None:
+    shown = " ".join(convert("--help").split())
+    assert " ".join(RECIPES) in shown
 
 
 def test_the_type_and_force_are_passed_on(asked: dict[str, Any]) -> None:
