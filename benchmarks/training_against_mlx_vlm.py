@@ -1,4 +1,4 @@
-"""Training steps of ours and of mlx-vlm: `python -m benchmarks.training_against_mlx_vlm`.
+"""Training against mlx-vlm, in one run: `python -m benchmarks.training_against_mlx_vlm`.
 
 LoRA of rank 8 on all linear layers of the text, on a random checkpoint with the real vocabulary
 and a picture of the real size (6404 image tokens). mlx-vlm trains one row at a time, because on
