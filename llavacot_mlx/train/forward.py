@@ -77,6 +77,8 @@ def loss_and_gradients(
 
     # Nothing was computed so far. MLX allocates far ahead of what it computes, so what must not be
     # in memory together is evaluated apart: each block of logits, then layers from the last back.
+    # (A step compiled as a whole could not be; and on a Linux CPU each fused kernel costs 2.5 s of
+    # the C++ compiler, for nothing: products and powers of two take the time, and stay as long.)
     total, of_head = Sums.zero(), None
     for block in learned:
         total = total + block.sums
