@@ -14,7 +14,6 @@ from pathlib import Path
 from parity import parity_question
 from rows import Asked
 
-from benchmarks.paired import wilson
 from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.demo import model_path
 from llavacot_mlx.demo.world import TEST, draw, questions, scene
@@ -65,9 +64,7 @@ def main() -> None:
 
 
 def _share(answers: list[bool]) -> str:
-    low, high = wilson(sum(answers), len(answers))
-    share = sum(answers) / len(answers)
-    return f"{share:.1%} ({low:.1%}–{high:.1%})"
+    return f"{sum(answers)} of {len(answers)} ({sum(answers) / len(answers):.1%})"
 
 
 if __name__ == "__main__":
