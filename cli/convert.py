@@ -13,7 +13,7 @@ from llavacot_mlx.cli.exits import ending_well
 from llavacot_mlx.cli.figures import size
 from llavacot_mlx.cli.model import model_named
 from llavacot_mlx.cli.printable import printable_line
-from llavacot_mlx.cli.welcome import typed
+from llavacot_mlx.cli.welcome import next_command
 from llavacot_mlx.config import Quantization
 from llavacot_mlx.errors import UserError
 
@@ -175,7 +175,7 @@ def convert(
             )
         print(
             f"wrote {printable_line(str(converted.folder))}, {size(converted.weight_bytes)}; now: "
-            f'llavacot ask photo.jpg "What is unusual here?" --model {typed(converted.folder)}'
+            f"{next_command(model=str(converted.folder))}"
         )
 
 
@@ -189,10 +189,7 @@ def _convert_adapter(folder: Path, mlx_path: Path, model: str | None, force: boo
         raise UserError(f"{folder} does not say which model it is for: give --model")
     target = Target(mlx_path, "--mlx-path", force, mark=CONFIG_NAME)
     written = read_peft(folder, target, name, model_named(name).folder)
-    print(
-        f'wrote {printable_line(str(written))}; now: llavacot ask photo.jpg "What is unusual here?"'
-        f" --adapter-path {typed(written)}"
-    )
+    print(f"wrote {printable_line(str(written))}; now: {next_command(adapter=written)}")
 
 
 def _say_estimate(estimate: Estimate) -> None:

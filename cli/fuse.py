@@ -12,7 +12,7 @@ from llavacot_mlx.cli.exits import ending_well
 from llavacot_mlx.cli.figures import size
 from llavacot_mlx.cli.model import adapted_model
 from llavacot_mlx.cli.printable import printable_line
-from llavacot_mlx.cli.welcome import typed
+from llavacot_mlx.cli.welcome import next_command
 
 HELP = """\
 Write a model folder with an adapter merged into its weights. It answers like the model with \
@@ -81,5 +81,5 @@ def fuse(
             )
         print(
             f"wrote {printable_line(str(written.folder))}, {size(written.weight_bytes)}; now: "
-            f'llavacot ask photo.jpg "What is unusual here?" --model {typed(written.folder)}'
+            f"{next_command(model=str(written.folder))}"
         )

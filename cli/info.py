@@ -64,7 +64,8 @@ def info(
         if values and not is_here:
             raise UserError(f"--values: {model} is not downloaded, and its values are in its files")
 
-        from llavacot_mlx.inventory import memory_for, memory_of_this_machine, parts_of
+        from llavacot_mlx.device import memory_of_this_machine
+        from llavacot_mlx.inventory import memory_for, parts_of
         from llavacot_mlx.odd_values import odd_tensors
 
         tiles = config.vision.max_num_tiles
@@ -92,8 +93,7 @@ def _opened(model: str) -> tuple[ModelConfig, dict[str, SourceTensor], bool]:
     """The configuration and the tensors of a model, and whether its files are on this machine."""
     from llavacot_mlx import hub
     from llavacot_mlx.config import load_config
-    from llavacot_mlx.inventory import check_names
-    from llavacot_mlx.weights import named_tensors, source_tensors
+    from llavacot_mlx.weights import model_of, named_tensors, source_tensors
 
     folder = Path(model).expanduser()
     here = folder if folder.exists() or not hub.is_id(model) else hub.downloaded(model)
@@ -105,7 +105,7 @@ def _opened(model: str) -> tuple[ModelConfig, dict[str, SourceTensor], bool]:
 
         headers = fetch_headers(model)
         config, tensors = headers.config, named_tensors(headers.tensors, Path(model))
-    check_names(config, tensors, here or Path(model))
+    model_of(config, tensors, here or Path(model))
     return config, tensors, here is not None
 
 

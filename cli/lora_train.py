@@ -15,7 +15,7 @@ from llavacot_mlx.cli.byte_count import byte_count
 from llavacot_mlx.cli.exits import INTERRUPTED, ending_well
 from llavacot_mlx.cli.model import model_named
 from llavacot_mlx.cli.printable import printable_line
-from llavacot_mlx.cli.welcome import typed
+from llavacot_mlx.cli.welcome import next_command, typed
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.train.settings import TrainSettings, read_settings, settings_from
 
@@ -322,17 +322,12 @@ def _train(prepared: Prepared, view: TrainingView, reporter: Any) -> None:
             draw_curve(read_log(folder), folder / CURVE_NAME)
         except UserError as problem:  # what was learned is safe, and worth more than its picture
             view.say(f"note: {problem}")
-    adapter = typed(folder)
-    model = "" if settings.model is None else f" --model {typed(Path(settings.model))}"
     if training.done < training.steps:
         view.say(f"stopped at step {training.done}; go on: add --resume to the same command")
         if leads:
             sys.exit(INTERRUPTED)
         return
-    view.say(
-        f"wrote {adapter}; now: "
-        f'llavacot ask photo.jpg "What is unusual here?"{model} --adapter-path {adapter}'
-    )
+    view.say(f"wrote {typed(folder)}; now: {next_command(model=settings.model, adapter=folder)}")
 
 
 @contextmanager

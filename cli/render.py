@@ -481,18 +481,25 @@ def finished(trace: Trace, width: int) -> RenderableType:
     return Group(*panels, Text(figures(trace), style="dim"))
 
 
-class _Bar:
+class Bar:
     """A progress bar on a terminal; nothing elsewhere."""
 
-    def __init__(self, console: Console, doing: str, total: int | None, *columns: ProgressColumn):
+    def __init__(
+        self,
+        console: Console,
+        doing: str,
+        total: int | None,
+        *columns: ProgressColumn,
+        width: int = 30,
+    ) -> None:
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=width),
             *columns,
             TimeRemainingColumn(compact=True),
             console=console,
             transient=True,
-            disable=not console.is_terminal or console.is_dumb_terminal,
+            disable=console.quiet or not console.is_terminal or console.is_dumb_terminal,
         )
         self._task = self._progress.add_task(doing, total=total)
 
@@ -513,7 +520,7 @@ class _Bar:
         self._progress.stop()
 
 
-class BytesBar(_Bar):
+class BytesBar(Bar):
     """Of bytes, with rate and time left."""
 
     def __init__(self, out: TextIO, doing: str) -> None:
@@ -525,7 +532,7 @@ class BytesBar(_Bar):
         self._progress.update(self._task, completed=done, total=total)
 
 
-class CountBar(_Bar):
+class CountBar(Bar):
     """Of things done one by one, with the time they took and that is left, on stderr."""
 
     def __init__(self, doing: str, total: int) -> None:

@@ -6,12 +6,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from llavacot_mlx.cli.figures import size
 from llavacot_mlx.cli.printable import printable
+from llavacot_mlx.cli.render import Bar
 from llavacot_mlx.train.events import (
     Answer,
     Event,
@@ -38,6 +39,24 @@ _COLOURS = {
 _LONGEST_ANSWER = 300  # characters; an answer in a validation is there to be glanced at
 
 
+class _StepsBar(Bar):
+    """Of steps, with the last one's figures."""
+
+    def __init__(self, console: Console) -> None:
+        figures = TextColumn("{task.fields[figures]}", markup=False)
+        super().__init__(console, "training", None, MofNCompleteColumn(), figures, width=24)
+        self._progress.update(self._task, figures="")
+
+    def at(self, done: int, total: int) -> None:
+        self._progress.update(self._task, completed=done, total=total)
+
+    def step(self, done: int, figures: str) -> None:
+        self._progress.update(self._task, completed=done, figures=figures)
+
+    def doing(self, what: str) -> None:
+        self._progress.update(self._task, description=what)
+
+
 class TrainingView:
     """Lines for what happens, and on a terminal a bar below them; a quiet one shows nothing."""
 
@@ -46,24 +65,10 @@ class TrainingView:
         self._terminal = self._console.is_terminal and not self._console.is_dumb_terminal
         self._every = steps_per_report
         self._since: list[Stepped] = []  # steps since the last line
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(compact=True),
-            console=self._console,
-            transient=True,
-            disable=quiet or not self._terminal,
-        )
-        self._task = self._progress.add_task("training", total=None, figures="")
+        self._bar = _StepsBar(self._console)
 
     def __enter__(self) -> Self:
-        try:
-            self._progress.start()
-        except BaseException:
-            self._progress.stop()
-            raise
+        self._bar.__enter__()
         return self
 
     def __exit__(
@@ -72,7 +77,7 @@ class TrainingView:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._progress.stop()
+        self._bar.__exit__(kind, error, traceback)
 
     def show_start(self, prepared: Prepared) -> None:
         """What a person wants to know before the first step."""
@@ -94,15 +99,15 @@ class TrainingView:
         self._console.print()
 
     def begin(self, training: Training) -> None:
-        self._progress.update(self._task, total=training.steps, completed=training.done)
+        self._bar.at(training.done, training.steps)
 
     def show(self, event: Event) -> None:
         if isinstance(event, Stepped):
             self._show_step(event)
         elif isinstance(event, Validating):
-            self._progress.update(self._task, description="validating")
+            self._bar.doing("validating")
         elif isinstance(event, Validated):
-            self._progress.update(self._task, description="training")
+            self._bar.doing("training")
             self._show_validation(event)
         elif isinstance(event, Saved) and self._terminal:
             self._console.print(Text(f"step {event.step}: saved to {event.folder}", "dim"))
@@ -114,7 +119,7 @@ class TrainingView:
     def _show_step(self, step: Stepped) -> None:
         self._since.append(step)
         figures = f"loss {step.loss:.3f}  {_speed([step])}  {size(step.peak_memory_bytes)}"
-        self._progress.update(self._task, completed=step.step, figures=figures)
+        self._bar.step(step.step, figures)
         if step.step % self._every == 0:
             tokens = sum(one.learned_tokens for one in self._since)
             loss = sum(one.loss * one.learned_tokens for one in self._since) / tokens

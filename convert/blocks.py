@@ -159,7 +159,7 @@ def _converted(block: Block, data: Future[np.ndarray]) -> ConvertedBlock:
         array = array_of(block, data.result())
         parts = _parts(array, step)
         _check_finite(array, parts, step)
-        return ConvertedBlock(block, tuple(_raw(part) for part in parts))
+        return ConvertedBlock(block, tuple(raw(part) for part in parts))
 
 
 def array_of(block: Block, data: np.ndarray) -> mx.array:
@@ -204,7 +204,8 @@ def _is_finite(array: mx.array) -> mx.array:
     return mx.max(mx.bitwise_and(array.view(numbers), mx.array(unsigned, numbers))) < infinity
 
 
-def _raw(array: mx.array) -> memoryview:
+def raw(array: mx.array) -> memoryview:
+    """The bytes of an array, as a file has them."""
     # NumPy and the buffer protocol know no bfloat16, and bytes are bytes.
     flat = mx.contiguous(array).reshape(-1).view(mx.uint8)
     mx.eval(flat)

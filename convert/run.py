@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from llavacot_mlx.config import Quantization, load_config
+from llavacot_mlx.config import Quantization
 from llavacot_mlx.convert import blocks, journal
 from llavacot_mlx.convert.blocks import ConvertedBlock
 from llavacot_mlx.convert.card import Facts, write_card
@@ -25,12 +24,11 @@ from llavacot_mlx.convert.plan import (
 from llavacot_mlx.convert.recipes import Recipe, uniform
 from llavacot_mlx.convert.settings import copy_settings, write_config
 from llavacot_mlx.convert.shards import Shard, ShardFile, split_into_shards, write_index
+from llavacot_mlx.convert.source import Source
+from llavacot_mlx.convert.target import write_error
 from llavacot_mlx.convert.verify import verify as compare
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.pictures import TileCutter
-from llavacot_mlx.tokenizer import Tokenizer
-from llavacot_mlx.weights import check_tree, named_dtype, quantize_modules, source_tensors
+from llavacot_mlx.weights import named_dtype
 
 _CHECKPOINT_BYTES = 256 * 10**6
 """Written between two notes of the journal: so much is done again after a crash."""
@@ -97,21 +95,15 @@ def convert(
     does not fit, the target exists and `force` is not set, or the disk is full.
     """
     place = Place(target, source, force)
-    config = load_config(source)
-    Tokenizer.load(source, config)
-    TileCutter.load(source, config.vision)
+    opened = Source.open(source)
+    config = opened.config
     if quantization is not None and config.quantization is not None:
         raise UserError(f"{source} is quantised already: start from the full-precision weights")
     if isinstance(quantization, Quantization) and (problem := quantization_error(quantization)):
         raise UserError(f"this quantisation cannot be run: {problem}")
 
-    sources = source_tensors(source)
-    model = Mllama(config)
-    if config.quantization is not None:
-        quantize_modules(model, config.quantization, sources)
-    check_tree(model, sources, source)
     wanted = None if dtype is None else named_dtype(dtype)
-    steps = plan_steps(config, sources, wanted, quantization)
+    steps = plan_steps(config, opened.tensors, wanted, quantization)
     size = sum(step.nbytes for step in steps)
     shards = split_into_shards(steps)
     identity = Identity.of(steps, shards)
@@ -154,11 +146,7 @@ def convert(
                 place.clear()
                 raise
     except OSError as problem:
-        if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(
-                f"the disk is full: {target} needs {size / 1e9:.1f} GB; nothing was left behind"
-            ) from None
-        raise UserError(f"{problem.filename or target}: {problem.strerror}") from None
+        raise write_error(problem, target, size) from None
     return Converted(target, reporter.total, size, _plain_dtypes(steps))
 
 

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Generic, Protocol, Self, TypeVar
 
 import mlx.core as mx
 
 from llavacot_mlx.convert.blocks import ConvertedBlock
-from llavacot_mlx.convert.plan import Step
+from llavacot_mlx.convert.plan import PlannedTensor
 from llavacot_mlx.safetensors import INDEX_NAME
 
 _SHARD_BYTES = 5 * 10**9  # as large as hubs like them
@@ -26,17 +26,31 @@ _DTYPE_NAMES = {
 }
 
 
+class Planned(Protocol):
+    """Something that makes some of the tensors to be written; they stay in one file."""
+
+    @property
+    def targets(self) -> tuple[PlannedTensor, ...]: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+P = TypeVar("P", bound=Planned)
+
+
 @dataclass(frozen=True)
-class Shard:
+class Shard(Generic[P]):
     """One file of the target, and the steps that fill it."""
 
     file: str
-    steps: tuple[Step, ...]
+    steps: tuple[P, ...]
+    made_for: str
+    """What the file says of itself: "mlx", or "pt" for PyTorch."""
 
     @cached_property
     def header(self) -> bytes:
         """What the file begins with: everything in it is known before a weight is read."""
-        header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
+        header: dict[str, object] = {"__metadata__": {"format": self.made_for}}
         position = 0
         for target in (target for step in self.steps for target in step.targets):
             header[target.name] = {
@@ -63,9 +77,9 @@ class Shard:
         return len(self.steps)
 
 
-def split_into_shards(steps: Sequence[Step]) -> list[Shard]:
+def split_into_shards(steps: Sequence[P], made_for: str = "mlx") -> list[Shard[P]]:
     """File names and the steps that fill each file."""
-    shards: list[list[Step]] = [[]]
+    shards: list[list[P]] = [[]]
     size = 0
     for step in steps:
         if shards[-1] and size + step.nbytes > _SHARD_BYTES:
@@ -74,9 +88,9 @@ def split_into_shards(steps: Sequence[Step]) -> list[Shard]:
         shards[-1].append(step)
         size += step.nbytes
     if len(shards) == 1:
-        return [Shard("model.safetensors", tuple(shards[0]))]
+        return [Shard("model.safetensors", tuple(shards[0]), made_for)]
     return [
-        Shard(f"model-{number:05d}-of-{len(shards):05d}.safetensors", tuple(shard))
+        Shard(f"model-{number:05d}-of-{len(shards):05d}.safetensors", tuple(shard), made_for)
         for number, shard in enumerate(shards, start=1)
     ]
 
@@ -84,7 +98,7 @@ def split_into_shards(steps: Sequence[Step]) -> list[Shard]:
 class ShardFile:
     """A shard as it is written, and the SHA-256 of all that is in it so far."""
 
-    def __init__(self, folder: Path, shard: Shard, kept: int, digest: hashlib._Hash) -> None:
+    def __init__(self, folder: Path, shard: Shard[P], kept: int, digest: hashlib._Hash) -> None:
         """Goes on after the first `kept` bytes of the file, whose digest so far is `digest`."""
         self._stream = (folder / shard.file).open("r+b" if kept else "wb")
         self._stream.truncate(kept)
@@ -130,7 +144,7 @@ class ShardFile:
         self.position += len(data)
 
 
-def write_index(folder: Path, shards: Sequence[Shard]) -> None:
+def write_index(folder: Path, shards: Sequence[Shard[P]]) -> None:
     names = {
         target.name: shard.file
         for shard in shards

@@ -12,7 +12,7 @@ from llavacot_mlx.config import ModelConfig, load_config
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.pictures import TileCutter
 from llavacot_mlx.tokenizer import Tokenizer
-from llavacot_mlx.weights import SourceTensor, check_tree, quantize_modules, source_tensors
+from llavacot_mlx.weights import SourceTensor, model_of, source_tensors
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,7 @@ class Source:
         Tokenizer.load(folder, config)
         TileCutter.load(folder, config.vision)
         tensors = source_tensors(folder)
-        model = Mllama(config)
-        if config.quantization is not None:
-            quantize_modules(model, config.quantization, tensors)
-        check_tree(model, tensors, folder)
-        return cls(folder, config, tensors, model)
+        return cls(folder, config, tensors, model_of(config, tensors, folder))
 
     def adapter(self, folder: Path) -> Adapter:
         """An adapter for this checkpoint. Raises UserError when it is none."""

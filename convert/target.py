@@ -67,12 +67,7 @@ def written(target: Target, *sources: Path, size: int) -> Iterator[Path]:
         target.check_replaceable(*sources)  # what came in the meantime, too
         _put_in_place(partial, place)
     except OSError as problem:
-        if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(
-                f"the disk is full: {target.folder} needs {size / 1e9:.1f} GB; nothing was left "
-                "behind"
-            ) from None
-        raise UserError(f"{problem.filename or target.folder}: {problem.strerror}") from None
+        raise write_error(problem, target.folder, size) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         for folder in made:  # the innermost first; those with the result in them stay
@@ -92,6 +87,15 @@ def check_room(target: Path, place: Path, size: int) -> None:
             f"not enough disk for {target}: it needs {size / 1e9:.1f} GB and "
             f"{free / 1e9:.1f} GB are free"
         )
+
+
+def write_error(problem: OSError, folder: Path, size: int) -> UserError:
+    """What to say when `folder`, of `size` bytes, could not be written."""
+    if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UserError(
+            f"the disk is full: {folder} needs {size / 1e9:.1f} GB; nothing was left behind"
+        )
+    return UserError(f"{problem.filename or folder}: {problem.strerror}")
 
 
 def free_bytes(place: Path) -> int:

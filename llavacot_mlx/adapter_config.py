@@ -52,10 +52,13 @@ class Base:
 
 @dataclass(frozen=True)
 class LoRAParameters:
-    rank: int
-    scale: float
-    dropout: float
-    keys: tuple[str, ...]
+    """The low-rank change; the defaults are mlx-lm's."""
+
+    rank: int = 8
+    scale: float = 20.0
+    """Multiplied in as it is: PEFT's alpha / rank."""
+    dropout: float = 0.0
+    keys: tuple[str, ...] = ()
     """The adapted modules by the ends of their paths, such as `self_attn.q_proj`. For people: which
     modules they are exactly, the names of the tensors say."""
 

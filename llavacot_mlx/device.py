@@ -1,7 +1,8 @@
-"""What a large model needs of the device while it generates, and nothing on a CPU."""
+"""What the device gives a large model: its memory, and a stream of its own."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
@@ -26,14 +27,27 @@ def wired_memory() -> Iterator[None]:
     macOS pages memory of the GPU out between steps unless it is wired; the limit goes up to the
     recommended working set and back to what it was. Devices that recommend none are left alone.
     """
-    recommended = mx.device_info().get("max_recommended_working_set_size")
+    recommended = _recommended_bytes()
     if recommended is None:
         yield
         return
-    before = mx.set_wired_limit(int(recommended))
+    before = mx.set_wired_limit(recommended)
     try:
         yield
     finally:
         with on_generation_stream():
             mx.synchronize()  # the limit must not change under a running computation
         mx.set_wired_limit(before)
+
+
+def memory_of_this_machine() -> tuple[int, str]:
+    """Bytes that a model may take here, and what they are: a Mac's working set, or all memory."""
+    recommended = _recommended_bytes()
+    if recommended is not None:
+        return recommended, "recommended working set"
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "memory"
+
+
+def _recommended_bytes() -> int | None:
+    recommended = mx.device_info().get("max_recommended_working_set_size")
+    return None if recommended is None else int(recommended)

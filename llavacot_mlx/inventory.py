@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-
-import mlx.core as mx
 
 from .config import ModelConfig
-from .model.mllama import Mllama
 from .model.quantized_kv import kv_bytes
-from .weights import SourceTensor, check_tree, quantize_modules, runtime_dtype
+from .weights import SourceTensor, runtime_dtype
 
 _PROMPT_TOKENS = 64  # a question, and what stands around it
 _FLOATS = ("F32", "F16", "BF16")
@@ -67,14 +62,6 @@ def parts_of(config: ModelConfig, tensors: Mapping[str, SourceTensor]) -> tuple[
     return tuple(Part(name, *counts[name]) for name in (*order, "output head") if name in counts)
 
 
-def check_names(config: ModelConfig, tensors: Mapping[str, SourceTensor], where: Path) -> None:
-    """Raises UserError where names, shapes or types are not those of the model."""
-    model = Mllama(config)
-    if config.quantization is not None:
-        quantize_modules(model, config.quantization, tensors)
-    check_tree(model, tensors, where)
-
-
 def memory_for(
     config: ModelConfig,
     tensors: Mapping[str, SourceTensor],
@@ -101,14 +88,6 @@ def memory_for(
     rows = vision.max_num_tiles * (-(-patches // 8) * 8)
     width = 8 * vision.hidden_size + 2 * vision.intermediate_size + vision.output_size
     return Memory(weights, picture, answers, rows * width * dtype.size)
-
-
-def memory_of_this_machine() -> tuple[int, str]:
-    """Bytes that a model may take here, and what they are: a Mac's working set, or all memory."""
-    recommended = mx.device_info().get("max_recommended_working_set_size")
-    if recommended is not None:
-        return int(recommended), "recommended working set"
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "memory"
 
 
 def _part_of(name: str, config: ModelConfig) -> str:

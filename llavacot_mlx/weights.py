@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from .config import QuantizationMap, load_config
+from .config import ModelConfig, QuantizationMap, load_config
 from .errors import UserError
 from .model.mllama import Mllama
 from .names import PATCH_EMBEDDING, canonical_name, is_channels_first
@@ -63,10 +63,7 @@ def load_model(folder: Path, dtype: str = "auto") -> Mllama:
     """
     config = load_config(folder)
     tensors = source_tensors(folder)
-    model = Mllama(config)
-    if config.quantization is not None:
-        quantize_modules(model, config.quantization, tensors)
-    check_tree(model, tensors, folder)
+    model = model_of(config, tensors, folder)
     target = runtime_dtype(dtype, tensors)
     for batch in _batches(list(tensors.values())):
         arrays = read_tensors(batch)
@@ -79,6 +76,18 @@ def load_model(folder: Path, dtype: str = "auto") -> Mllama:
         mx.eval([array for _, array in named])
         model.load_weights(named, strict=False)
     model.eval()
+    return model
+
+
+def model_of(config: ModelConfig, tensors: Mapping[str, SourceTensor], where: Path) -> Mllama:
+    """The model that fits these tensors, quantised where they are, without their values.
+
+    Raises UserError, which names `where`, when a name, a shape or a type is not the model's.
+    """
+    model = Mllama(config)
+    if config.quantization is not None:
+        quantize_modules(model, config.quantization, tensors)
+    check_tree(model, tensors, where)
     return model
 
 

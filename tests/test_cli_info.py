@@ -16,7 +16,7 @@ from fake_hub import FakeHub
 from mlx.utils import tree_flatten
 from typer.testing import CliRunner
 
-from llavacot_mlx import inventory
+from llavacot_mlx import device
 from llavacot_mlx.cli.main import app
 from llavacot_mlx.config import Quantization, load_config
 from llavacot_mlx.convert.recipes import RECIPES
@@ -102,7 +102,7 @@ def test_memory_is_what_the_model_takes(quantizable: Path) -> None:
 def test_whether_this_machine_holds_it(
     limit: int, verdict: str, quantizable: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inventory, "memory_of_this_machine", lambda: (limit, "memory"))
+    monkeypatch.setattr(device, "memory_of_this_machine", lambda: (limit, "memory"))
     assert told(str(quantizable))["memory"]["machine_holds_it"] == (verdict == "holds it")
     assert shown(str(quantizable)).splitlines()[-1].endswith(f"memory) {verdict}")
 

@@ -11,7 +11,7 @@ import pytest
 from random_adapter import write_adapter
 
 from llavacot_mlx.config import Quantization, load_config
-from llavacot_mlx.convert import tensor_files
+from llavacot_mlx.convert import shards
 from llavacot_mlx.convert.export import export
 from llavacot_mlx.convert.run import Progress, convert
 from llavacot_mlx.convert.target import Target
@@ -117,7 +117,7 @@ def test_a_dtype(tiny: Path, target: Target) -> None:
 def test_large_weights_are_spread_over_files(
     tiny: Path, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensor_files, "_SHARD_BYTES", 300_000)
+    monkeypatch.setattr(shards, "_SHARD_BYTES", 300_000)
     export(tiny, target)
     assert raw(target.folder) == raw(tiny)
     index = read_json(target.folder / INDEX_NAME)

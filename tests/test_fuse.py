@@ -16,7 +16,7 @@ from llavacot_mlx.adapters import load_adapter, read_adapter
 from llavacot_mlx.cache import sight_of_all
 from llavacot_mlx.calibration import Moments, load_calibration, save_calibration
 from llavacot_mlx.config import Quantization, load_config
-from llavacot_mlx.convert import tensor_files
+from llavacot_mlx.convert import shards
 from llavacot_mlx.convert.fuse import fuse
 from llavacot_mlx.convert.run import Progress, convert
 from llavacot_mlx.convert.target import Target
@@ -178,7 +178,7 @@ def test_shards_and_settings(
     bases: dict[str, Path], target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A large model is spread over files; tokenizer and the rest come along."""
-    monkeypatch.setattr(tensor_files, "_SHARD_BYTES", 200_000)
+    monkeypatch.setattr(shards, "_SHARD_BYTES", 200_000)
     adapter = write_adapter(tmp_path / "adapter", bases["q4"])
     fuse(bases["q4"], adapter, target)
     assert len(list(target.folder.glob("*.safetensors"))) > 1

@@ -32,7 +32,6 @@ class Stepped:
     grad_norm: float
     seconds: float
     peak_memory_bytes: int
-    kinds: dict[Target, KindFigures]
 
 
 @dataclass(frozen=True)

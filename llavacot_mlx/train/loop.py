@@ -24,7 +24,7 @@ from .forward import loss_and_gradients
 from .head import Sums
 from .rows import Rows
 from .settings import TrainSettings
-from .validation import Validation, kind_figures
+from .validation import Validation
 from .workers import Workers
 
 
@@ -105,7 +105,6 @@ class Training:
             grad_norm=grad_norm,
             seconds=time.perf_counter() - started,
             peak_memory_bytes=mx.get_peak_memory(),
-            kinds=kind_figures(sums),
         )
 
     def _gradients(self, batches: Iterator[Any]) -> tuple[Sums, Any]:

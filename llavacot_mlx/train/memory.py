@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -60,15 +59,6 @@ def estimate(model: Mllama, settings: TrainSettings, tokens: int) -> MemoryEstim
         learning=learning * 4 * (2 + states),
         activations=settings.batch_size * row * width + logits,
     )
-
-
-def machine_bytes() -> int:
-    """What this machine can give: a GPU's recommended working set, or all memory."""
-    if mx.default_device().type == mx.DeviceType.gpu:
-        recommended = mx.device_info().get("max_recommended_working_set_size")
-        if recommended:
-            return int(recommended)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def advice(settings: TrainSettings) -> str:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from mlx.utils import tree_flatten
 
-from llavacot_mlx.adapter_config import AdapterConfig, Base, FineTuneType, LoRAParameters
+from llavacot_mlx.adapter_config import AdapterConfig, Base, FineTuneType
 from llavacot_mlx.answering import Loaded
 from llavacot_mlx.config import load_config
+from llavacot_mlx.device import memory_of_this_machine
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.pictures import TileCutter
@@ -30,7 +31,7 @@ from .example import Example, example_of
 from .features import FeatureCache
 from .loader import Loader
 from .loop import Training
-from .memory import MemoryEstimate, advice, estimate, machine_bytes
+from .memory import MemoryEstimate, advice, estimate
 from .optimizer import optimizer_of
 from .problem import Problem
 from .rows import Question, Rows
@@ -168,7 +169,7 @@ def prepare(
         )
     memory = estimate(model, settings, max(train.lengths))
     notes = [*train.notes, *(valid.notes if valid else ())]
-    if memory.total > machine_bytes():
+    if memory.total > memory_of_this_machine()[0]:
         notes.append(f"this may not fit this machine's memory; try {advice(settings)}")
     return Prepared(
         training=training,
@@ -248,7 +249,7 @@ def _adapter_config(settings: TrainSettings, base: Base) -> AdapterConfig:
     return AdapterConfig(
         FineTuneType(settings.fine_tune_type),
         settings.num_layers,
-        None if full else LoRAParameters(lora.rank, lora.scale, lora.dropout, lora.keys or LINEARS),
+        None if full else replace(lora, keys=lora.keys or LINEARS),
         base,
     )
 

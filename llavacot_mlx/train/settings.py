@@ -10,22 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llavacot_mlx.adapter_config import FineTuneType, LoRAParameters
 from llavacot_mlx.errors import UserError
 
-FINE_TUNE_TYPES = ("lora", "dora", "full")
 OPTIMIZERS = ("adamw", "adam", "muon", "sgd", "adafactor")
 SCHEDULES = ("cosine_decay", "linear_schedule", "exponential_decay", "step_decay")
-
-
-@dataclass(frozen=True)
-class LoRAParameters:
-    """The low-rank change: `scale` is multiplied in as it is (PEFT's alpha / rank)."""
-
-    rank: int = 8
-    scale: float = 20.0
-    dropout: float = 0.0
-    keys: tuple[str, ...] = ()
-    """Suffixes of the linear layers that get one; none means all of the text layers."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +43,7 @@ class TrainSettings:
     adapter_path: str = "adapters"
     fine_tune_type: str = "lora"
     lora_parameters: LoRAParameters = field(default_factory=LoRAParameters)
+    """Without keys, all linear layers of the text layers get a change."""
     num_layers: int = -1
     """Text layers that learn, from the last one; -1 for all."""
     train_vision: bool = False
@@ -225,7 +215,7 @@ def _check(settings: TrainSettings) -> None:
             raise UserError(f"{_flag(name)} {value}: must be 1 or more, or -1 for all")
     if not 0 <= lora.dropout < 1:
         raise UserError(f"lora_parameters.dropout {lora.dropout}: must be from 0 to below 1")
-    _one_of("fine_tune_type", settings.fine_tune_type, FINE_TUNE_TYPES)
+    _one_of("fine_tune_type", settings.fine_tune_type, tuple(FineTuneType))
     _one_of("optimizer", settings.optimizer, OPTIMIZERS)
     if settings.lr_schedule:
         _one_of("lr_schedule.name", settings.lr_schedule.name, SCHEDULES)
