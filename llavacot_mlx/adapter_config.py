@@ -11,7 +11,6 @@ from typing import Any
 
 from .config import read_json
 from .errors import UserError
-from .fingerprints import base_hash, lineage_hash
 from .whole_file import write_whole
 
 CONFIG_NAME = "adapter_config.json"
@@ -46,6 +45,8 @@ class Base:
 
         Raises UserError when the folder's weights cannot be read.
         """
+        from .fingerprints import base_hash, lineage_hash  # with NumPy, which --help does without
+
         name = str(folder.resolve()) if Path(model).expanduser().is_dir() else model
         return cls(name, base_hash(folder), lineage_hash(folder))
 
@@ -131,6 +132,8 @@ class AdapterConfig:
         the note then says. Raises UserError, naming the base that it wants, for any other model.
         `adapter` is the folder to name.
         """
+        from .fingerprints import base_hash, lineage_hash
+
         if base_hash(folder) == self.base.hash:
             return None
         if lineage_hash(folder) == self.base.lineage:

@@ -17,7 +17,7 @@ from typing import Self
 from fakes import FakeTerminal
 
 _NOT_INHERITED = ("NO_COLOR", "COLUMNS", "LINES", "PYTHONUNBUFFERED")
-_PATIENCE = 20.0  # seconds; only a test that fails waits for so long
+_PATIENCE = 60.0  # seconds; only a test that fails waits for so long
 
 
 class TerminalSession:

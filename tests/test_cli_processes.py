@@ -85,6 +85,7 @@ def test_json_is_one_object_with_the_promised_fields(run: Run) -> None:
         "usage",
         "timings",
         "peak_memory_bytes",
+        "adapter",
     ]
     assert (record["question"], record["image"], record["model"]) == (
         "How many?",
