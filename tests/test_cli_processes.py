@@ -79,13 +79,13 @@ def test_json_is_one_object_with_the_promised_fields(run: Run) -> None:
         "prompt_token_ids",
         "token_ids",
         "search",
+        "adapter",
         "max_tokens",
         "kv_bits",
         "interrupted",
         "usage",
         "timings",
         "peak_memory_bytes",
-        "adapter",
     ]
     assert (record["question"], record["image"], record["model"]) == (
         "How many?",

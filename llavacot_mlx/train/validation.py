@@ -13,7 +13,7 @@ from llavacot_mlx.answering import Answering, Asked, Loaded
 from llavacot_mlx.events import Answered
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.plans import Settings, plan_of
-from llavacot_mlx.stages import Closed, Stage, StageParser, Text
+from llavacot_mlx.stages import Stage, StageParser, Text
 
 from .events import Answer, KindFigures, Validated
 from .forward import sums
@@ -77,7 +77,7 @@ class Validation:
             text=trace.text,
             reference=question.reference if wanted is None else wanted,
             conclusion=trace.answer,
-            well_formed=is_well_formed(trace.text),
+            well_formed=trace.well_formed,
             right=trace.answer is not None
             and wanted is not None
             and _plain(trace.answer) == _plain(wanted),
@@ -106,15 +106,6 @@ def conclusion_of(text: str) -> str | None:
         if isinstance(event, Text) and event.stage is Stage.CONCLUSION
     ]
     return "".join(parts).strip() if parts else None
-
-
-def is_well_formed(text: str) -> bool:
-    """Whether all four stages are there once, in order, each closed by its tag."""
-    parser = StageParser()
-    closed = [
-        event for event in (*parser.feed(text), *parser.finish()) if isinstance(event, Closed)
-    ]
-    return [event.stage for event in closed] == list(Stage) and all(e.by_tag for e in closed)
 
 
 def _plain(answer: str) -> str:
