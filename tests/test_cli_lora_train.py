@@ -296,6 +296,66 @@ def test_a_loss_that_is_no_number_stops_it(data: Path, tmp_path: Path) -> None:
     assert all(loss == loss for _, loss, _ in losses(adapter))
 
 
+# MLX's CPU backend dies where the memory ends; Metal's raises this, in the words of its source.
+_WITHOUT_MEMORY = """
+from llavacot_mlx.cli.main import run
+from llavacot_mlx.train.loop import Training
+
+whole = Training.run
+
+def until_the_memory_ends(training):
+    for event in whole(training):
+        yield event
+        if training.done == 3:
+            raise RuntimeError("[metal::malloc] Unable to allocate 4096 bytes.")
+
+Training.run = until_the_memory_ends
+run()
+"""
+
+
+def test_where_the_memory_ends_it_says_what_to_change(data: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    flags = [*inputs(data), "--adapter-path", str(adapter), *QUICK, "--save-every", "2"]
+    command = [sys.executable, "-c", _WITHOUT_MEMORY, "lora-train", *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout + done.stderr
+    *_, line = done.stderr.strip().splitlines()
+    assert line.startswith("error: step 4: out of memory; try --batch-size 1 with")
+    assert "--grad-checkpoint" in line
+    assert line.endswith("The last checkpoint is kept")
+    is_whole(adapter)
+    train(data, adapter, *QUICK, "--save-every", "2", "--iters", "4", "--resume")
+    assert [row["step"] for row in log(adapter)] == [1, 2, 3, 4]
+
+
+_SERVICE = """
+import json, os
+
+def init(**named):
+    with open(os.environ["SERVICE_LOG"], "a") as stream:
+        stream.write(json.dumps(["init", named["project"], named["config"]["seed"]]) + "\\n")
+
+def log(row, step):
+    with open(os.environ["SERVICE_LOG"], "a") as stream:
+        stream.write(json.dumps([step, row]) + "\\n")
+"""
+
+
+def test_a_service_is_told_what_the_log_says(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "wandb.py").write_text(_SERVICE)
+    told = tmp_path / "told.jsonl"
+    adapter = tmp_path / "adapter"
+    flags = ["--iters", "3", "--report-to", "wandb", "--project-name", "shapes", "--seed", "7"]
+    command = [*COMMAND, *inputs(data), "--adapter-path", str(adapter), *QUICK, *flags]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "SERVICE_LOG": str(told)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, *rows = [json.loads(line) for line in told.read_text().splitlines()]
+    assert first == ["init", "shapes", 7]
+    assert rows == [[row["step"], {"iteration": row["step"], **row}] for row in log(adapter)]
+
+
 @pytest.fixture(scope="module")
 def splits(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with rows to learn from and two to validate on."""

@@ -7,6 +7,7 @@ of the new kind, and half as many of the old ones, so that those are not forgott
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,13 +22,14 @@ _FIRST = 50_000_000  # far from the scenes that the demo model was trained on
 
 def new_and_old(split: Split, first: int, count: int, old_share: float) -> Iterator[Asked]:
     """`count` questions of the new kind, and among them `old_share` as many of the old kinds."""
+    old_ones = itertools.count(first + count)
     for index in range(count):
         seed = split.seed(first + index)
         content, rng = scene(seed), random.Random(f"new kind {seed}")
         asked = parity_question(content, rng)
         yield Asked(content, asked.text, asked.reply, asked.answer)
-        if rng.random() < old_share:
-            seed = split.seed(first + count + index)
+        for _ in range(int((index + 1) * old_share) - int(index * old_share)):
+            seed = split.seed(next(old_ones))
             old = questions(scene(seed), random.Random(seed))[0]
             yield Asked(scene(seed), old.text, old.reply(), old.answer)
 
