@@ -241,6 +241,10 @@ def _settings(
 
 
 def _run(settings: TrainSettings, *, resume: bool) -> None:
+    from llavacot_mlx.blas import load_fast_blas
+
+    load_fast_blas()  # before the first of the following imports MLX
+
     from llavacot_mlx.cli.training_view import TrainingView
     from llavacot_mlx.train.prepare import BadRowsError, Source, prepare, write_settings
     from llavacot_mlx.train.workers import Workers

@@ -94,14 +94,13 @@ class Training:
                 "the last checkpoint is kept. Start again with a lower --learning-rate, or set "
                 "--max-grad-norm 1"
             )
-        rate = float(self.optimizer.learning_rate)
         self.optimizer.update(self.model, gradients)
         mx.eval(self.model.trainable_parameters(), self.optimizer.state)
         return Stepped(
             step=self.done + 1,
             loss=loss,
             learned_tokens=int(learned),
-            learning_rate=rate,
+            learning_rate=float(self.optimizer.learning_rate),  # set by the update, for itself
             grad_norm=grad_norm,
             seconds=time.perf_counter() - started,
             peak_memory_bytes=mx.get_peak_memory(),
