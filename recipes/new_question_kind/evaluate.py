@@ -7,32 +7,27 @@ the adapter and without it.
 from __future__ import annotations
 
 import argparse
-import random
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
-from parity import parity_question
-from rows import Asked
+from asked import MOST_SHAPES, Asked, asked_new, asked_old, few_shapes
 
 from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.demo import model_path
-from llavacot_mlx.demo.world import TEST, draw, questions, scene
+from llavacot_mlx.demo.world import TEST, draw
 
 _NEW_FIRST = 500_000  # the first thousands of TEST are the demo model's own figures
 
 
-def held_out_new(count: int) -> Iterator[Asked]:
-    for index in range(count):
-        seed = TEST.seed(_NEW_FIRST + index)
-        asked = parity_question(scene(seed), random.Random(f"new kind {seed}"))
-        yield Asked(scene(seed), asked.text, asked.reply, asked.answer)
+def held_out_new(count: int, most_shapes: int = MOST_SHAPES) -> list[Asked]:
+    seeds = few_shapes(TEST, _NEW_FIRST, most_shapes)
+    return [asked_new(seed) for seed in itertools.islice(seeds, count)]
 
 
-def held_out_old(count: int) -> Iterator[Asked]:
-    for index in range(count):
-        seed = TEST.seed(index)
-        asked = questions(scene(seed), random.Random(seed))[0]
-        yield Asked(scene(seed), asked.text, asked.reply(), asked.answer)
+def held_out_old(count: int, most_shapes: int = MOST_SHAPES) -> list[Asked]:
+    seeds = few_shapes(TEST, 0, most_shapes)
+    return [asked_old(seed) for seed in itertools.islice(seeds, count)]
 
 
 def right(assistant: Assistant, asked: Sequence[Asked]) -> list[bool]:
@@ -54,8 +49,8 @@ def main() -> None:
     )
     print(f"{'questions':<12}{'base':>26}{'with the adapter':>26}{'lost':>6}{'won':>6}")
     for name, asked in (
-        ("new kind", list(held_out_new(arguments.new))),
-        ("old kinds", list(held_out_old(arguments.old))),
+        ("new kind", held_out_new(arguments.new)),
+        ("old kinds", held_out_old(arguments.old)),
     ):
         before, after = right(base, asked), right(tuned, asked)
         lost = sum(b and not a for b, a in zip(before, after, strict=True))

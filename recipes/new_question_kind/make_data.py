@@ -1,48 +1,50 @@
 """Writes the rows to learn from: `python make_data.py DATA`.
 
 DATA gets `train.jsonl` and `valid.jsonl` in LLaVA-CoT-100k's form, with their pictures: questions
-of the new kind, and half as many of the old ones, so that those are not forgotten.
+of the new kind, and as many of the old ones, so that those are not forgotten.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from parity import parity_question
-from rows import Asked, write_rows
+from asked import MOST_SHAPES, Asked, asked_new, asked_old, few_shapes
+from rows import write_rows
 
-from llavacot_mlx.demo.world import TRAIN, VALIDATION, Split, questions, scene
+from llavacot_mlx.demo.world import TRAIN, VALIDATION, Split
 
 _FIRST = 50_000_000  # far from the scenes that the demo model was trained on
 
 
-def new_and_old(split: Split, first: int, count: int, old_share: float) -> Iterator[Asked]:
-    """`count` questions of the new kind, and among them `old_share` as many of the old kinds."""
-    old_ones = itertools.count(first + count)
+def new_and_old(
+    split: Split, first: int, count: int, old_share: float, most_shapes: int = MOST_SHAPES
+) -> Iterator[Asked]:
+    """`count` questions of the new kind, and among them `old_share` as many of the old kinds.
+
+    Their scenes are those of the split from number `first` on that have few enough shapes.
+    """
+    seeds = few_shapes(split, first, most_shapes)
     for index in range(count):
-        seed = split.seed(first + index)
-        content, rng = scene(seed), random.Random(f"new kind {seed}")
-        asked = parity_question(content, rng)
-        yield Asked(content, asked.text, asked.reply, asked.answer)
+        yield asked_new(next(seeds))
         for _ in range(int((index + 1) * old_share) - int(index * old_share)):
-            seed = split.seed(next(old_ones))
-            old = questions(scene(seed), random.Random(seed))[0]
-            yield Asked(scene(seed), old.text, old.reply(), old.answer)
+            yield asked_old(next(seeds))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--rows", type=int, default=400, help="of the new kind")
-    parser.add_argument("--old-share", type=float, default=0.5)
+    parser.add_argument(
+        "--old-share", type=float, default=1.0, help="rows of old kinds to one of the new"
+    )
+    parser.add_argument("--most-shapes", type=int, default=MOST_SHAPES, help="in a picture")
     arguments = parser.parse_args()
-    train = new_and_old(TRAIN, _FIRST, arguments.rows, arguments.old_share)
+    share, most = arguments.old_share, arguments.most_shapes
+    train = new_and_old(TRAIN, _FIRST, arguments.rows, share, most)
     write_rows(arguments.data, "train", train)
-    write_rows(arguments.data, "valid", new_and_old(VALIDATION, 500_000, 40, 1.0))
+    write_rows(arguments.data, "valid", new_and_old(VALIDATION, 500_000, 40, 1.0, most))
 
 
 if __name__ == "__main__":

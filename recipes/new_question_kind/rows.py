@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
-from llavacot_mlx.demo.world import Scene, draw
+from asked import Asked
 
-
-@dataclass(frozen=True)
-class Asked:
-    """A question about a scene, the whole reference answer, and its CONCLUSION."""
-
-    scene: Scene
-    text: str
-    reply: str
-    answer: str
+from llavacot_mlx.demo.world import draw
 
 
 def write_rows(folder: Path, split: str, asked: Iterable[Asked]) -> Path:
