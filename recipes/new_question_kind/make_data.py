@@ -1,7 +1,7 @@
 """Writes the rows to learn from: `python make_data.py DATA`.
 
 DATA gets `train.jsonl` and `valid.jsonl` in LLaVA-CoT-100k's form, with their pictures: questions
-of the new kind, and as many of the old ones, so that those are not forgotten.
+of the new kind, and twice as many of the old ones, so that those are not forgotten.
 """
 
 from __future__ import annotations
