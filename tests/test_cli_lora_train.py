@@ -314,6 +314,15 @@ run()
 """
 
 
+def test_the_rate_that_is_logged_is_the_one_of_its_step(data: Path, tmp_path: Path) -> None:
+    adapter, config = tmp_path / "adapter", tmp_path / "lora.yaml"
+    schedule = {"name": "linear_schedule", "arguments": [1e-3, 2e-3, 4]}
+    config.write_text(yaml.safe_dump({"lr_schedule": schedule}))
+    train(data, adapter, *QUICK, "-c", str(config), "--iters", "3")
+    rates = [row["learning_rate"] for row in log(adapter)]
+    assert rates == pytest.approx([1e-3, 1.25e-3, 1.5e-3])
+
+
 def test_where_the_memory_ends_it_says_what_to_change(data: Path, tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     flags = [*inputs(data), "--adapter-path", str(adapter), *QUICK, "--save-every", "2"]
