@@ -1,6 +1,6 @@
 """The demo model is taught a kind of question that it has never seen: the recipe, and a small one.
 
-The small one has pictures of two shapes, so that its answers are short, and a quarter of the rows.
+The small one has pictures of two shapes, so that its answers are short, and a fifth of the rows.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--rows", type=int, default=400, help="of the new kind")
     parser.add_argument(
-        "--old-share", type=float, default=1.0, help="rows of old kinds to one of the new"
+        "--old-share", type=float, default=2.0, help="rows of old kinds to one of the new"
     )
     parser.add_argument("--most-shapes", type=int, default=MOST_SHAPES, help="in a picture")
     arguments = parser.parse_args()
