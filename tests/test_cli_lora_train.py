@@ -132,14 +132,24 @@ def test_the_yaml_file_repeats_the_training(undisturbed: Path, tmp_path: Path) -
     assert losses(again) == losses(undisturbed)[:2]
 
 
+LONG = [*EIGHT, "--iters", "24"]  # so long that a kill near step 7 does not come too late
+
+
+@pytest.fixture(scope="module")
+def long_undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    adapter = tmp_path_factory.mktemp("long_undisturbed") / "adapter"
+    train(data, adapter, *QUICK, *LONG)
+    return adapter
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_killed_and_resumed_it_learns_the_same_to_the_bit(
-    data: Path, undisturbed: Path, tmp_path: Path, seed: int
+    data: Path, long_undisturbed: Path, tmp_path: Path, seed: int
 ) -> None:
     adapter = tmp_path / "adapter"
     generator = random.Random(seed)
     command = [*COMMAND, *inputs(data), "--adapter-path", str(adapter)]
-    process = subprocess.Popen([*command, *QUICK, *EIGHT], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, *QUICK, *LONG], stdout=subprocess.DEVNULL)
     wanted, after = generator.randint(2, 7), generator.random()
     while len(losses(adapter)) < wanted if (adapter / "log.jsonl").exists() else True:
         assert process.poll() is None, "ended before it could be killed"
@@ -148,9 +158,9 @@ def test_killed_and_resumed_it_learns_the_same_to_the_bit(
     process.send_signal(signal.SIGKILL)
     process.wait()
     is_whole(adapter)
-    train(data, adapter, *QUICK, *EIGHT, "--resume")
-    assert losses(adapter) == losses(undisturbed)
-    theirs = mx.load(str(undisturbed / "adapters.safetensors"))
+    train(data, adapter, *QUICK, *LONG, "--resume")
+    assert losses(adapter) == losses(long_undisturbed)
+    theirs = mx.load(str(long_undisturbed / "adapters.safetensors"))
     ours = mx.load(str(adapter / "adapters.safetensors"))
     assert set(ours) == set(theirs)
     assert all(mx.array_equal(ours[name], theirs[name]) for name in theirs)

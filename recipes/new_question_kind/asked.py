@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from parity import parity_question
+from even_or_odd import parity_question
 
 from llavacot_mlx.demo.world import LAYOUTS, Scene, Split, questions, scene
 
