@@ -13,7 +13,7 @@ from PIL import Image
 
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.stages import Stage
-from llavacot_mlx.train.plots import CURVE_SIZE, STATS_SIZE, draw_curve, draw_stats
+from llavacot_mlx.train.plots import CURVE_SIZE, STATS_SIZE, draw_curve, draw_curves, draw_stats
 from llavacot_mlx.train.stats import Stats
 
 
@@ -75,6 +75,17 @@ def test_a_curve_has_the_losses_that_the_log_has(
     draw_curve(rows, file)
     assert has_colour(file, (0x2F, 0x6D, 0xB5)) is training
     assert has_colour(file, (0xD9, 0x75, 0x2B)) is validation
+
+
+def test_runs_are_drawn_beside_each_other(tmp_path: Path) -> None:
+    file, higher = tmp_path / "curves.png", [{"step": 1, "loss": 3.0}, {"step": 9, "loss": 2.5}]
+    first, second = (0x1F, 0x77, 0xB4), (0xFF, 0x7F, 0x0E)  # matplotlib's own cycle
+    draw_curves({"LoRA": LOG}, file)
+    assert has_colour(file, first)
+    assert not has_colour(file, second)
+    draw_curves({"LoRA": LOG, "QLoRA": higher}, file)
+    assert has_colour(file, first)
+    assert has_colour(file, second)
 
 
 def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,20 +81,49 @@ def draw_curve(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     """
     figure = _figure(file, CURVE_SIZE)
     axes = figure.add_subplot()
+    _training(axes, rows, _BLUE, "training")
+    _validation(axes, rows, _ORANGE, "validation")
+    _finish_curve(axes)
+    _save(figure, file)
+
+
+def draw_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) -> None:
+    """Draws the training losses of several runs over their steps, to be compared.
+
+    `logs` has each run's rows, as `draw_curve` takes them, by the run's name. Raises UserError as
+    `check_can_draw` does.
+    """
+    figure = _figure(file, CURVE_SIZE)
+    axes = figure.add_subplot()
+    for number, (name, rows) in enumerate(logs.items()):
+        _training(axes, rows, f"C{number}", name)
+    _finish_curve(axes)
+    _save(figure, file)
+
+
+def _training(axes: Axes, rows: Sequence[Mapping[str, Any]], colour: str, name: str) -> None:
+    """The reported losses; of many, faint ones with a running mean over them."""
     steps, losses = _points(rows, "loss")
     window = max(1, len(losses) // _SMOOTHED)
     if window > 1:
-        axes.plot(steps, losses, color=_BLUE, alpha=0.25, linewidth=1)
-        name = f"training, mean of {window} reports"
-        axes.plot(steps, _running_mean(losses, window), color=_BLUE, label=name)
+        axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=1)
+        label = f"{name}, mean of {window} reports"
+        axes.plot(steps, _running_mean(losses, window), color=colour, label=label)
     elif losses.size:
-        axes.plot(steps, losses, color=_BLUE, marker=".", label="training")
+        axes.plot(steps, losses, color=colour, marker=".", label=name)
+
+
+def _validation(axes: Axes, rows: Sequence[Mapping[str, Any]], colour: str, name: str) -> None:
+    """The losses after a validation, the last of them as a number too."""
     steps, losses = _points(rows, "val_loss")
     if losses.size:
-        axes.plot(steps, losses, color=_ORANGE, marker="o", markersize=5, label="validation")
+        axes.plot(steps, losses, color=colour, marker="o", markersize=5, label=name)
         last = (steps[-1], losses[-1])
         above = {"xytext": (6, 6), "textcoords": "offset points"}
-        axes.annotate(f"{losses[-1]:.3f}", last, **above, color=_ORANGE)  # type: ignore[arg-type]
+        axes.annotate(f"{losses[-1]:.3f}", last, **above, color=colour)  # type: ignore[arg-type]
+
+
+def _finish_curve(axes: Axes) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats a token")
     _counting(axes.xaxis)
@@ -103,7 +132,6 @@ def draw_curve(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
         axes.legend(frameon=False)
     else:
         _nothing(axes)
-    _save(figure, file)
 
 
 def _figure(file: Path, size: tuple[int, int]) -> Figure:
