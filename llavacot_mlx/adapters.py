@@ -18,7 +18,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from .adapter_config import CONFIG_NAME, WEIGHTS_NAME, AdapterConfig, FineTuneType
 from .errors import UserError
-from .model.lora import DoRALinear, LoRALinear, dims_of
+from .model.linear import dims_of
+from .model.lora import DoRALinear, LoRALinear
 from .model.mllama import Mllama
 from .safetensors import TensorEntry, read_header
 from .weights import SourceTensor, read_tensors

@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 
 from llavacot_mlx.adapter_config import AdapterConfig, Base, FineTuneType, LoRAParameters
 from llavacot_mlx.adapters import save_adapter
-from llavacot_mlx.model.lora import dims_of
+from llavacot_mlx.model.linear import dims_of
 from llavacot_mlx.weights import load_model
 
 # Of every part of the model one: both kinds of attention, an MLP, the output head, a vision layer

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
@@ -22,6 +21,7 @@ from llavacot_mlx.config import Quantization
 from llavacot_mlx.convert.run import convert
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.fingerprints import base_hash, lineage_hash
+from llavacot_mlx.model.linear import QuantizedLinear
 from llavacot_mlx.model.lora import DoRALinear, LoRALinear
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.stages import Stage
@@ -196,7 +196,7 @@ def test_only_the_named_layers_are_wrapped_and_all_is_frozen(
     kinds = {path: type(module) for path, module in model.named_modules()}
     wrapped = {path for path, of in kinds.items() if of in (LoRALinear, DoRALinear)}
     assert wrapped == set(read_adapter(place).layers)
-    assert kinds[f"{Q_PROJ}.linear"] is nn.QuantizedLinear
+    assert kinds[f"{Q_PROJ}.linear"] is QuantizedLinear
     assert tree_flatten(model.trainable_parameters()) == []
     assert not model.training
     # What DoRA works out beforehand is no weight.

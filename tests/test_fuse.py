@@ -21,7 +21,8 @@ from llavacot_mlx.convert.fuse import fuse
 from llavacot_mlx.convert.run import Progress, convert
 from llavacot_mlx.convert.target import Target
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.model.lora import LoRALinear, plain_weight
+from llavacot_mlx.model.linear import plain_weight
+from llavacot_mlx.model.lora import LoRALinear
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.safetensors import list_tensors
 from llavacot_mlx.stages import Stage

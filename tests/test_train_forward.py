@@ -13,7 +13,8 @@ from conftest import CONFIG, IMAGE_TOKEN_ID
 from mlx.utils import tree_flatten, tree_map
 
 from llavacot_mlx.decode import _Images
-from llavacot_mlx.model.lora import LoRALinear, plain_weight
+from llavacot_mlx.model.linear import plain_weight
+from llavacot_mlx.model.lora import LoRALinear
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.pictures import Tiles
 from llavacot_mlx.prompt import open_images

@@ -12,6 +12,8 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
+from .linear import dims_of, plain_weight
+
 
 class LoRALinear(nn.Module):
     """y = W x + b + scale · Bᵀ Aᵀ x (arXiv 2106.09685, section 4.1).
@@ -114,25 +116,3 @@ def drop_by(module: nn.Module, key: mx.array | None) -> None:
     layers = [layer for _, layer in module.named_modules() if isinstance(layer, LoRALinear)]
     for index, layer in enumerate(layers):
         layer._dropout_key = None if key is None else mx.random.split(key, len(layers))[index]
-
-
-def dims_of(linear: nn.Module) -> tuple[int, int]:
-    """(outputs, inputs) of a linear layer, quantised or not."""
-    outputs, columns = linear.weight.shape
-    if isinstance(linear, nn.QuantizedLinear):
-        return outputs, columns * 32 // linear.bits
-    return outputs, columns
-
-
-def plain_weight(linear: nn.Module, rows: mx.array | None = None) -> mx.array:
-    """The weight (outputs, inputs), dequantised where it is quantised; of some outputs, or all."""
-
-    if not isinstance(linear, nn.QuantizedLinear):
-        return linear.weight if rows is None else linear.weight[rows]
-    weight, scales, biases = linear.weight, linear.scales, linear.get("biases")
-    if rows is not None:
-        weight, scales = weight[rows], scales[rows]
-        biases = None if biases is None else biases[rows]  # which not every mode has
-    return mx.dequantize(
-        weight, scales, biases, group_size=linear.group_size, bits=linear.bits, mode=linear.mode
-    )

@@ -10,6 +10,7 @@ import mlx.nn as nn
 from llavacot_mlx.cache import SelfAttentionCache, Sight
 from llavacot_mlx.config import ModelConfig
 
+from .linear import Linear
 from .text import LanguageModel
 from .vision import LayerRun, VisionModel, run_plainly
 
@@ -20,7 +21,7 @@ class Mllama(nn.Module):
         self.config = config
         self.vision_tower = VisionModel(config.vision)
         self.language_model = LanguageModel(config.text)
-        self.multi_modal_projector = nn.Linear(
+        self.multi_modal_projector = Linear(
             config.vision.output_size, config.text.hidden_size, bias=True
         )
 

@@ -15,6 +15,7 @@ from llavacot_mlx.config import VisionConfig
 
 from .activations import gelu
 from .attention import attend
+from .linear import Linear
 
 Attention = Callable[[mx.array, mx.array, mx.array], mx.array]
 """Queries, keys, values → what is attended, as `attend` has it."""
@@ -28,10 +29,10 @@ class VisionAttention(nn.Module):
         super().__init__()
         self.num_heads = config.num_attention_heads
         size = config.hidden_size
-        self.q_proj = nn.Linear(size, size, bias=False)
-        self.k_proj = nn.Linear(size, size, bias=False)
-        self.v_proj = nn.Linear(size, size, bias=False)
-        self.o_proj = nn.Linear(size, size, bias=False)
+        self.q_proj = Linear(size, size)
+        self.k_proj = Linear(size, size)
+        self.v_proj = Linear(size, size)
+        self.o_proj = Linear(size, size)
 
     def __call__(self, rows: mx.array, real: int, attention: Attention = attend) -> mx.array:
         """`rows` is (tokens, hidden), the first `real` of them real patches, the rest padding.
@@ -53,8 +54,8 @@ class VisionAttention(nn.Module):
 class VisionMLP(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size, bias=True)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size, bias=True)
 
     def __call__(self, rows: mx.array) -> mx.array:
         return self.fc2(gelu(self.fc1(rows)))

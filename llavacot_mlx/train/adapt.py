@@ -10,7 +10,8 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.model.lora import DoRALinear, LoRALinear, dims_of
+from llavacot_mlx.model.linear import dims_of
+from llavacot_mlx.model.lora import DoRALinear, LoRALinear
 from llavacot_mlx.model.mllama import Mllama
 
 FineTuneType = Literal["lora", "dora", "full"]

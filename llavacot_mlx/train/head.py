@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from llavacot_mlx.model.lora import plain_weight
+from llavacot_mlx.model.linear import plain_weight
 
 from .sample import Target
 
