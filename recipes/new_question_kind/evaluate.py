@@ -1,7 +1,7 @@
 """What was learned and what was forgotten: `python evaluate.py ADAPTER`.
 
-Held-out questions of the new kind and of the old ones are answered greedily by the demo model, with
-the adapter and without it.
+Held-out questions of the new kind and of the old ones are answered greedily by the demo model, or
+what `--model` names instead, with the adapter and without it.
 """
 
 from __future__ import annotations
@@ -40,13 +40,12 @@ def right(assistant: Assistant, asked: Sequence[Asked]) -> list[bool]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("adapter", type=Path)
+    parser.add_argument("--model", type=Path, default=model_path(), help="the adapter's base")
     parser.add_argument("--new", type=int, default=200)
     parser.add_argument("--old", type=int, default=200)
     arguments = parser.parse_args()
-    base, tuned = (
-        Assistant.load(model_path()),
-        Assistant.load(model_path(), adapter=arguments.adapter),
-    )
+    base = Assistant.load(arguments.model)
+    tuned = Assistant.load(arguments.model, adapter=arguments.adapter)
     print(f"{'questions':<12}{'base':>26}{'with the adapter':>26}{'lost':>6}{'won':>6}")
     for name, asked in (
         ("new kind", held_out_new(arguments.new)),
