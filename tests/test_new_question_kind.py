@@ -5,6 +5,7 @@ The small one has pictures of two shapes, so that its answers are short, and a f
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -29,9 +30,11 @@ def recipe() -> dict[str, Any]:
     return yaml.safe_load((RECIPE / "lora.yaml").read_text())
 
 
-def run(*command: str) -> None:
+def run(*command: str) -> str:
+    """What a Python command prints."""
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def taught(tmp_path: Path, settings: dict[str, Any], *flags: str) -> Path:
@@ -58,6 +61,26 @@ def test_a_small_version_learns_the_new_kind(tmp_path: Path) -> None:
     assert sum(right(Assistant.load(model_path()), asked[:4])) == 0
     # Half of the answers are even: a model that only knows what may be said gets 6.
     assert sum(right(Assistant.load(model_path(), adapter=adapter), asked)) >= 10
+
+
+def test_trainings_are_compared(tmp_path: Path) -> None:
+    rows = [
+        {"step": step, "loss": 1 / step, "seconds": 2.0, "peak_memory_bytes": step * 10**6}
+        for step in (1, 2, 3)
+    ]
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        lines = [json.dumps(row) for row in [*rows, {"step": 3, "val_loss": 0.25}]]
+        (tmp_path / name / "log.jsonl").write_text("\n".join(lines) + "\n")
+    script, picture = str(RECIPE / "curves.py"), tmp_path / "curves.png"
+    runs = [f"{name}={tmp_path / name}" for name in ("a", "b")]
+    printed = run(script, str(picture), *runs)
+    assert printed.splitlines()[0] == "a: 3 steps, 6 s, peak 3 MB, validation loss 0.2500"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    command = [sys.executable, script, str(picture), f"none={tmp_path}"]
+    failed = subprocess.run(command, capture_output=True, text=True)
+    assert failed.returncode != 0
+    assert f"none={tmp_path}: wants NAME=ADAPTER" in failed.stderr
 
 
 @pytest.mark.full_size
