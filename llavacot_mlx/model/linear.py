@@ -8,8 +8,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 _DEQUANTIZED_FROM = 32
-"""Rows from which a CPU multiplies by dequantised weights. More than decode together in a search,
-so that a candidate's logits do not depend on how many there are."""
+"""Rows from which a CPU multiplies by dequantised weights. More than the candidates of a usual
+search, so that the last bits of a candidate's logits do not depend on how many there are."""
 
 
 class Linear(nn.Linear):
