@@ -59,21 +59,21 @@ class QuantizedLinear(nn.QuantizedLinear):
     def _dequantized_product(self, x: mx.array) -> mx.array:
         @mx.custom_function
         def product(x: mx.array) -> mx.array:
-            return x @ self._dequantized(x).T
+            return x @ self._weight_for(x).T
 
         def gradient(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
-            return cotangent @ self._dequantized(cotangent)
+            return cotangent @ self._weight_for(cotangent)
 
         product.vjp(gradient)
         return cast("mx.array", product(x))
 
-    def _dequantized(self, factor: mx.array) -> mx.array:
+    def _weight_for(self, factor: mx.array) -> mx.array:
         """The weight, as soon as there is what it is multiplied by.
 
         MLX would begin with what waits for nothing, which is every layer's weight.
         """
         packed = cast("mx.array", mx.depends(self.weight, factor))
-        return _dequantized(self, packed, self.scales, self.get("biases")).astype(factor.dtype)
+        return _dequantize(self, packed, self.scales, self.get("biases")).astype(factor.dtype)
 
 
 def dims_of(linear: nn.Module) -> tuple[int, int]:
@@ -92,10 +92,10 @@ def plain_weight(linear: nn.Module, rows: mx.array | None = None) -> mx.array:
     if rows is not None:
         weight, scales = weight[rows], scales[rows]
         biases = None if biases is None else biases[rows]  # which not every mode has
-    return _dequantized(linear, weight, scales, biases)
+    return _dequantize(linear, weight, scales, biases)
 
 
-def _dequantized(
+def _dequantize(
     linear: nn.QuantizedLinear, weight: mx.array, scales: mx.array, biases: mx.array | None
 ) -> mx.array:
     return mx.dequantize(

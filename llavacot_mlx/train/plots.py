@@ -82,7 +82,7 @@ def draw_curve(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     figure = _figure(file, CURVE_SIZE)
     axes = figure.add_subplot()
     _training(axes, rows, _BLUE, "training")
-    _validation(axes, rows, _ORANGE, "validation")
+    _validation(axes, rows)
     _finish_curve(axes)
     _save(figure, file)
 
@@ -113,14 +113,14 @@ def _training(axes: Axes, rows: Sequence[Mapping[str, Any]], colour: str, name: 
         axes.plot(steps, losses, color=colour, marker=".", label=name)
 
 
-def _validation(axes: Axes, rows: Sequence[Mapping[str, Any]], colour: str, name: str) -> None:
+def _validation(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     """The losses after a validation, the last of them as a number too."""
     steps, losses = _points(rows, "val_loss")
     if losses.size:
-        axes.plot(steps, losses, color=colour, marker="o", markersize=5, label=name)
+        axes.plot(steps, losses, color=_ORANGE, marker="o", markersize=5, label="validation")
         last = (steps[-1], losses[-1])
         above = {"xytext": (6, 6), "textcoords": "offset points"}
-        axes.annotate(f"{losses[-1]:.3f}", last, **above, color=colour)  # type: ignore[arg-type]
+        axes.annotate(f"{losses[-1]:.3f}", last, **above, color=_ORANGE)  # type: ignore[arg-type]
 
 
 def _finish_curve(axes: Axes) -> None:
