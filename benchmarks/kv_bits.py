@@ -29,9 +29,9 @@ from llavacot_mlx.demo.world import VALIDATION, draw, questions, scene
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.pictures import TileCutter, Tiles
 from llavacot_mlx.prompt import Prompt
-from llavacot_mlx.sampling import Sampling
+from llavacot_mlx.sampling_params import Sampling
 from llavacot_mlx.tokenizer import Tokenizer, Turn
-from llavacot_mlx.trace import Timings, Usage
+from llavacot_mlx.usage import Timings, Usage
 from llavacot_mlx.weights import load_model
 
 BITS = (8, 4)

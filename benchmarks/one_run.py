@@ -44,9 +44,9 @@ def _ours(model: Path, picture: Path, max_tokens: int) -> list[float]:
     from llavacot_mlx.decode import decode, prefill
     from llavacot_mlx.pictures import TileCutter, open_picture
     from llavacot_mlx.prompt import Prompt
-    from llavacot_mlx.sampling import Sampling
+    from llavacot_mlx.sampling_params import Sampling
     from llavacot_mlx.tokenizer import Tokenizer, Turn
-    from llavacot_mlx.trace import Timings, Usage
+    from llavacot_mlx.usage import Timings, Usage
     from llavacot_mlx.weights import load_model
 
     config = load_config(model)

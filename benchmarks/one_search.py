@@ -26,10 +26,10 @@ from llavacot_mlx.candidates import Ended, Ready, Start, extend
 from llavacot_mlx.config import load_config
 from llavacot_mlx.decode import decode, prefill
 from llavacot_mlx.pictures import TileCutter, open_picture
-from llavacot_mlx.plans import Sampling
 from llavacot_mlx.prompt import Prompt
+from llavacot_mlx.sampling_params import Sampling
 from llavacot_mlx.tokenizer import Tokenizer, Turn
-from llavacot_mlx.trace import Timings, Usage
+from llavacot_mlx.usage import Timings, Usage
 from llavacot_mlx.weights import load_model
 
 QUESTION = "What is in the picture?"

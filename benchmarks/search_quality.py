@@ -38,12 +38,13 @@ from llavacot_mlx.judges.self_judge import SelfJudge
 from llavacot_mlx.kv_meter import KVMeter
 from llavacot_mlx.node import Node
 from llavacot_mlx.pictures import TileCutter
-from llavacot_mlx.plans import LOGPROB, PUBLISHED_SAMPLING, SELF, Method, Plan, Settings, plan_of
+from llavacot_mlx.plans import LOGPROB, SELF, Method, Plan, Settings, plan_of
 from llavacot_mlx.prompt import Prompt
+from llavacot_mlx.sampling_params import PUBLISHED_SAMPLING
 from llavacot_mlx.search import Engine, Search, best
 from llavacot_mlx.stages import Stage
 from llavacot_mlx.tokenizer import Tokenizer, Turn
-from llavacot_mlx.trace import Timings, Usage
+from llavacot_mlx.usage import Timings, Usage
 from llavacot_mlx.weights import load_model
 
 RESULT = Path(__file__).parent / "results" / "search_quality.json"

@@ -35,10 +35,10 @@ from llavacot_mlx.decode import Context, decode, prefill
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.model.quantized_kv import unpacked
 from llavacot_mlx.pictures import TileCutter, open_picture
-from llavacot_mlx.plans import PUBLISHED_SAMPLING
 from llavacot_mlx.prompt import Prompt
+from llavacot_mlx.sampling_params import PUBLISHED_SAMPLING
 from llavacot_mlx.tokenizer import Tokenizer, Turn
-from llavacot_mlx.trace import Timings, Usage
+from llavacot_mlx.usage import Timings, Usage
 from llavacot_mlx.weights import load_model
 
 QUESTION = "What is in the picture?"

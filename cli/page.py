@@ -29,8 +29,8 @@ from llavacot_mlx.events import (
     StageStarted,
     StageText,
 )
-from llavacot_mlx.stages import Stage
-from llavacot_mlx.trace import SearchRecord, StageRecord, Trace
+from llavacot_mlx.stages import Stage, StageRecord
+from llavacot_mlx.trace import SearchRecord, Trace
 
 # A browser obeys this even where something in the page should have slipped through unescaped.
 _POLICY = (

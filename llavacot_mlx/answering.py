@@ -35,9 +35,10 @@ from .plans import SELF, Plan
 from .prompt import Prompt
 from .reader import Reader
 from .search import Engine, Search
-from .stages import Closed, Opened, Stage, StageEvent
+from .stages import Closed, Opened, Stage, StageEvent, StageRecord
 from .tokenizer import Tokenizer, Turn
-from .trace import SearchRecord, StageRecord, Timings, Trace, Usage
+from .trace import SearchRecord, Trace
+from .usage import Timings, Usage
 
 _EVEN_CHANCE = 0.5
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import mlx.core as mx
 
+from .kv_meter import KVMeter
 from .model.attention import attend
 from .model.quantized_kv import KV, QuantizedKV, arrays_of, tokens_of
-
-if TYPE_CHECKING:
-    from .kv_meter import KVMeter
 
 _STEP = 256
 _LONG = 64

@@ -19,8 +19,9 @@ from .cache import VisionMemory, sight_of_all
 from .device import on_generation_stream
 from .kv_meter import KVMeter
 from .model.mllama import Mllama
-from .sampling import Sampling, log_probabilities, sample, token_keys
-from .trace import Usage
+from .sampling import log_probabilities, sample, token_keys
+from .sampling_params import Sampling
+from .usage import Usage
 
 
 @dataclass(frozen=True)

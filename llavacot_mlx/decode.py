@@ -18,8 +18,9 @@ from .model.mllama import Mllama
 from .model.quantized_kv import KV, joined
 from .pictures import Tiles
 from .prompt import OpenImages, Prompt, open_images
-from .sampling import Sampling, sample, token_keys
-from .trace import Timings, Usage
+from .sampling import sample, token_keys
+from .sampling_params import Sampling
+from .usage import Timings, Usage
 
 _PREFILL_ROWS = 2048
 """Rows of a prompt in one forward pass, which bounds the memory of a long one."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .errors import UserError
-from .trace import Usage
+from .usage import Usage
 
 BITS = (8, 4)
 """Bits a value that keys and values can be kept in, besides all of them."""

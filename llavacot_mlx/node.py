@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from .branches import Branch
 from .candidates import Ready
-from .stages import Stage
-from .trace import NodeRecord, StageRecord
+from .stages import Stage, StageRecord
+from .trace import NodeRecord
 
 
 @dataclass(eq=False)

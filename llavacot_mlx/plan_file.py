@@ -33,17 +33,15 @@ from .errors import UserError
 from .plans import (
     MOST_RETRACES,
     PUBLISHED_DEVIATIONS,
-    PUBLISHED_SAMPLING,
     SELF,
     Plan,
     Retrace,
-    Sampling,
     Step,
     Unit,
     check_candidates,
     check_keep,
-    check_sampling,
 )
+from .sampling_params import PUBLISHED_SAMPLING, Sampling, check_sampling
 from .stages import Stage
 
 _STAGES = [stage.value for stage in Stage]

@@ -12,19 +12,8 @@ import math
 from dataclasses import dataclass, replace
 
 from .errors import UserError
+from .sampling_params import PUBLISHED_SAMPLING, Sampling, check_sampling
 from .stages import Stage
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is chosen. Temperature 0 takes the likeliest; `top_p` then has no effect."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-
-
-PUBLISHED_SAMPLING = Sampling(temperature=0.6, top_p=0.9)
-"""Of the LLaVA-CoT authors (arXiv 2411.10440v6, appendix D)."""
 
 PUBLISHED_DEVIATIONS = 0.2533
 """The published cut-off lies so many standard deviations above the mean of the judge's scores."""
@@ -168,14 +157,6 @@ def _sampling(method: Method, settings: Settings) -> Sampling:
     )
     check_sampling(sampling)
     return sampling
-
-
-def check_sampling(sampling: Sampling) -> None:
-    """Raises UserError for a temperature or a top-p that there cannot be."""
-    if not 0 <= sampling.temperature < math.inf:
-        raise UserError(f"temperature must be 0 or more, not {sampling.temperature:g}")
-    if not 0 < sampling.top_p <= 1:
-        raise UserError(f"top_p must be above 0 and at most 1, not {sampling.top_p:g}")
 
 
 def _single(method: Method, settings: Settings) -> Plan:

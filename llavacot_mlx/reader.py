@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .stages import Closed, Opened, Stage, StageEvent, StageParser, Text
+from .stages import Closed, Opened, Stage, StageEvent, StageParser, StageRecord, Text
 from .tokenizer import Tokenizer
-from .trace import StageRecord
 
 
 class Reader:

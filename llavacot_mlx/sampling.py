@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from .plans import Sampling
+from .sampling_params import Sampling
 
 _SORTED = 1024
 """Weights that the CPU sorts; among more it looks for the part that matters first."""

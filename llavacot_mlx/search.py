@@ -31,9 +31,10 @@ from .node import Node
 from .plan_file import plan_object
 from .plans import Plan, Retrace, Step, Unit
 from .reader import Reader
-from .stages import Stage, ends_sentence
+from .stages import Stage, StageRecord, ends_sentence
 from .tokenizer import Tokenizer
-from .trace import ChoiceRecord, SearchRecord, StageRecord, Timings, Usage
+from .trace import ChoiceRecord, SearchRecord
+from .usage import Timings, Usage
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,23 @@ class Stage(enum.StrEnum):
         return order[index] if index < len(order) else None
 
 
+@dataclass(frozen=True)
+class StageRecord:
+    """One stage of the answer, as it was written."""
+
+    stage: Stage
+    text: str
+    """Without the tags and the white space around."""
+    closed: bool
+    """False when the stage's closing tag never came."""
+    tokens: int
+    """Tokens generated since the stage before it ended, tags and line breaks included."""
+    score: float | None = None
+    """What a judge gave the stage; None where none was asked."""
+    candidates: int = 1
+    """How many candidates the stage was chosen from."""
+
+
 _SENTENCE_END = re.compile(r"[.!?。！？…]['\")\]»”’]*\s*\Z")
 
 

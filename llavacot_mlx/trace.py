@@ -10,24 +10,8 @@ from typing import Any
 from .errors import UserError
 from .plan_file import plan_from
 from .records import record_of
-from .stages import Closed, Stage, StageParser
-
-
-@dataclass(frozen=True)
-class StageRecord:
-    """One stage of the answer, as it was written."""
-
-    stage: Stage
-    text: str
-    """Without the tags and the white space around."""
-    closed: bool
-    """False when the stage's closing tag never came."""
-    tokens: int
-    """Tokens generated since the stage before it ended, tags and line breaks included."""
-    score: float | None = None
-    """What a judge gave the stage; None where none was asked."""
-    candidates: int = 1
-    """How many candidates the stage was chosen from."""
+from .stages import Closed, Stage, StageParser, StageRecord
+from .usage import Timings, Usage
 
 
 @dataclass(frozen=True)
@@ -79,33 +63,6 @@ class SearchRecord:
     """The plan with all its numbers, in the form of a plan file (`plan_file.py`)."""
     notices: tuple[str, ...] = ()
     """What the person was told about the search."""
-
-
-@dataclass
-class Usage:
-    """Work done, counted where it is done: each count is raised by the code that runs the model."""
-
-    prompt_tokens: int = 0
-    images_encoded: int = 0
-    prefilled_tokens: int = 0
-    decoded_tokens: int = 0
-    judge_tokens: int = 0
-    reused_tokens: int = 0
-    kv_bytes: int = 0
-    """The most that keys and values took at one time."""
-
-
-@dataclass
-class Timings:
-    """Seconds of wall time. `first_token_s` counts from the question to its first token."""
-
-    load_s: float = 0.0
-    vision_s: float = 0.0
-    prefill_s: float = 0.0
-    first_token_s: float = 0.0
-    decode_s: float = 0.0
-    judge_s: float = 0.0
-    total_s: float = 0.0
 
 
 @dataclass(frozen=True)

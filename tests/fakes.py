@@ -36,16 +36,9 @@ from llavacot_mlx.events import (
 from llavacot_mlx.kv_meter import KVLimits
 from llavacot_mlx.plan_file import plan_object
 from llavacot_mlx.plans import Plan, Settings, plan_of
-from llavacot_mlx.stages import Closed, Opened, Stage, StageEvent, StageParser
-from llavacot_mlx.trace import (
-    ChoiceRecord,
-    NodeRecord,
-    SearchRecord,
-    StageRecord,
-    Timings,
-    Trace,
-    Usage,
-)
+from llavacot_mlx.stages import Closed, Opened, Stage, StageEvent, StageParser, StageRecord
+from llavacot_mlx.trace import ChoiceRecord, NodeRecord, SearchRecord, Trace
+from llavacot_mlx.usage import Timings, Usage
 
 GOOD_ANSWER = (
     "<SUMMARY> I need to count the red circles. </SUMMARY>\n\n"

@@ -28,7 +28,8 @@ from llavacot_mlx.events import (
 )
 from llavacot_mlx.stages import Stage
 from llavacot_mlx.tokenizer import Tokenizer
-from llavacot_mlx.trace import Timings, Trace
+from llavacot_mlx.trace import Trace
+from llavacot_mlx.usage import Timings
 
 GOOD = (
     "<SUMMARY> count 🙂 </SUMMARY>\n\n<CAPTION> two circles </CAPTION>\n\n"

@@ -27,8 +27,7 @@ from llavacot_mlx.demo import model_path
 from llavacot_mlx.demo.world import VALIDATION, draw, questions, scene
 from llavacot_mlx.node import Node
 from llavacot_mlx.plans import SELF, Method
-from llavacot_mlx.stages import Stage
-from llavacot_mlx.trace import StageRecord
+from llavacot_mlx.stages import Stage, StageRecord
 
 
 def outcome(question: int, contender: Contender, right: bool, decoded: int) -> Outcome:

@@ -12,7 +12,7 @@ from llavacot_mlx.cache import Sight, VisionMemory
 from llavacot_mlx.candidates import Ready
 from llavacot_mlx.decode import prefill
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.trace import Timings, Usage
+from llavacot_mlx.usage import Timings, Usage
 
 QUESTION = prompt(words(5), tiles(1), words(9, 1))
 LENGTHS = (3, 8, 5)

@@ -15,8 +15,8 @@ from llavacot_mlx.decode import decode, prefill
 from llavacot_mlx.judges.asking import ask_each
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.model.text import TextModel
-from llavacot_mlx.sampling import Sampling
-from llavacot_mlx.trace import Timings, Usage
+from llavacot_mlx.sampling_params import Sampling
+from llavacot_mlx.usage import Timings, Usage
 
 QUESTION = prompt(words(4), tiles(2), words(11, 1))
 WARM = Sampling(temperature=1.0, top_p=0.9)

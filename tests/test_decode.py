@@ -13,8 +13,8 @@ from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.pictures import Tiles
 from llavacot_mlx.prompt import Prompt
-from llavacot_mlx.sampling import Sampling
-from llavacot_mlx.trace import Timings, Usage
+from llavacot_mlx.sampling_params import Sampling
+from llavacot_mlx.usage import Timings, Usage
 
 GREEDY = Sampling(0.0)
 

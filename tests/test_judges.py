@@ -32,9 +32,9 @@ from llavacot_mlx.judges.yes_or_no import YesOrNo
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.node import Node
 from llavacot_mlx.plans import OWN_JUDGES
-from llavacot_mlx.stages import Stage
+from llavacot_mlx.stages import Stage, StageRecord
 from llavacot_mlx.tokenizer import Tokenizer
-from llavacot_mlx.trace import StageRecord, Timings, Usage
+from llavacot_mlx.usage import Timings, Usage
 
 PAGE = Path(__file__).parents[1] / "docs" / "judges.md"
 RED = Image.new("RGB", (8, 8), "red")

@@ -11,7 +11,7 @@ from llavacot_mlx.branches import Branch, BranchBatch
 from llavacot_mlx.cache import Segment, TextCache
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.kv_meter import KVLimits, KVMeter
-from llavacot_mlx.trace import Usage
+from llavacot_mlx.usage import Usage
 
 QUESTION = "Is there a small red triangle?"  # its answer is short
 

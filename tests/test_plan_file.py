@@ -10,7 +10,8 @@ import pytest
 from llavacot_mlx import plan_file
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.plan_file import plan_from, plan_object, read_plan
-from llavacot_mlx.plans import Method, Plan, Retrace, Sampling, Settings, Step, Unit, plan_of
+from llavacot_mlx.plans import Method, Plan, Retrace, Settings, Step, Unit, plan_of
+from llavacot_mlx.sampling_params import Sampling
 
 MINE = """
 method: mine

@@ -15,12 +15,12 @@ from llavacot_mlx.plans import (
     Method,
     Plan,
     Retrace,
-    Sampling,
     Settings,
     Step,
     Unit,
     plan_of,
 )
+from llavacot_mlx.sampling_params import Sampling
 
 
 def test_swires_has_its_published_numbers() -> None:

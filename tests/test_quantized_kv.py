@@ -26,7 +26,7 @@ from llavacot_mlx.model.quantized_kv import (
 from llavacot_mlx.pictures import open_picture
 from llavacot_mlx.prompt import Prompt
 from llavacot_mlx.tokenizer import Turn
-from llavacot_mlx.trace import Timings, Usage
+from llavacot_mlx.usage import Timings, Usage
 
 LONG_QUESTION = "Is there a small red square? " * 12
 

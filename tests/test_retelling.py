@@ -27,7 +27,8 @@ from llavacot_mlx.events import (
     Prepared,
     StageText,
 )
-from llavacot_mlx.plans import Plan, Retrace, Sampling, Settings, Step, Unit, plan_of
+from llavacot_mlx.plans import Plan, Retrace, Settings, Step, Unit, plan_of
+from llavacot_mlx.sampling_params import Sampling
 from llavacot_mlx.trace import Trace
 
 PICTURE = Image.new("RGB", (40, 30), "red")

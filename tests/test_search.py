@@ -38,11 +38,12 @@ from llavacot_mlx.node import Node
 from llavacot_mlx.pictures import open_picture
 from llavacot_mlx.plans import Method, Plan, Settings, Step, Unit, plan_of
 from llavacot_mlx.prompt import Prompt
-from llavacot_mlx.sampling import Sampling
+from llavacot_mlx.sampling_params import Sampling
 from llavacot_mlx.search import Engine, Search, best
-from llavacot_mlx.stages import Stage
+from llavacot_mlx.stages import Stage, StageRecord
 from llavacot_mlx.tokenizer import Turn
-from llavacot_mlx.trace import StageRecord, Timings, Trace, Usage
+from llavacot_mlx.trace import Trace
+from llavacot_mlx.usage import Timings, Usage
 
 QUESTION = "Is there a small red triangle?"  # its answer is short
 WARM = Sampling(temperature=1.2, top_p=1.0)

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from llavacot_mlx.stages import Stage
-from llavacot_mlx.trace import SearchRecord, StageRecord, Timings, Trace, Usage
+from llavacot_mlx.stages import Stage, StageRecord
+from llavacot_mlx.trace import SearchRecord, Trace
+from llavacot_mlx.usage import Timings, Usage
 
 STAGES = tuple(
     StageRecord(stage, text, closed=True, tokens=n)

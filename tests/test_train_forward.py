@@ -18,13 +18,13 @@ from llavacot_mlx.model.lora import LoRALinear
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.pictures import Tiles
 from llavacot_mlx.prompt import open_images
-from llavacot_mlx.trace import Usage
 from llavacot_mlx.train import attention, forward
 from llavacot_mlx.train.adapt import AdapterSettings, FineTuneType, adapt
 from llavacot_mlx.train.features import compute_features
 from llavacot_mlx.train.forward import Gradients, loss_and_gradients, sums
 from llavacot_mlx.train.inputs import Inputs
 from llavacot_mlx.train.sample import Target
+from llavacot_mlx.usage import Usage
 
 # Length of a row, where its image token stands, and its picture's tiles; None without a picture.
 Row = tuple[int, tuple[int, int] | None]

@@ -10,7 +10,7 @@ from llavacot_mlx.branches import Branch, BranchBatch
 from llavacot_mlx.cache import VisionMemory, sight_of_all
 from llavacot_mlx.device import on_generation_stream
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.trace import Usage
+from llavacot_mlx.usage import Usage
 
 MOST_TOKENS = 2048
 """In one forward pass, as in a prefill, to bound its memory; one long question may have more."""

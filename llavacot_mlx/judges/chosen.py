@@ -16,7 +16,7 @@ from llavacot_mlx.judges.self_judge import SelfJudge
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.plans import LOGPROB, MAJORITY, PAIRWISE, SELF
 from llavacot_mlx.tokenizer import Tokenizer
-from llavacot_mlx.trace import Usage
+from llavacot_mlx.usage import Usage
 
 
 @dataclass(frozen=True)

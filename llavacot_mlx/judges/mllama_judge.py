@@ -22,7 +22,7 @@ from llavacot_mlx.pictures import TileCutter
 from llavacot_mlx.prompt import Prompt
 from llavacot_mlx.stages import Stage
 from llavacot_mlx.tokenizer import Tokenizer, Turn
-from llavacot_mlx.trace import Timings, Usage
+from llavacot_mlx.usage import Timings, Usage
 from llavacot_mlx.weights import load_model
 
 

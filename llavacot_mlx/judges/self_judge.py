@@ -13,7 +13,7 @@ from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.node import Node
 from llavacot_mlx.stages import Stage
 from llavacot_mlx.tokenizer import Tokenizer
-from llavacot_mlx.trace import Usage
+from llavacot_mlx.usage import Usage
 
 
 class SelfJudge:

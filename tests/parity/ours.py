@@ -13,8 +13,8 @@ from llavacot_mlx.decode import decode, prefill
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.pictures import TileCutter
 from llavacot_mlx.prompt import Prompt
-from llavacot_mlx.sampling import Sampling
-from llavacot_mlx.trace import Timings, Usage
+from llavacot_mlx.sampling_params import Sampling
+from llavacot_mlx.usage import Timings, Usage
 from llavacot_mlx.weights import load_model
 
 from .oracle import Answer, difference

@@ -1,0 +1,32 @@
+"""What one answer costs: counts of the work done, and seconds of wall time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Usage:
+    """Work done, counted where it is done: each count is raised by the code that runs the model."""
+
+    prompt_tokens: int = 0
+    images_encoded: int = 0
+    prefilled_tokens: int = 0
+    decoded_tokens: int = 0
+    judge_tokens: int = 0
+    reused_tokens: int = 0
+    kv_bytes: int = 0
+    """The most that keys and values took at one time."""
+
+
+@dataclass
+class Timings:
+    """Seconds of wall time. `first_token_s` counts from the question to its first token."""
+
+    load_s: float = 0.0
+    vision_s: float = 0.0
+    prefill_s: float = 0.0
+    first_token_s: float = 0.0
+    decode_s: float = 0.0
+    judge_s: float = 0.0
+    total_s: float = 0.0
