@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from .errors import UserError
 from .sampling_params import PUBLISHED_SAMPLING, Sampling, check_sampling
@@ -125,19 +126,129 @@ class Settings:
     threshold: float | None = None
 
 
+@dataclass(frozen=True)
+class _Retracing:
+    """How a method goes back from the reasonings to the captions."""
+
+    most: int
+    """How often at most, unless the settings say otherwise."""
+    rank: Callable[[int, int], int]
+    """From candidates and keep: the candidate that must be good enough, see `Retrace.rank`."""
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What makes a search method: its steps, its defaults, and the settings that it takes."""
+
+    steps: Callable[[int, int], tuple[Step, ...]]
+    """From candidates and keep."""
+    candidates: int = 4
+    """1 for a method that follows a single path and takes no other number."""
+    keep: Callable[[int], int] | None = lambda candidates: 1
+    """From candidates; None where the method has no choice but at its end."""
+    judge: str = SELF
+    only_judge: bool = False
+    """Whether no other judge will do."""
+    whole_answers: bool = False
+    """Whether its candidates are whole answers, which alone have a majority."""
+    sampling: Sampling = PUBLISHED_SAMPLING
+    draws: bool = True
+    """False where a temperature above 0 contradicts the method."""
+    retracing: _Retracing | None = None
+
+
+def _one_answer(candidates: int, keep: int) -> tuple[Step, ...]:
+    return (Step(Unit.ANSWER, candidates),)
+
+
+def _sentences(candidates: int, keep: int) -> tuple[Step, ...]:
+    return (Step(Unit.SENTENCE, candidates, keep),)
+
+
+def _stages(candidates: int, keep: int) -> tuple[Step, ...]:
+    stage = Step(Unit.STAGE, candidates, keep)
+    return (*(stage for _ in list(Stage)[:-1]), Step(Unit.ANSWER, candidates))
+
+
+def _swires(candidates: int, keep: int) -> tuple[Step, ...]:
+    """As published: one summary; M = 4 captions, N = 2 kept; M reasonings, M / N from each, N kept;
+    a conclusion from each."""
+    return _one_summary_then(candidates, keep, concluded=keep)
+
+
+def _swires_code(candidates: int, keep: int) -> tuple[Step, ...]:
+    """As its authors coded it: the best three reasonings of all rounds get a conclusion each."""
+    return _one_summary_then(candidates, keep, concluded=min(3, candidates))
+
+
+def _one_summary_then(candidates: int, keep: int, concluded: int) -> tuple[Step, ...]:
+    return (
+        Step(Unit.STAGE),
+        Step(Unit.STAGE, candidates, keep),
+        Step(Unit.STAGE, candidates, concluded),
+        Step(Unit.ANSWER, concluded),
+    )
+
+
+def _half(candidates: int) -> int:
+    return max(1, candidates // 2)
+
+
+# The two swires are stage-wise retracing search (arXiv 2411.10440v6, appendix D). As published it
+# goes back at most three times, while the N-th best reasoning is not good enough; as coded there
+# are five rounds in all, and the second best of all rounds decides.
+_METHODS: Mapping[Method, _Rules] = {
+    Method.GREEDY: _Rules(_one_answer, candidates=1, sampling=Sampling(), draws=False),
+    Method.SAMPLE: _Rules(_one_answer, candidates=1),
+    Method.BEST_OF_N: _Rules(_one_answer, keep=None, whole_answers=True),
+    Method.MAJORITY: _Rules(
+        _one_answer, keep=None, whole_answers=True, judge=MAJORITY, only_judge=True
+    ),
+    Method.SENTENCE_BEAM: _Rules(_sentences, candidates=2),
+    Method.STAGE_BEAM: _Rules(  # the judge is that of the paper's first version
+        _stages, candidates=2, judge=PAIRWISE
+    ),
+    Method.SWIRES: _Rules(
+        _swires, keep=_half, retracing=_Retracing(most=3, rank=lambda candidates, keep: keep)
+    ),
+    Method.SWIRES_CODE: _Rules(
+        _swires_code,
+        keep=_half,
+        retracing=_Retracing(most=4, rank=lambda candidates, keep: min(2, candidates)),
+    ),
+}
+
+
 def plan_of(settings: Settings) -> Plan:
     """The plan that some settings ask for.
 
-    Raises UserError for a name that is none, or for a number that the method cannot have.
+    Raises UserError for an unknown method, or an option that the method does not support.
     """
     method = _method(settings)
-    if method in (Method.GREEDY, Method.SAMPLE):
-        return _single(method, settings)
-    candidates = _candidates(method, settings)
-    keep = _keep(method, settings, candidates)
-    judge = _judge(method, settings)
-    plan = Plan(method, _steps(method, candidates, keep), _sampling(method, settings), judge)
-    return replace(plan, retrace=_retrace(method, settings, candidates, keep))
+    rules = _METHODS[method]
+    if rules.candidates == 1:
+        return _single(method, rules, settings)
+    candidates = rules.candidates if settings.candidates is None else settings.candidates
+    check_candidates(candidates)
+    keep = _keep(method, rules, settings.keep, candidates)
+    judge = _judge(method, rules, settings.judge)
+    sampling = _sampling(rules, settings)
+    steps = rules.steps(candidates, keep)
+    return Plan(method, steps, sampling, judge, _retrace(method, settings, candidates, keep))
+
+
+def check_candidates(candidates: int) -> None:
+    """Raises UserError for a number of candidates that is too small or absurd."""
+    if not 1 <= candidates <= MOST_CANDIDATES:
+        raise UserError(f"{candidates} candidates: take 1 to {MOST_CANDIDATES}")
+
+
+def check_keep(keep: int, candidates: int) -> None:
+    """Raises UserError for more kept than written, or none."""
+    if keep < 1:
+        raise UserError(f"keep {keep}: at least one must be kept")
+    if keep > candidates:
+        raise UserError(f"keep {keep} of {candidates}: no more can be kept than there are")
 
 
 def _method(settings: Settings) -> Method:
@@ -149,123 +260,66 @@ def _method(settings: Settings) -> Method:
         raise UserError(f"search {settings.search!r} is none of {', '.join(Method)}") from None
 
 
-def _sampling(method: Method, settings: Settings) -> Sampling:
-    usual = Sampling() if method is Method.GREEDY else PUBLISHED_SAMPLING
+def _single(method: Method, rules: _Rules, settings: Settings) -> Plan:
+    if settings.candidates not in (None, 1):
+        raise UserError(f"{method} follows one path; for {settings.candidates} take best-of-n")
+    for name in ("judge", "keep", "max_retraces", "threshold"):
+        value = getattr(settings, name)
+        if value is not None:
+            raise UserError(f"{method} follows one path, so there is no {name} of {value}")
+    sampling = _sampling(rules, settings)
+    if not rules.draws and sampling.temperature > 0:
+        raise UserError(
+            f"{method} never draws, so it has no temperature of {sampling.temperature:g}"
+        )
+    return Plan(method, rules.steps(1, 1), sampling, LOGPROB)
+
+
+def _keep(method: Method, rules: _Rules, keep: int | None, candidates: int) -> int:
+    """How many candidates of the steps before the last are kept."""
+    if keep is None:
+        return 1 if rules.keep is None else rules.keep(candidates)
+    if rules.keep is None:
+        raise UserError(f"{method} writes whole answers and gives one: there is nothing to keep")
+    check_keep(keep, candidates)
+    return keep
+
+
+def _judge(method: Method, rules: _Rules, judge: str | None) -> str:
+    if judge is None:
+        return rules.judge
+    if not judge.strip():
+        raise UserError(f"a judge has a name or a path; there are {', '.join(OWN_JUDGES)}")
+    if rules.only_judge and judge != rules.judge:
+        raise UserError(f"majority counts conclusions; it cannot be judged by {judge}")
+    if judge == MAJORITY and not rules.whole_answers:
+        raise UserError(f"{method} judges stages, and only whole answers have a majority")
+    return judge
+
+
+def _sampling(rules: _Rules, settings: Settings) -> Sampling:
+    default = rules.sampling
     sampling = Sampling(
-        usual.temperature if settings.temperature is None else settings.temperature,
-        usual.top_p if settings.top_p is None else settings.top_p,
+        default.temperature if settings.temperature is None else settings.temperature,
+        default.top_p if settings.top_p is None else settings.top_p,
     )
     check_sampling(sampling)
     return sampling
 
 
-def _single(method: Method, settings: Settings) -> Plan:
-    if settings.candidates not in (None, 1):
-        raise UserError(f"{method} follows one path; for {settings.candidates} take best-of-n")
-    unused = {
-        "judge": settings.judge,
-        "keep": settings.keep,
-        "max_retraces": settings.max_retraces,
-        "threshold": settings.threshold,
-    }
-    for name, value in unused.items():
-        if value is not None:
-            raise UserError(f"{method} follows one path, so there is no {name} of {value}")
-    sampling = _sampling(method, settings)
-    if method is Method.GREEDY and sampling.temperature > 0:
-        raise UserError(f"greedy never draws, so it has no temperature of {sampling.temperature:g}")
-    return Plan(method, (Step(Unit.ANSWER),), sampling, LOGPROB)
-
-
-def _candidates(method: Method, settings: Settings) -> int:
-    if settings.candidates is None:
-        return 2 if method in (Method.STAGE_BEAM, Method.SENTENCE_BEAM) else 4
-    check_candidates(settings.candidates)
-    return settings.candidates
-
-
-def check_candidates(candidates: int) -> None:
-    """Raises UserError for a number of candidates that is too small or absurd."""
-    if not 1 <= candidates <= MOST_CANDIDATES:
-        raise UserError(f"{candidates} candidates: take 1 to {MOST_CANDIDATES}")
-
-
-def _keep(method: Method, settings: Settings, candidates: int) -> int:
-    """Of the rounds before the last, how many go on."""
-    retraces = method in (Method.SWIRES, Method.SWIRES_CODE)
-    if settings.keep is None:
-        return max(1, candidates // 2) if retraces else 1
-    if method in (Method.BEST_OF_N, Method.MAJORITY):
-        raise UserError(f"{method} writes whole answers and gives one: there is nothing to keep")
-    check_keep(settings.keep, candidates)
-    return settings.keep
-
-
-def check_keep(keep: int, candidates: int) -> None:
-    """Raises UserError for more kept than written, or none."""
-    if keep < 1:
-        raise UserError(f"keep {keep}: at least one must be kept")
-    if keep > candidates:
-        raise UserError(f"keep {keep} of {candidates}: no more can be kept than there are")
-
-
-def _judge(method: Method, settings: Settings) -> str:
-    judge = settings.judge
-    if judge is not None and not judge.strip():
-        raise UserError(f"a judge has a name or a path; there are {', '.join(OWN_JUDGES)}")
-    if method is Method.MAJORITY:
-        if judge not in (None, MAJORITY):
-            raise UserError(f"majority counts conclusions; it cannot be judged by {judge}")
-        return MAJORITY
-    if judge == MAJORITY and method is not Method.BEST_OF_N:
-        raise UserError(f"{method} judges stages, and only whole answers have a majority")
-    if judge is None:
-        return PAIRWISE if method is Method.STAGE_BEAM else SELF  # as the paper's first version
-    return judge
-
-
-def _steps(method: Method, candidates: int, keep: int) -> tuple[Step, ...]:
-    if method in (Method.BEST_OF_N, Method.MAJORITY):
-        return (Step(Unit.ANSWER, candidates),)
-    if method is Method.SENTENCE_BEAM:
-        return (Step(Unit.SENTENCE, candidates, keep),)
-    if method is Method.STAGE_BEAM:
-        stage = Step(Unit.STAGE, candidates, keep)
-        return (*(stage for _ in list(Stage)[:-1]), Step(Unit.ANSWER, candidates))
-    # Stage-wise retracing search. As published (arXiv 2411.10440v6, appendix D): one summary; M = 4
-    # captions, N = 2 kept; M reasonings, M / N from each, N kept; a conclusion from each. As its
-    # authors coded it: the best three reasonings of all rounds get a conclusion each.
-    concluded = min(3, candidates) if method is Method.SWIRES_CODE else keep
-    return (
-        Step(Unit.STAGE),
-        Step(Unit.STAGE, candidates, keep),
-        Step(Unit.STAGE, candidates, concluded),
-        Step(Unit.ANSWER, concluded),
-    )
-
-
 def _retrace(method: Method, settings: Settings, candidates: int, keep: int) -> Retrace | None:
-    """Published: at most three times, while the N-th best reasoning is not good enough.
-
-    As coded: five rounds in all, and the second best of all rounds decides.
-    """
-    if method not in (Method.SWIRES, Method.SWIRES_CODE):
-        for name, value in (
-            ("max_retraces", settings.max_retraces),
-            ("threshold", settings.threshold),
-        ):
+    retracing, threshold = _METHODS[method].retracing, settings.threshold
+    if retracing is None:
+        for name in ("max_retraces", "threshold"):
+            value = getattr(settings, name)
             if value is not None:
                 raise UserError(f"{method} never goes back, so there is no {name} of {value:g}")
         return None
-    coded = method is Method.SWIRES_CODE
-    most = settings.max_retraces
-    if most is None:
-        most = 4 if coded else 3
+    most = retracing.most if settings.max_retraces is None else settings.max_retraces
     if not 0 <= most <= MOST_RETRACES:
         raise UserError(f"max_retraces {most}: take 0 to {MOST_RETRACES}")
-    if settings.threshold is not None and not math.isfinite(settings.threshold):
-        raise UserError(f"threshold {settings.threshold}: must be a number")
+    if threshold is not None and not math.isfinite(threshold):
+        raise UserError(f"threshold {threshold}: must be a number")
     if candidates == 1 or most == 0:
         return None  # nothing to choose, or nowhere to go back to
-    rank = min(2, candidates) if coded else keep
-    return Retrace(after=2, to=1, most=most, rank=rank, threshold=settings.threshold)
+    return Retrace(2, 1, most, retracing.rank(candidates, keep), threshold)
