@@ -11,7 +11,8 @@ import numpy as np
 from mlx.utils import tree_flatten
 from PIL import Image
 
-from llavacot_mlx.config import load_config, read_json
+from llavacot_mlx.checked import read_json
+from llavacot_mlx.config_json import load_config
 from llavacot_mlx.demo import model_path
 from llavacot_mlx.model.mllama import Mllama
 

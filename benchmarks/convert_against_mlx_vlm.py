@@ -28,7 +28,7 @@ _ALONE = {
     "ours": """
 import sys, time
 from pathlib import Path
-from llavacot_mlx.config import Quantization
+from llavacot_mlx.model.config import Quantization
 from llavacot_mlx.convert.run import convert
 started = time.perf_counter()
 convert(Path(sys.argv[1]), Path(sys.argv[2]), quantization=Quantization(64, 4), verify=True)

@@ -22,7 +22,7 @@ from benchmarks.checkpoint import TILE, write_checkpoint
 from benchmarks.machine import machine
 from llavacot_mlx.branches import BranchBatch
 from llavacot_mlx.cache import sight_of_all
-from llavacot_mlx.config import load_config
+from llavacot_mlx.config_json import load_config
 from llavacot_mlx.decode import decode, prefill
 from llavacot_mlx.demo import model_path
 from llavacot_mlx.demo.world import VALIDATION, draw, questions, scene

@@ -40,7 +40,7 @@ def main() -> None:
 
 def _ours(model: Path, picture: Path, max_tokens: int) -> list[float]:
     """The time of the question, then of each token."""
-    from llavacot_mlx.config import load_config
+    from llavacot_mlx.config_json import load_config
     from llavacot_mlx.decode import decode, prefill
     from llavacot_mlx.pictures import TileCutter, open_picture
     from llavacot_mlx.prompt import Prompt

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from benchmarks.search_tree import Planned, swires_rounds
 from llavacot_mlx.candidates import Ended, Ready, Start, extend
-from llavacot_mlx.config import load_config
+from llavacot_mlx.config_json import load_config
 from llavacot_mlx.decode import decode, prefill
 from llavacot_mlx.pictures import TileCutter, open_picture
 from llavacot_mlx.prompt import Prompt

@@ -27,7 +27,7 @@ from benchmarks.paired import wilson
 from benchmarks.real_widths import write_real_widths
 from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.cache import sight_of_all
-from llavacot_mlx.config import load_config
+from llavacot_mlx.config_json import load_config
 from llavacot_mlx.convert.recipes import RECIPES, Recipe, with_vision
 from llavacot_mlx.convert.run import Estimate, convert
 from llavacot_mlx.decode import decode, prefill

@@ -27,7 +27,7 @@ from pathlib import Path
 from benchmarks.machine import machine
 from benchmarks.paired import Difference, difference, wilson
 from llavacot_mlx.calibration import Calibration, load_calibration
-from llavacot_mlx.config import load_config
+from llavacot_mlx.config_json import load_config
 from llavacot_mlx.decode import Context, prefill
 from llavacot_mlx.demo import model_path
 from llavacot_mlx.demo.world import SPLITS, Question, Split, draw, questions, scene

@@ -30,7 +30,7 @@ from benchmarks.sizes import CANDIDATES
 from llavacot_mlx.branches import BranchBatch
 from llavacot_mlx.cache import VisionMemory, sight_of_all
 from llavacot_mlx.candidates import Ready, Start, Token, extend
-from llavacot_mlx.config import load_config
+from llavacot_mlx.config_json import load_config
 from llavacot_mlx.decode import Context, decode, prefill
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.model.quantized_kv import unpacked

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llavacot_mlx.atomic import check_can_write
 from llavacot_mlx.cli.byte_count import byte_count
 from llavacot_mlx.cli.exits import ending_well
 from llavacot_mlx.cli.model import Model, adapted_model, fetched
@@ -26,7 +27,6 @@ from llavacot_mlx.plan_file import read_plan
 from llavacot_mlx.plans import Method, Plan, Settings, plan_of
 from llavacot_mlx.trace import Trace
 from llavacot_mlx.trace_file import write_trace
-from llavacot_mlx.whole_file import check_can_write
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from llavacot_mlx.atomic import check_can_write
 from llavacot_mlx.calibration import (
     FILE_NAME,
     Moments,
@@ -23,7 +24,6 @@ from llavacot_mlx.judges.outside import check_name, is_model
 from llavacot_mlx.plans import MAJORITY, PUBLISHED_DEVIATIONS, SELF, Settings, plan_of
 from llavacot_mlx.question_file import AskedRow, read_questions
 from llavacot_mlx.stages import Stage
-from llavacot_mlx.whole_file import check_can_write
 
 HELP = """\
 Measure the mean and the deviation of a judge's scores on questions of your own, and keep them \

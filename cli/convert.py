@@ -14,8 +14,8 @@ from llavacot_mlx.cli.figures import size
 from llavacot_mlx.cli.model import model_named
 from llavacot_mlx.cli.printable import printable_line
 from llavacot_mlx.cli.welcome import next_command
-from llavacot_mlx.config import Quantization
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.model.config import Quantization
 
 if TYPE_CHECKING:
     from llavacot_mlx.convert.run import Estimate

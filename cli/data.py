@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llavacot_mlx.atomic import check_can_write, write_file
 from llavacot_mlx.cli.command import Command
 from llavacot_mlx.cli.exits import PROBLEM, ending_well
 from llavacot_mlx.cli.model import model_named
 from llavacot_mlx.cli.printable import printable_line
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.whole_file import check_can_write, write_whole
 
 if TYPE_CHECKING:
     from llavacot_mlx.pictures import TileCutter
@@ -123,7 +123,7 @@ def check(
         found = Checked.of(reading.rows())
         text = json.dumps(_report(reading, found), ensure_ascii=False)
         if report is not None:
-            write_whole(report, f"{text}\n".encode())
+            write_file(report, f"{text}\n".encode())
         if as_json:
             typer.echo(text)
         else:
@@ -175,7 +175,7 @@ class _Reading:
     ) -> _Reading:
         if max_seq_length is not None and max_seq_length < 1:
             raise UserError(f"--max-seq-length {max_seq_length}: must be 1 or more")
-        from llavacot_mlx.config import load_config
+        from llavacot_mlx.config_json import load_config
         from llavacot_mlx.pictures import TileCutter
         from llavacot_mlx.tokenizer import Tokenizer
         from llavacot_mlx.train.dataset import Dataset

@@ -14,9 +14,9 @@ from llavacot_mlx.cli.printable import printable_line
 from llavacot_mlx.errors import UserError
 
 if TYPE_CHECKING:
-    from llavacot_mlx.config import ModelConfig, QuantizationMap
+    from llavacot_mlx.finite import OddTensor
     from llavacot_mlx.inventory import Memory, Part
-    from llavacot_mlx.odd_values import OddTensor
+    from llavacot_mlx.model.config import ModelConfig, QuantizationMap
     from llavacot_mlx.weights import SourceTensor
 
 HELP = """\
@@ -65,8 +65,8 @@ def info(
             raise UserError(f"--values: {model} is not downloaded, and its values are in its files")
 
         from llavacot_mlx.device import memory_of_this_machine
+        from llavacot_mlx.finite import odd_tensors
         from llavacot_mlx.inventory import memory_for, parts_of
-        from llavacot_mlx.odd_values import odd_tensors
 
         tiles = config.vision.max_num_tiles
         parts = parts_of(config, tensors)
@@ -92,7 +92,7 @@ def info(
 def _opened(model: str) -> tuple[ModelConfig, dict[str, SourceTensor], bool]:
     """The configuration and the tensors of a model, and whether its files are on this machine."""
     from llavacot_mlx import hub
-    from llavacot_mlx.config import load_config
+    from llavacot_mlx.config_json import load_config
     from llavacot_mlx.weights import model_of, named_tensors, source_tensors
 
     folder = Path(model).expanduser()

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from llavacot_mlx.atomic import check_can_write, write_file
 from llavacot_mlx.cli.exits import ending_well
 from llavacot_mlx.cli.figures import size
 from llavacot_mlx.cli.printable import printable, printable_line
@@ -17,7 +18,6 @@ from llavacot_mlx.cli.welcome import first_command
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.trace import Trace
 from llavacot_mlx.trace_file import StoredTrace, parse_trace, read_trace
-from llavacot_mlx.whole_file import check_can_write, write_whole
 
 HELP = """\
 Show an answer again with the whole search for it, from the file that ask --trace wrote.
@@ -174,6 +174,6 @@ def _write_page(stored: StoredTrace, html: str, file: str) -> None:
     if html == "-":
         sys.stdout.buffer.write(data)
         return
-    write_whole(Path(html), data)
+    write_file(Path(html), data)
     said = f"wrote {printable_line(html)}, {size(len(data))}; any browser opens it"
     print(said, file=sys.stderr)

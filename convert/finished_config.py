@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llavacot_mlx.config import ModelConfig, read_json
+from llavacot_mlx.checked import read_json
+from llavacot_mlx.model.config import ModelConfig
 
 
 def drop_quantization(folder: Path) -> None:

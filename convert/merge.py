@@ -13,10 +13,10 @@ from functools import partial
 import mlx.core as mx
 
 from llavacot_mlx.adapters import Adapter, LowRank
-from llavacot_mlx.config import ModelConfig, Quantization
 from llavacot_mlx.convert.plan import PlannedTensor
 from llavacot_mlx.convert.run import Progress
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.model.config import ModelConfig, Quantization
 from llavacot_mlx.names import PATCH_EMBEDDING, hub_name
 from llavacot_mlx.weights import SourceTensor, read_tensors
 

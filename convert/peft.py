@@ -31,7 +31,7 @@ from llavacot_mlx.adapters import (
     read_floats,
     save_adapter,
 )
-from llavacot_mlx.config import read_json
+from llavacot_mlx.checked import read_json
 from llavacot_mlx.convert.source import Source
 from llavacot_mlx.convert.target import Target, written
 from llavacot_mlx.errors import UserError

@@ -10,9 +10,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from llavacot_mlx.config import ModelConfig, Quantization, QuantizationMap
 from llavacot_mlx.convert.recipes import Choice, Recipe, matches, uniform
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.model.config import ModelConfig, Quantization, QuantizationMap
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.weights import SourceTensor, named_dtype, quantize_modules
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from llavacot_mlx.config import Quantization
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.model.config import Quantization
 
 PlainType = Literal["float32", "float16", "bfloat16"]
 PLAIN_TYPES: tuple[PlainType, ...] = ("float32", "float16", "bfloat16")

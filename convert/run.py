@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from llavacot_mlx.config import Quantization
 from llavacot_mlx.convert import blocks, journal
 from llavacot_mlx.convert.blocks import ConvertedBlock
 from llavacot_mlx.convert.card import Facts, write_card
@@ -28,6 +27,7 @@ from llavacot_mlx.convert.source import Source
 from llavacot_mlx.convert.target import write_error
 from llavacot_mlx.convert.verify import verify as compare
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.model.config import Quantization
 from llavacot_mlx.weights import named_dtype
 
 _CHECKPOINT_BYTES = 256 * 10**6

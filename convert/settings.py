@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from llavacot_mlx.config import Llama3Scaling, ModelConfig, Quantization, QuantizationMap, read_json
+from llavacot_mlx.checked import read_json
+from llavacot_mlx.model.config import Llama3Scaling, ModelConfig, Quantization, QuantizationMap
 from llavacot_mlx.safetensors import INDEX_NAME
 
 # Tokenizer, chat template, picture and generation settings, licence; never code.

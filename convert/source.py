@@ -8,7 +8,8 @@ from pathlib import Path
 
 from llavacot_mlx.adapter_config import WEIGHTS_NAME
 from llavacot_mlx.adapters import Adapter, check_fits, read_adapter
-from llavacot_mlx.config import ModelConfig, load_config
+from llavacot_mlx.config_json import load_config
+from llavacot_mlx.model.config import ModelConfig
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.pictures import TileCutter
 from llavacot_mlx.tokenizer import Tokenizer

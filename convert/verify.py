@@ -12,10 +12,11 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from llavacot_mlx.config import Quantization, load_config
+from llavacot_mlx.config_json import load_config
 from llavacot_mlx.convert.blocks import Block, Source, array_of, in_type
 from llavacot_mlx.convert.plan import Step
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.model.config import Quantization
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.safetensors import TensorEntry
 from llavacot_mlx.weights import SourceTensor, check_tree, quantize_modules, source_tensors

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import read_json
+from .atomic import write_file
+from .checked import read_json
 from .errors import UserError
-from .whole_file import write_whole
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapters.safetensors"
@@ -95,7 +95,7 @@ class AdapterConfig:
 
     def write(self, folder: Path) -> None:
         """Writes the file into an adapter folder, whole or not at all."""
-        write_whole(folder / CONFIG_NAME, self.to_json().encode())
+        write_file(folder / CONFIG_NAME, self.to_json().encode())
 
     @classmethod
     def read(cls, folder: Path) -> AdapterConfig:

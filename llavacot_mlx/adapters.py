@@ -17,13 +17,13 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from .adapter_config import CONFIG_NAME, WEIGHTS_NAME, AdapterConfig, FineTuneType
+from .atomic import replace_file
 from .errors import UserError
 from .model.linear import dims_of
 from .model.lora import DoRALinear, LoRALinear
 from .model.mllama import Mllama
 from .safetensors import TensorEntry, read_header
 from .weights import SourceTensor, read_tensors
-from .whole_file import replacing
 
 _FLOATS = frozenset({"F32", "F16", "BF16"})
 
@@ -77,7 +77,7 @@ def save_adapter(folder: Path, tensors: Mapping[str, mx.array], config: AdapterC
     except OSError as problem:
         raise UserError(f"{folder} cannot be written: {problem.strerror or problem}") from None
     file = folder / WEIGHTS_NAME
-    with replacing(file) as partial:
+    with replace_file(file) as partial:
         try:
             mx.save_safetensors(str(partial), dict(tensors), {"format": "mlx"})
         except RuntimeError as problem:

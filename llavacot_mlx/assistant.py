@@ -8,7 +8,7 @@ from pathlib import Path
 from .adapters import load_adapter
 from .answering import Answering, Asked, Loaded
 from .calibration import load_calibration
-from .config import load_config
+from .config_json import load_config
 from .errors import UserError
 from .events import Answered
 from .kv_meter import KVLimits

@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .config import read_json
+from .atomic import write_file
+from .checked import read_json
 from .errors import UserError
 from .stages import Stage
 from .trace import Trace
-from .whole_file import write_whole
 
 FILE_NAME = "calibration.json"
 
@@ -74,7 +74,7 @@ def save_calibration(folder: Path, calibration: Calibration) -> Path:
         }
     }
     file = folder / FILE_NAME
-    write_whole(file, json.dumps(value, indent=2).encode() + b"\n")
+    write_file(file, json.dumps(value, indent=2).encode() + b"\n")
     return file
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .config import ModelConfig, load_config
+from .config_json import load_config
 from .errors import UserError
 from .hub import why_not
+from .model.config import ModelConfig
 from .safetensors import TensorEntry
 
 

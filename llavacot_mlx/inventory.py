@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .config import ModelConfig
+from .model.config import ModelConfig
 from .model.quantized_kv import kv_bytes
 from .weights import SourceTensor, runtime_dtype
 

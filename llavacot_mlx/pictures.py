@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .config import VisionConfig, read_json
+from .checked import read_json
 from .errors import UserError
+from .model.config import VisionConfig
 
 ImageSource = str | Path | bytes | Image.Image
 """What a picture can be given as: a path, the bytes of a file, or a PIL image."""

@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from .config import read_json
+from .checked import read_json
 from .errors import UserError
 
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit

@@ -10,8 +10,9 @@ from pathlib import Path
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as HFTokenizer
 
-from .config import ModelConfig, read_json
+from .checked import read_json
 from .errors import UserError
+from .model.config import ModelConfig
 
 _FORMAT_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 _STOP_TOKENS = ("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")

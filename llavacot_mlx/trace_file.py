@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .atomic import write_file
 from .errors import UserError
 from .records import record_of
 from .trace import Trace
-from .whole_file import write_whole
 
 _LARGEST = 10**9  # bytes; what no search and hardly any picture comes near
 
@@ -55,7 +55,7 @@ def write_trace(file: Path, trace: Trace, picture: bytes | None) -> None:
     """Writes a trace file, in place of one that is there.
 
     Raises UserError when that fails; the file is whole or as it was before. Whether it may be
-    written at all, `whole_file.check_can_write` finds out beforehand.
+    written at all, `atomic.check_can_write` finds out beforehand.
     """
     value = trace.to_dict()
     if picture is not None:
@@ -63,7 +63,7 @@ def write_trace(file: Path, trace: Trace, picture: bytes | None) -> None:
         value["picture"] = {"media_type": media_type(picture), "base64": encoded}
     text = json.dumps(value, ensure_ascii=False)
     # A file name that is not UTF-8 becomes an escape, which JSON understands.
-    write_whole(file, text.encode(errors="backslashreplace") + b"\n")
+    write_file(file, text.encode(errors="backslashreplace") + b"\n")
 
 
 def read_trace(file: Path) -> StoredTrace:

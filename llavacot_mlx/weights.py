@@ -10,8 +10,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from .config import ModelConfig, QuantizationMap, load_config
+from .config_json import load_config
 from .errors import UserError
+from .model.config import ModelConfig, QuantizationMap
 from .model.mllama import Mllama
 from .names import PATCH_EMBEDDING, canonical_name, is_channels_first
 from .safetensors import TensorEntry, list_tensors

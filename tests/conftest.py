@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 from PIL import Image
 
 from llavacot_mlx.assistant import Assistant
-from llavacot_mlx.config import Llama3Scaling, ModelConfig, TextConfig, VisionConfig
+from llavacot_mlx.model.config import Llama3Scaling, ModelConfig, TextConfig, VisionConfig
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.tokenizer import Tokenizer
 

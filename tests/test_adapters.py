@@ -17,10 +17,10 @@ from llavacot_mlx.adapter_config import CONFIG_NAME, WEIGHTS_NAME, AdapterConfig
 from llavacot_mlx.adapters import load_adapter, read_adapter, save_adapter
 from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.calibration import Moments, load_calibration, save_calibration
-from llavacot_mlx.config import Quantization
 from llavacot_mlx.convert.run import convert
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.fingerprints import base_hash, lineage_hash
+from llavacot_mlx.model.config import Quantization
 from llavacot_mlx.model.linear import QuantizedLinear
 from llavacot_mlx.model.lora import DoRALinear, LoRALinear
 from llavacot_mlx.model.mllama import Mllama

@@ -15,7 +15,7 @@ from PIL import Image
 import llavacot_mlx
 from llavacot_mlx import answering as answering_module
 from llavacot_mlx.assistant import Assistant
-from llavacot_mlx.config import load_config
+from llavacot_mlx.config_json import load_config
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.events import (
     Answered,

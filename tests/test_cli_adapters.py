@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from llavacot_mlx.adapters import read_adapter
 from llavacot_mlx.calibration import load_calibration
 from llavacot_mlx.cli.main import app
-from llavacot_mlx.config import Quantization
 from llavacot_mlx.convert.run import convert
+from llavacot_mlx.model.config import Quantization
 from llavacot_mlx.safetensors import list_tensors
 
 

@@ -12,9 +12,9 @@ from terminal_session import TerminalSession
 from typer.testing import CliRunner
 
 from llavacot_mlx.cli.main import app
-from llavacot_mlx.config import Quantization
 from llavacot_mlx.convert import run
 from llavacot_mlx.convert.recipes import RECIPES, Recipe, with_vision
+from llavacot_mlx.model.config import Quantization
 
 
 @pytest.fixture

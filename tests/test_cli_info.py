@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 
 from llavacot_mlx import device
 from llavacot_mlx.cli.main import app
-from llavacot_mlx.config import Quantization, load_config
+from llavacot_mlx.config_json import load_config
 from llavacot_mlx.convert.recipes import RECIPES
 from llavacot_mlx.convert.run import convert
+from llavacot_mlx.model.config import Quantization
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.weights import load_model, source_tensors
 

@@ -15,10 +15,11 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 
-from llavacot_mlx.config import Quantization, load_config
+from llavacot_mlx.config_json import load_config
 from llavacot_mlx.convert import plan, run, shards
 from llavacot_mlx.convert.run import Progress, convert
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.model.config import Quantization
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.safetensors import INDEX_NAME, list_tensors
 from llavacot_mlx.weights import load_model

@@ -17,10 +17,10 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from llavacot_mlx.config import Quantization
 from llavacot_mlx.convert import blocks, run, shards
 from llavacot_mlx.convert.run import Converted, Progress, convert
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.model.config import Quantization
 
 FOUR_BITS = Quantization(group_size=32, bits=4)
 SHARD_BYTES, CHECKPOINT_BYTES, BLOCK_BYTES = 60_000, 15_000, 4_000
@@ -30,7 +30,7 @@ CHILD = f"""
 import os
 import sys
 from pathlib import Path
-from llavacot_mlx.config import Quantization
+from llavacot_mlx.model.config import Quantization
 from llavacot_mlx.convert import blocks, run, shards
 shards._SHARD_BYTES, run._CHECKPOINT_BYTES = {SHARD_BYTES}, {CHECKPOINT_BYTES}
 blocks.BLOCK_BYTES = {BLOCK_BYTES}

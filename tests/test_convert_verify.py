@@ -10,13 +10,14 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from llavacot_mlx.config import Quantization, load_config
+from llavacot_mlx.config_json import load_config
 from llavacot_mlx.convert import run
 from llavacot_mlx.convert.plan import plan_steps
 from llavacot_mlx.convert.recipes import RECIPES
 from llavacot_mlx.convert.run import convert
 from llavacot_mlx.convert.verify import _unpacked, verify
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.model.config import Quantization
 from llavacot_mlx.safetensors import list_tensors
 from llavacot_mlx.weights import source_tensors
 

@@ -15,12 +15,13 @@ from random_adapter import tensors_for, write_adapter
 from llavacot_mlx.adapters import load_adapter, read_adapter
 from llavacot_mlx.cache import sight_of_all
 from llavacot_mlx.calibration import Moments, load_calibration, save_calibration
-from llavacot_mlx.config import Quantization, load_config
+from llavacot_mlx.config_json import load_config
 from llavacot_mlx.convert import shards
 from llavacot_mlx.convert.fuse import fuse
 from llavacot_mlx.convert.run import Progress, convert
 from llavacot_mlx.convert.target import Target
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.model.config import Quantization
 from llavacot_mlx.model.linear import plain_weight
 from llavacot_mlx.model.lora import LoRALinear
 from llavacot_mlx.model.mllama import Mllama

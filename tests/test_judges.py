@@ -19,7 +19,7 @@ from llavacot_mlx import demo
 from llavacot_mlx.branches import Branch
 from llavacot_mlx.cache import Segment
 from llavacot_mlx.candidates import Ready
-from llavacot_mlx.config import load_config
+from llavacot_mlx.config_json import load_config
 from llavacot_mlx.decode import prefill
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.judges import Candidate, JudgeError, asking, self_judge

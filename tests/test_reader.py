@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stage_texts import TEXTS, joined
 from tokenizers.pre_tokenizers import ByteLevel
 
-from llavacot_mlx.config import load_config
+from llavacot_mlx.config_json import load_config
 from llavacot_mlx.demo import model_path
 from llavacot_mlx.reader import Reader
 from llavacot_mlx.stages import Closed, Opened, Stage, StageEvent, StageParser, Text

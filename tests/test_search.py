@@ -17,7 +17,6 @@ from llavacot_mlx import demo
 from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.cache import VisionMemory
 from llavacot_mlx.candidates import Ready
-from llavacot_mlx.config import Quantization
 from llavacot_mlx.convert.run import convert
 from llavacot_mlx.decode import prefill
 from llavacot_mlx.events import (
@@ -32,6 +31,7 @@ from llavacot_mlx.events import (
 from llavacot_mlx.judges import JudgeError
 from llavacot_mlx.judges.majority import MajorityJudge
 from llavacot_mlx.kv_meter import KVMeter
+from llavacot_mlx.model.config import Quantization
 from llavacot_mlx.model.text import TextModel
 from llavacot_mlx.model.vision import VisionModel
 from llavacot_mlx.node import Node

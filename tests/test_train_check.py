@@ -11,7 +11,7 @@ from bad_rows import write_bad_rows
 from demo_rows import write_rows
 
 from llavacot_mlx import demo
-from llavacot_mlx.config import load_config
+from llavacot_mlx.config_json import load_config
 from llavacot_mlx.pictures import TileCutter, open_picture
 from llavacot_mlx.tokenizer import Tokenizer
 from llavacot_mlx.train.check import Checked, CheckedRow, check_rows

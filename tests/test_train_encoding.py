@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llavacot_mlx import demo
-from llavacot_mlx.config import load_config
+from llavacot_mlx.config_json import load_config
 from llavacot_mlx.demo.world import questions, scene
 from llavacot_mlx.reader import Reader
 from llavacot_mlx.stages import Stage

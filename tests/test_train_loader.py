@@ -12,7 +12,7 @@ import pytest
 from demo_rows import write_rows
 
 from llavacot_mlx import demo
-from llavacot_mlx.config import load_config
+from llavacot_mlx.config_json import load_config
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.pictures import TileCutter, open_picture
 from llavacot_mlx.tokenizer import Tokenizer

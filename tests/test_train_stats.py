@@ -9,7 +9,7 @@ import pytest
 from demo_rows import row
 
 from llavacot_mlx import demo
-from llavacot_mlx.config import load_config
+from llavacot_mlx.config_json import load_config
 from llavacot_mlx.pictures import TileCutter
 from llavacot_mlx.stages import Stage
 from llavacot_mlx.tokenizer import Tokenizer

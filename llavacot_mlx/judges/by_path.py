@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llavacot_mlx.config import read_json
+from llavacot_mlx.checked import read_json
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.judges import JudgeError, OutsideJudge
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from llavacot_mlx.branches import Branch
 from llavacot_mlx.cache import VisionMemory
-from llavacot_mlx.config import load_config
+from llavacot_mlx.config_json import load_config
 from llavacot_mlx.decode import prefill
 from llavacot_mlx.device import on_generation_stream
 from llavacot_mlx.judges import Candidate

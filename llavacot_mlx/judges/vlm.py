@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from llavacot_mlx.config import read_json
+from llavacot_mlx.checked import read_json
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.hub import FILES
 from llavacot_mlx.judges import Candidate, JudgeError

@@ -8,8 +8,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from llavacot_mlx.cache import SelfAttentionCache, Sight
-from llavacot_mlx.config import ModelConfig
 
+from .config import ModelConfig
 from .linear import Linear
 from .text import LanguageModel
 from .vision import LayerRun, VisionModel, run_plainly

@@ -13,11 +13,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from llavacot_mlx.cache import SelfAttentionCache, Sight, TextCache, VisionMemory
-from llavacot_mlx.config import Llama3Scaling, TextConfig
 from llavacot_mlx.kv_meter import KVMeter
 
 from .activations import silu
 from .attention import attend_to_all
+from .config import Llama3Scaling, TextConfig
 from .linear import Linear
 from .quantized_kv import KV, kv_bytes
 from .rope import Rotation

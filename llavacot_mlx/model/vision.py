@@ -11,10 +11,9 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 
-from llavacot_mlx.config import VisionConfig
-
 from .activations import gelu
 from .attention import attend
+from .config import VisionConfig
 from .linear import Linear
 
 Attention = Callable[[mx.array, mx.array, mx.array], mx.array]

@@ -15,8 +15,8 @@ from typing import Any, cast
 
 import mlx.core as mx
 
+from llavacot_mlx.atomic import replace_file
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.whole_file import replacing
 
 FILE_NAME = "checkpoint.safetensors"
 _WEIGHTS, _OPTIMIZER = "weights.", "optimizer."
@@ -42,7 +42,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     arrays |= {_OPTIMIZER + name: array for name, array in checkpoint.optimizer.items()}
     metadata = {"step": str(checkpoint.step), "origin": json.dumps(checkpoint.origin)}
     file = folder / FILE_NAME
-    with replacing(file) as partial:
+    with replace_file(file) as partial:
         try:
             mx.save_safetensors(str(partial), arrays, metadata)
         except RuntimeError as problem:

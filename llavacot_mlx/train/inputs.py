@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from llavacot_mlx.config import ModelConfig
+from llavacot_mlx.model.config import ModelConfig
 from llavacot_mlx.pictures import Tiles
 
 from .features import Features

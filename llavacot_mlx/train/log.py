@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llavacot_mlx.atomic import write_file
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.whole_file import write_whole
 
 from .events import Stepped, Validated
 from .sample import Target
@@ -21,7 +21,7 @@ class TrainingLog:
     def __init__(self, folder: Path, done: int) -> None:
         self._file = folder / FILE_NAME
         kept = [row for row in read_log(folder) if row["step"] <= done] if done else []
-        write_whole(self._file, "".join(map(_line, kept)).encode())
+        write_file(self._file, "".join(map(_line, kept)).encode())
 
     def append(self, event: Stepped | Validated) -> None:
         try:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llavacot_mlx.atomic import check_can_write, write_file
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.whole_file import check_can_write, write_whole
 
 from .stats import Stats
 
@@ -150,7 +150,7 @@ def _save(figure: Figure, file: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a folder's name in a script that the font has not
         figure.savefig(buffer, format="png", dpi=_DPI)
-    write_whole(file, buffer.getvalue())
+    write_file(file, buffer.getvalue())
 
 
 def _histogram(axes: Axes, counts: np.ndarray, longest: int, colour: str) -> None:

@@ -12,14 +12,14 @@ from mlx.utils import tree_flatten
 
 from llavacot_mlx.adapter_config import AdapterConfig, Base, FineTuneType
 from llavacot_mlx.answering import Loaded
-from llavacot_mlx.config import load_config
+from llavacot_mlx.atomic import write_file
+from llavacot_mlx.config_json import load_config
 from llavacot_mlx.device import memory_of_this_machine
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.pictures import TileCutter
 from llavacot_mlx.tokenizer import Tokenizer
 from llavacot_mlx.weights import load_model
-from llavacot_mlx.whole_file import write_whole
 
 from .adapt import LINEARS, AdapterSettings, adapt, trainable_count
 from .check import Checked, CheckedRow, check_rows
@@ -194,7 +194,7 @@ def write_settings(settings: TrainSettings) -> Path:
         raise UserError(f"--adapter-path {folder}: {problem.strerror}") from None
     text = yaml.safe_dump(settings_object(settings), sort_keys=False, allow_unicode=True)
     file = folder / SETTINGS_NAME
-    write_whole(file, f"# llavacot lora-train -c {file}\n{text}".encode())
+    write_file(file, f"# llavacot lora-train -c {file}\n{text}".encode())
     return file
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llavacot_mlx.config import Quantization
 from llavacot_mlx.convert.recipes import RECIPES, Recipe, with_vision
 from llavacot_mlx.convert.run import convert
+from llavacot_mlx.model.config import Quantization
 
 from .checkpoints import (
     GEOMETRIES,

@@ -17,11 +17,11 @@ from random_adapter import KEYS, write_adapter
 
 from llavacot_mlx.adapter_config import CONFIG_NAME, AdapterConfig, Base
 from llavacot_mlx.adapters import load_adapter, read_adapter
-from llavacot_mlx.config import Quantization
 from llavacot_mlx.convert.export import export
 from llavacot_mlx.convert.peft import read_peft, write_peft
 from llavacot_mlx.convert.run import convert
 from llavacot_mlx.convert.target import Target
+from llavacot_mlx.model.config import Quantization
 from llavacot_mlx.pictures import TileCutter
 from llavacot_mlx.weights import load_model
 

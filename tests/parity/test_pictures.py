@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
-from llavacot_mlx.config import load_config
+from llavacot_mlx.config_json import load_config
 from llavacot_mlx.pictures import TileCutter, open_picture
 
 from .checkpoints import GEOMETRIES, Geometry, hf_config, picture_settings, write_json

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from llavacot_mlx.atomic import check_can_write, write_file
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.whole_file import check_can_write, write_whole
 
 
 def refused(file: Path) -> str:
@@ -21,7 +21,7 @@ def refused(file: Path) -> str:
     with pytest.raises(UserError) as before:
         check_can_write(file)
     with pytest.raises(UserError) as then:
-        write_whole(file, b"data")
+        write_file(file, b"data")
     assert str(before.value) == str(then.value)
     return str(then.value)
 
@@ -30,7 +30,7 @@ def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
     file = tmp_path / "a"
     for data in (b"one", b"two"):
         check_can_write(file)
-        write_whole(file, data)
+        write_file(file, data)
         assert file.read_bytes() == data
         assert list(tmp_path.iterdir()) == [file]
 
@@ -46,7 +46,7 @@ def test_checking_creates_nothing_and_changes_nothing(tmp_path: Path) -> None:
 def test_its_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
     """Temporary files are for their owner alone, and a renamed one would stay so."""
     (tmp_path / "usual").touch()
-    write_whole(tmp_path / "ours", b"")
+    write_file(tmp_path / "ours", b"")
     modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert len(modes) == 1
 
@@ -65,23 +65,23 @@ def test_a_missing_folder_and_a_folder(tmp_path: Path) -> None:
 
 def test_a_name_as_long_as_names_can_be(tmp_path: Path) -> None:
     file = tmp_path / ("x" * 255)
-    write_whole(file, b"data")
+    write_file(file, b"data")
     assert file.read_bytes() == b"data"
 
 
 def test_a_link_stays_and_what_it_points_to_is_written(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("target")
-    write_whole(tmp_path / "link", b"data")
+    write_file(tmp_path / "link", b"data")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "target").read_bytes() == b"data"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that Linux has")
 def test_a_device_is_written_to_and_never_replaced() -> None:
-    write_whole(Path("/dev/null"), b"data")
+    write_file(Path("/dev/null"), b"data")
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
     with pytest.raises(UserError, match="/dev/full: cannot be written: No space left"):
-        write_whole(Path("/dev/full"), b"data")
+        write_file(Path("/dev/full"), b"data")
     assert stat.S_ISCHR(Path("/dev/full").stat().st_mode)
 
 
@@ -104,7 +104,7 @@ def test_a_disk_that_becomes_full_leaves_the_old_file(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
         with pytest.raises(UserError, match=f"{file}: cannot be written: File too large"):
-            write_whole(file, bytes(5000))
+            write_file(file, bytes(5000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
@@ -115,10 +115,10 @@ def test_a_disk_that_becomes_full_leaves_the_old_file(tmp_path: Path) -> None:
 def test_being_stopped_while_writing_leaves_nothing_half_written(tmp_path: Path) -> None:
     program = (
         "import pathlib, sys\n"
-        "from llavacot_mlx.whole_file import write_whole\n"
+        "from llavacot_mlx.atomic import write_file\n"
         "def replace(*_): raise KeyboardInterrupt\n"
         "pathlib.Path.replace = replace\n"
-        "write_whole(pathlib.Path(sys.argv[1]), b'data')\n"
+        "write_file(pathlib.Path(sys.argv[1]), b'data')\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "a")], capture_output=True, text=True

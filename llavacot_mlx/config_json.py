@@ -7,13 +7,20 @@ error that names it: a default picked in silence gives fluent nonsense.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .checked import read_json
 from .errors import UserError
+from .model.config import (
+    Llama3Scaling,
+    ModelConfig,
+    Quantization,
+    QuantizationMap,
+    TextConfig,
+    VisionConfig,
+)
 
 # Keys that transformers writes into every configuration and that change nothing in a forward pass:
 # bookkeeping, training settings, and the generation settings of old versions. mlx-vlm adds
@@ -36,95 +43,6 @@ _WITHOUT_EFFECT = frozenset({
 })  # fmt: skip
 
 _MOST_LAYERS = 1000  # a slip of the pen beyond it would build modules for minutes
-
-
-@dataclass(frozen=True)
-class Llama3Scaling:
-    """Frequencies of RoPE stretched for long contexts, as Llama 3.1 and later do."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    vocab_size: int
-    """Rows of the output head; the embedding has eight more, the first of them for `<|image|>`."""
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    rms_norm_eps: float
-    cross_attention_layers: tuple[int, ...]
-    rope_theta: float
-    rope_scaling: Llama3Scaling | None
-    max_position_embeddings: int
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
-
-
-@dataclass(frozen=True)
-class VisionConfig:
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_global_layers: int
-    num_attention_heads: int
-    num_channels: int
-    image_size: int
-    """Height and width of a tile, in pixels."""
-    patch_size: int
-    max_num_tiles: int
-    num_aspect_ratios: int
-    """Tile arrangements that have an embedding; row 0 of the embeddings means no image."""
-    intermediate_layers_indices: tuple[int, ...]
-    norm_eps: float
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
-
-    @property
-    def tokens_per_tile(self) -> int:
-        """Patches of a tile and the class token."""
-        return (self.image_size // self.patch_size) ** 2 + 1
-
-    @property
-    def output_size(self) -> int:
-        return self.hidden_size * (1 + len(self.intermediate_layers_indices))
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """How a weight is quantised: MLX's `group_size`, `bits` and `mode`."""
-
-    group_size: int
-    bits: int
-    mode: str = "affine"
-
-
-@dataclass(frozen=True)
-class QuantizationMap:
-    """The quantisation of a folder: one default, and what differs by module."""
-
-    default: Quantization
-    overrides: Mapping[str, Quantization]
-
-    def of(self, module: str) -> Quantization:
-        return self.overrides.get(module, self.default)
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    text: TextConfig
-    vision: VisionConfig
-    image_token_id: int
-    quantization: QuantizationMap | None
 
 
 class _Section:
@@ -198,18 +116,6 @@ def load_config(folder: Path) -> ModelConfig:
     """
     file = folder / "config.json"
     return parse_config(read_json(file, f"is {folder} a model folder?"), file)
-
-
-def read_json(file: Path, hint: str) -> Any:
-    """The parsed content of a JSON file; `hint` ends the error when the file is not there."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing: {hint}") from None
-    except OSError as problem:
-        raise UserError(f"{file} cannot be read: {problem.strerror}") from None
-    except (ValueError, RecursionError) as problem:
-        raise UserError(f"{file} is not valid JSON: {problem}") from None
 
 
 def parse_config(values: Any, file: Path) -> ModelConfig:

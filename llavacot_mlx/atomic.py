@@ -12,7 +12,7 @@ from .errors import UserError
 
 
 def check_can_write(file: Path) -> None:
-    """Raises UserError where `write_whole` could not write; leaves nothing behind."""
+    """Raises UserError where `write_file` could not write; leaves nothing behind."""
     place = _place(file)
     if _is_stream(place):
         if not os.access(place, os.W_OK):
@@ -30,7 +30,7 @@ def check_can_write(file: Path) -> None:
         raise _unwritable(file, problem) from None
 
 
-def write_whole(file: Path, data: bytes) -> None:
+def write_file(file: Path, data: bytes) -> None:
     """Writes `file`, in place of one that is there, by renaming a sibling that is complete.
 
     What is no plain file, such as `/dev/stdout`, is written to directly; of a link, what it points
@@ -59,7 +59,7 @@ def write_whole(file: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def replacing(file: Path) -> Iterator[Path]:
+def replace_file(file: Path) -> Iterator[Path]:
     """Yields a path to write to, which takes the place of `file` when the block ends well.
 
     For what another library writes by name; the path has the file's own ending. Raises UserError
