@@ -16,6 +16,16 @@ from llavacot_mlx.atomic import check_can_write
 from llavacot_mlx.cli.byte_count import byte_count
 from llavacot_mlx.cli.exits import ending_well
 from llavacot_mlx.cli.model import Model, adapted_model, fetched
+from llavacot_mlx.cli.options import (
+    AdapterOption,
+    DebugOption,
+    JsonOption,
+    MaxTokensOption,
+    ModelOption,
+    PlainOption,
+    SeedOption,
+    ShowOption,
+)
 from llavacot_mlx.cli.printable import printable
 from llavacot_mlx.cli.terminal import answer_view, can_redraw
 from llavacot_mlx.cli.view import NoView, Show, View
@@ -33,8 +43,8 @@ if TYPE_CHECKING:
 
 
 HELP = """\
-Ask about a picture. The answer comes in four stages: what is asked, what the picture shows, \
-the reasoning, the conclusion.
+Ask about an image. The answer comes in four stages: a summary of the question, a caption of the \
+image, the reasoning and the conclusion.
 
 \b
 Examples:
@@ -46,8 +56,8 @@ Examples:
 """
 
 INTRODUCTION = """\
-llavacot ask answers a question about a picture, in four stages:
-what is asked, what the picture shows, the reasoning, the conclusion.
+llavacot ask answers a question about an image in four stages: a summary of the
+question, a caption of the image, the reasoning and the conclusion.
 """
 
 
@@ -55,123 +65,103 @@ def ask(
     image: Annotated[
         str,
         typer.Argument(
-            metavar="IMAGE", help="A picture: PNG, JPEG, WebP or GIF; - reads it from stdin."
+            metavar="IMAGE", help="A PNG, JPEG, WebP or GIF file; - reads it from stdin."
         ),
     ],
     question: Annotated[
-        str, typer.Argument(metavar="QUESTION", help="In quotes; - reads it from stdin.")
+        str, typer.Argument(metavar="QUESTION", help="The question; - reads it from stdin.")
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH|ID", help="A folder, or an id on the hub. [default: the demo model]"
-        ),
-    ] = None,
-    adapter_path: Annotated[
-        Path | None,
-        typer.Option(
-            "--adapter-path",
-            metavar="DIR",
-            help="An adapter to put on the model. --model is then its base by default.",
-        ),
-    ] = None,
+    model: ModelOption = None,
+    adapter_path: AdapterOption = None,
     search: Annotated[
         Method | None,
         typer.Option(
-            help="greedy: always the likeliest token. sample: draw. best-of-n: the answer that the "
-            "judge likes best. majority: the conclusion that most answers reach. sentence-beam, "
-            "stage-beam: the best of each sentence or stage. swires: several captions and "
-            "reasonings, and back to the captions when none is good enough; swires-code: with the "
-            "numbers of its authors' program. All but greedy draw at temperature 0.6 and top-p 0.9 "
-            "unless you say otherwise. [default: greedy]"
+            help="greedy: always take the most likely token. sample: sample one answer. best-of-n: "
+            "keep the answer that the judge scores highest. majority: keep the conclusion that "
+            "most answers reach. sentence-beam, stage-beam: keep the best candidate after each "
+            "sentence or stage. swires: sample several captions and reasonings, and go back to "
+            "the captions when none is good enough. swires-code: swires with the parameters of "
+            "its authors' code. All but greedy sample at temperature 0.6 and top-p 0.9 by default. "
+            "[default: greedy]"
         ),
     ] = None,
     candidates: Annotated[
         int | None,
-        typer.Option(metavar="N", help="How many a search chooses from. [default: 4; beams: 2]"),
+        typer.Option(
+            metavar="N", help="Candidates that a search chooses from. [default: 4; beams: 2]"
+        ),
     ] = None,
     keep: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="How many of them go on to the next stage. [default: 1; swires: half]"
+            metavar="N", help="Candidates kept after each stage. [default: 1; swires: half]"
         ),
     ] = None,
     judge: Annotated[
         str | None,
         typer.Option(
             metavar="NAME|PATH",
-            help="self: the model is asked whether what it wrote is right. pairwise: which of two "
-            "is better. logprob: how likely it found its own words. majority: how many answers "
-            "conclude the same. Or an installed judge, or a model that mlx-vlm opens. "
+            help="self: ask the model whether its text is correct. pairwise: ask it which of two "
+            "is better. logprob: mean log-probability of the text. majority: number of answers "
+            "with the same conclusion. Or an installed judge, or a model that mlx-vlm loads. "
             "[default: self; stage-beam: pairwise]",
         ),
     ] = None,
     max_retraces: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", help="How often swires goes back at most. [default: 3; swires-code: 4]"
-        ),
+        typer.Option(metavar="N", help="Maximum number of retraces. [default: 3; swires-code: 4]"),
     ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
             metavar="SCORE",
-            help="What swires takes for good enough. [default: the judge's calibrated cut-off]",
+            help="Score at which swires accepts a candidate. [default: the judge's calibrated "
+            "threshold]",
         ),
     ] = None,
     plan_file: Annotated[
         Path | None,
         typer.Option(
-            "--plan", metavar="FILE", help="YAML that sets every stage of the search by itself."
+            "--plan", metavar="FILE", help="A YAML file that configures each stage of the search."
         ),
     ] = None,
     temperature: Annotated[
         float | None,
         typer.Option(
-            "--temperature", "--temp", help="More than 0 draws; alone it means --search sample."
+            "--temperature",
+            "--temp",
+            help="Sampling temperature; above 0, it implies --search sample.",
         ),
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option("--top-p", help="Draw from the likeliest tokens only.")
+        float | None,
+        typer.Option("--top-p", help="Sample from the most likely tokens with this total mass."),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.")] = 2048,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same answer.")] = 0,
+    max_tokens: MaxTokensOption = 2048,
+    seed: SeedOption = 0,
     kv_bits: Annotated[
         int | None,
-        typer.Option(
-            metavar="8|4",
-            help="Keep the picture's keys and values, and those of long texts, in so few bits.",
-        ),
+        typer.Option(metavar="8|4", help="Quantize the KV cache to 8 or 4 bits."),
     ] = None,
     kv_budget: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE", help="Stop before keys and values take more memory, such as 2GB."
+            metavar="SIZE", help="Stop before the KV cache exceeds this size, such as 2GB."
         ),
     ] = None,
     trace_file: Annotated[
         Path | None,
-        typer.Option("--trace", metavar="FILE", help="Keep the whole search, for llavacot trace."),
-    ] = None,
-    show: Annotated[
-        Show | None,
         typer.Option(
-            help="all adds a search's candidates and what the answer cost; answer is the "
-            "conclusion. [default: all]"
+            "--trace", metavar="FILE", help="Save the whole search to a file for llavacot trace."
         ),
     ] = None,
+    show: ShowOption = None,
     answer_only: Annotated[
-        bool, typer.Option("--answer-only", help="Print the answer and nothing else.")
+        bool, typer.Option("--answer-only", help="Print the conclusion and nothing else.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object with everything in it.")
-    ] = False,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Plain text, as when the output is not a terminal.")
-    ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback when something goes wrong.")
-    ] = False,
+    as_json: JsonOption = False,
+    plain: PlainOption = False,
+    debug: DebugOption = False,
 ) -> None:
     with ending_well(debug=debug):
         given = Settings(

@@ -19,6 +19,14 @@ from llavacot_mlx.calibration import (
 )
 from llavacot_mlx.cli.exits import ending_well
 from llavacot_mlx.cli.model import Model, adapted_model, fetched
+from llavacot_mlx.cli.options import (
+    AdapterOption,
+    DebugOption,
+    ImagesOption,
+    MaxTokensOption,
+    ModelOption,
+    SeedOption,
+)
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.judges.outside import check_name, is_model
 from llavacot_mlx.plans import MAJORITY, PUBLISHED_DEVIATIONS, SELF, Settings, plan_of
@@ -26,11 +34,12 @@ from llavacot_mlx.question_file import AskedRow, read_questions
 from llavacot_mlx.stages import Stage
 
 HELP = """\
-Measure the mean and the deviation of a judge's scores on questions of your own, and keep them \
-beside the model. --search swires takes its cut-off from them. Use questions that you will not \
-evaluate on.
+Calibrate a judge's threshold for --search swires. It saves the mean and the standard deviation \
+of the judge's scores on your questions in the model's folder, or in the adapter's folder with \
+--adapter-path. Use questions that you will not evaluate on.
 
-FILE is JSONL, a row like {"image": "a.png", "question": "How many?"} or as in LLaVA-CoT-100k.
+FILE is a JSONL file with rows like {"image": "a.png", "question": "How many?"}, or as in \
+LLaVA-CoT-100k.
 
 \b
 Examples:
@@ -39,7 +48,7 @@ Examples:
 """
 
 INTRODUCTION = """\
-llavacot calibrate measures what scores a judge usually gives, for --search swires.
+llavacot calibrate calibrates a judge's threshold for --search swires.
 """
 
 EXAMPLE = """\
@@ -50,39 +59,25 @@ For example:
 
 
 def calibrate(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Questions, a JSON object a line.")],
-    images: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Where the pictures are. [default: beside FILE]"),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH|ID", help="A folder, or an id on the hub. [default: the demo model]"
-        ),
-    ] = None,
-    adapter_path: Annotated[
-        Path | None,
-        typer.Option(
-            "--adapter-path",
-            metavar="DIR",
-            help="An adapter to put on the model; what is measured is kept in its folder. --model "
-            "is then its base by default.",
-        ),
-    ] = None,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A JSONL file with one question per line.")
+    ],
+    images: ImagesOption = None,
+    model: ModelOption = None,
+    adapter_path: AdapterOption = None,
     judge: Annotated[
         str,
         typer.Option(
             metavar="NAME|PATH",
-            help="self, logprob, pairwise, an installed judge, or a model that mlx-vlm opens.",
+            help="self, logprob, pairwise, an installed judge, or a model that mlx-vlm loads.",
         ),
     ] = SELF,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="Ask the first N alone.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Stop an answer after this many tokens.")] = 2048,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same candidates.")] = 0,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback when something goes wrong.")
-    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Use only the first N questions.")
+    ] = None,
+    max_tokens: MaxTokensOption = 2048,
+    seed: SeedOption = 0,
+    debug: DebugOption = False,
 ) -> None:
     with ending_well(debug=debug):
         if judge == MAJORITY:

@@ -12,6 +12,7 @@ import typer
 from llavacot_mlx.cli.exits import ending_well
 from llavacot_mlx.cli.figures import size
 from llavacot_mlx.cli.model import model_named
+from llavacot_mlx.cli.options import DebugOption, DtypeOption, ForceOption
 from llavacot_mlx.cli.printable import printable_line
 from llavacot_mlx.cli.welcome import next_command
 from llavacot_mlx.errors import UserError
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from llavacot_mlx.convert.run import Estimate
 
 HELP = """\
-Turn a Hugging Face checkpoint into a folder for MLX, smaller with -q; or an adapter of PEFT into \
-one for --adapter-path.
+Convert a Hugging Face checkpoint or PEFT adapter to MLX. -q quantizes the checkpoint; a converted \
+adapter goes with --adapter-path.
 
 \b
 Examples:
@@ -34,8 +35,8 @@ Examples:
   llavacot convert ./my-finetune --recipe my.yaml
 
 \b
-A recipe is a name (2bit 3bit 4bit 5bit 6bit 8bit mxfp4 mxfp8 nvfp4 mixed-3-6 mixed-4-6
-mixed-4-8), or a YAML file of patterns, of which the first that matches counts:
+A recipe is a name (2bit 3bit 4bit 5bit 6bit 8bit mxfp4 mxfp8 nvfp4 mixed-3-6
+mixed-4-6 mixed-4-8), or a YAML file of patterns. The first match applies:
   language_model.lm_head: 8bit
   language_model.model.layers.-1.*: {bits: 6, group_size: 32}
   language_model.*: mxfp4
@@ -43,24 +44,18 @@ mixed-4-8), or a YAML file of patterns, of which the first that matches counts:
 """
 
 INTRODUCTION = """\
-llavacot convert turns a Hugging Face checkpoint of a Llama-3.2-Vision model into a folder for MLX.
+llavacot convert converts a Hugging Face checkpoint of a Llama-3.2-Vision model to MLX.
 """
 
 EXAMPLE = """\
-The published LLaVA-CoT in 4 bits; the first time, this downloads 43 GB:
+Convert the published LLaVA-CoT to 4 bits; the first time, this downloads 43 GB:
 
   llavacot convert Xkev/Llama-3.2V-11B-cot -q --dtype bfloat16 --mlx-path llava-cot-4bit
 """
 
 
-class Dtype(enum.StrEnum):
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    BFLOAT16 = "bfloat16"
-
-
 class Mode(enum.StrEnum):
-    """How MLX packs quantised weights."""
+    """MLX's quantization modes."""
 
     AFFINE = "affine"
     MXFP4 = "mxfp4"
@@ -73,7 +68,8 @@ def convert(
         str,
         typer.Argument(
             metavar="SRC",
-            help="A checkpoint's folder or hub id, or a PEFT adapter's folder.",
+            help="A checkpoint (a folder, or an id on the Hugging Face hub) or a PEFT adapter's "
+            "folder.",
         ),
     ],
     mlx_path: Annotated[
@@ -83,45 +79,40 @@ def convert(
         str | None,
         typer.Option(
             metavar="PATH|ID",
-            help="The base of a PEFT adapter. [default: what the adapter says]",
+            help="The base model of a PEFT adapter. [default: the one that the adapter names]",
         ),
     ] = None,
-    dtype: Annotated[
-        Dtype | None,
-        typer.Option(help="Type of the weights that stay unquantised. [default: as they are]"),
-    ] = None,
+    dtype: DtypeOption = None,
     quantize: Annotated[
-        bool, typer.Option("-q", "--quantize", help="Quantise the language model.")
+        bool, typer.Option("-q", "--quantize", help="Quantize the language model.")
     ] = False,
     q_bits: Annotated[
-        int | None, typer.Option("--q-bits", help="Bits a weight. [default: 4]")
+        int | None, typer.Option("--q-bits", help="Bits per weight. [default: 4]")
     ] = None,
     q_group_size: Annotated[
         int | None,
-        typer.Option("--q-group-size", help="Weights that share a scale. [default: 64]"),
+        typer.Option("--q-group-size", help="Weights per quantization group. [default: 64]"),
     ] = None,
     q_mode: Annotated[
-        Mode | None, typer.Option("--q-mode", help="How they are packed. [default: affine]")
+        Mode | None, typer.Option("--q-mode", help="Quantization mode. [default: affine]")
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE", help="Quantise as a recipe says, in place of -q."),
+        typer.Option(metavar="NAME|FILE", help="Quantize by a recipe (instead of -q)."),
     ] = None,
     quantize_vision: Annotated[
         bool,
-        typer.Option("--quantize-vision", help="Quantise the vision tower as well, to 8 bits."),
+        typer.Option("--quantize-vision", help="Quantize the vision tower as well, to 8 bits."),
     ] = False,
     verify: Annotated[
         bool | None,
         typer.Option(
             "--verify/--no-verify",
-            help="Compare what is on the disk with the source. [default: where SRC is a folder]",
+            help="Compare the written weights with SRC. [default: when SRC is a folder]",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace DIR if it exists.")] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback when something goes wrong.")
-    ] = False,
+    force: ForceOption = False,
+    debug: DebugOption = False,
 ) -> None:
     with ending_well(debug=debug):
         flags = _quantization_flags(quantize, q_bits, q_group_size, q_mode)

@@ -15,6 +15,7 @@ from llavacot_mlx.atomic import check_can_write, write_file
 from llavacot_mlx.cli.command import Command
 from llavacot_mlx.cli.exits import PROBLEM, ending_well
 from llavacot_mlx.cli.model import model_named
+from llavacot_mlx.cli.options import DebugOption, ImagesOption, JsonOption, ModelOption
 from llavacot_mlx.cli.printable import printable_line
 from llavacot_mlx.errors import UserError
 
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
     from llavacot_mlx.train.dataset import Dataset
 
 CHECK_HELP = """\
-Find what is wrong with training rows: broken JSON, pictures that are missing or cannot be read, \
-stages that are missing, doubled, empty or out of order, answers that were not rewritten or that \
-speak of the answer they were made from, and rows too long for the model. Exits with 1 when there \
-is anything.
+Find problems in training rows. It reports broken JSON; missing or unreadable images; stages that \
+are missing, repeated, empty or out of order; answers that were not rewritten into stages, or that \
+mention the reference answer; and rows that are too long for the model. The exit code is 1 if \
+there is a problem.
 
-FILE is JSONL, rows as in LLaVA-CoT-100k or in mlx-lm's chat format.
+FILE is a JSONL file of rows as in LLaVA-CoT-100k or in mlx-lm's chat format.
 
 \b
 Examples:
@@ -39,10 +40,10 @@ Examples:
 """
 
 STATS_HELP = """\
-Show how long the stages and the rows are, where the rows come from, and how many tiles their \
-pictures take.
+Show statistics of training rows. They are the lengths of stages and rows, the sources of the \
+rows, and the number of tiles per image.
 
-FILE is JSONL, rows as in LLaVA-CoT-100k or in mlx-lm's chat format.
+FILE is a JSONL file of rows as in LLaVA-CoT-100k or in mlx-lm's chat format.
 
 \b
 Examples:
@@ -53,29 +54,15 @@ Examples:
 _LENGTHS = {"row": "a row", "learned": "learned of it"}
 _LISTED = 5  # problems of a kind that the table names; --json has all
 
-File = Annotated[Path, typer.Argument(metavar="FILE", help="Rows, a JSON object a line.")]
-Images = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Where the pictures are. [default: beside FILE]"),
-]
-ModelName = Annotated[
-    str | None,
-    typer.Option(
-        metavar="PATH|ID",
-        help="Whose tokens and context count: a folder, or an id on the hub. "
-        "[default: the demo model]",
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Debug = Annotated[
-    bool, typer.Option("--debug", help="Show the traceback when something goes wrong.")
+FileArgument = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A JSONL file with one row per line.")
 ]
 
 
 class _Check(Command):
     def introduction(self) -> str:
         return (
-            "llavacot data check finds what is wrong with training rows.\n\nFor example:\n\n"
+            "llavacot data check finds problems in training rows.\n\nFor example:\n\n"
             "  llavacot data check train.jsonl --images images\n"
         )
 
@@ -83,12 +70,12 @@ class _Check(Command):
 class _Stats(Command):
     def introduction(self) -> str:
         return (
-            "llavacot data stats shows the lengths and sources of training rows.\n\n"
+            "llavacot data stats shows statistics of training rows.\n\n"
             "For example:\n\n  llavacot data stats train.jsonl --images images\n"
         )
 
 
-app = typer.Typer(help="Look at training data: what is wrong with it, and what is in it.")
+app = typer.Typer(help="Check training data, and show statistics of it.")
 
 
 @app.callback(invoke_without_command=True)
@@ -99,20 +86,21 @@ def data(context: typer.Context) -> None:
 
 @app.command(cls=_Check, help=CHECK_HELP)
 def check(
-    file: File,
-    images: Images = None,
-    model: ModelName = None,
+    file: FileArgument,
+    images: ImagesOption = None,
+    model: ModelOption = None,
     max_seq_length: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="The most tokens a row may have. [default: the model's context]"
+            metavar="N",
+            help="Maximum length of a row in tokens. [default: the model's context length]",
         ),
     ] = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the JSON report to a file too.")
+        Path | None, typer.Option(metavar="FILE", help="Write the JSON report to a file as well.")
     ] = None,
-    debug: Debug = False,
+    debug: DebugOption = False,
 ) -> None:
     with ending_well(debug=debug):
         from llavacot_mlx.train.check import Checked
@@ -134,14 +122,14 @@ def check(
 
 @app.command(cls=_Stats, help=STATS_HELP)
 def stats(
-    file: File,
-    images: Images = None,
-    model: ModelName = None,
+    file: FileArgument,
+    images: ImagesOption = None,
+    model: ModelOption = None,
     png: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the figures into a file, too.")
+        Path | None, typer.Option(metavar="FILE", help="Draw the statistics as a PNG file.")
     ] = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
 ) -> None:
     with ending_well(debug=debug):
         from llavacot_mlx.train.plots import check_can_draw, draw_stats

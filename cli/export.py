@@ -8,19 +8,19 @@ from typing import Annotated
 
 import typer
 
-from llavacot_mlx.cli.convert import Dtype
 from llavacot_mlx.cli.exits import ending_well
 from llavacot_mlx.cli.figures import size
 from llavacot_mlx.cli.model import adapted_model
+from llavacot_mlx.cli.options import DebugOption, Dtype, DtypeOption, ForceOption
 from llavacot_mlx.cli.printable import printable_line
 from llavacot_mlx.errors import UserError
 
 HELP = """\
-Turn an MLX folder into a Hugging Face checkpoint that transformers loads, or an adapter into one \
-that PEFT loads. llavacot convert is the way back for both.
+Export a model or an adapter to the Hugging Face format. transformers loads the exported model, \
+and PEFT the exported adapter. llavacot convert converts both back.
 
-What is quantised is dequantised, and so the folder is several times as large; with --adapter-path \
-the adapter is merged on the way.
+Quantized weights are dequantized, so the exported folder is several times as large. With \
+--adapter-path, the adapter is merged into the model.
 
 \b
 Examples:
@@ -30,7 +30,7 @@ Examples:
 """
 
 INTRODUCTION = """\
-llavacot export turns an MLX folder into a Hugging Face checkpoint, and an adapter into PEFT's.
+llavacot export exports a model to a Hugging Face checkpoint, and an adapter to PEFT's format.
 """
 
 EXAMPLE = """\
@@ -45,7 +45,8 @@ def export(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SRC", help="A model's folder, its id on the hub, or an adapter's folder."
+            metavar="SRC",
+            help="A model (a folder, or an id on the Hugging Face hub) or an adapter's folder.",
         ),
     ],
     hf_path: Annotated[
@@ -53,15 +54,13 @@ def export(
     ] = Path("hf_model"),
     adapter_path: Annotated[
         Path | None,
-        typer.Option("--adapter-path", metavar="DIR", help="Merge this adapter on the way."),
+        typer.Option(
+            "--adapter-path", metavar="DIR", help="An adapter to merge into the exported model."
+        ),
     ] = None,
-    dtype: Annotated[
-        Dtype | None, typer.Option(help="Type of the weights. [default: as they are]")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace DIR if it exists.")] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback when something goes wrong.")
-    ] = False,
+    dtype: DtypeOption = None,
+    force: ForceOption = False,
+    debug: DebugOption = False,
 ) -> None:
     with ending_well(debug=debug):
         from llavacot_mlx.adapter_config import is_adapter

@@ -11,15 +11,16 @@ import typer
 from llavacot_mlx.cli.exits import ending_well
 from llavacot_mlx.cli.figures import size
 from llavacot_mlx.cli.model import adapted_model
+from llavacot_mlx.cli.options import DebugOption, ForceOption
 from llavacot_mlx.cli.printable import printable_line
 from llavacot_mlx.cli.welcome import next_command
 
 HELP = """\
-Write a model folder with an adapter merged into its weights. It answers like the model with \
---adapter-path, and can be shared without the base.
+Merge an adapter into a model's weights. The fused model answers like the base model with \
+--adapter-path, and can be shared without it.
 
-What was quantised is quantised again as it was, which rounds the adapter's change; with \
---dequantize nothing is, and the folder is several times as large.
+Quantized layers are quantized again in the same way, which rounds the adapter's update. With \
+--dequantize they are written unquantized, and the folder is several times as large.
 
 \b
 Examples:
@@ -28,7 +29,7 @@ Examples:
 """
 
 INTRODUCTION = """\
-llavacot fuse writes a model folder with an adapter merged into its weights.
+llavacot fuse merges an adapter into a model's weights.
 """
 
 EXAMPLE = """\
@@ -46,20 +47,18 @@ def fuse(
         str | None,
         typer.Option(
             metavar="PATH|ID",
-            help="The adapter's base: a folder, or an id on the hub. [default: what it was "
-            "trained on]",
+            help="The base model: a folder, or an id on the Hugging Face hub. [default: the one "
+            "that the adapter was trained on]",
         ),
     ] = None,
     save_path: Annotated[
         Path, typer.Option("--save-path", metavar="DIR", help="The folder to write.")
     ] = Path("fused_model"),
     dequantize: Annotated[
-        bool, typer.Option("--dequantize", help="Write all weights unquantised.")
+        bool, typer.Option("--dequantize", help="Write all weights unquantized.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace DIR if it exists.")] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback when something goes wrong.")
-    ] = False,
+    force: ForceOption = False,
+    debug: DebugOption = False,
 ) -> None:
     with ending_well(debug=debug):
         from llavacot_mlx.convert.target import Target

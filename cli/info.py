@@ -10,6 +10,7 @@ import typer
 
 from llavacot_mlx.cli.exits import ending_well
 from llavacot_mlx.cli.figures import size
+from llavacot_mlx.cli.options import DebugOption, JsonOption, MaxTokensOption
 from llavacot_mlx.cli.printable import printable_line
 from llavacot_mlx.errors import UserError
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from llavacot_mlx.weights import SourceTensor
 
 HELP = """\
-Show what a model weighs, part by part, and what an answer needs, from the heads of its files. Of \
-a model on the hub nothing but these is fetched.
+Show a model's size and the memory that an answer needs. It reads only the headers of the weight \
+files; of a model on the hub, it downloads nothing else.
 
 \b
 Examples:
@@ -31,7 +32,7 @@ Examples:
 """
 
 INTRODUCTION = """\
-llavacot info shows what a model weighs, and whether this machine holds it.
+llavacot info shows a model's size, and whether it fits in this machine's memory.
 """
 
 EXAMPLE = """\
@@ -42,19 +43,23 @@ For example:
 
 
 def info(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, or an id on the hub.")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A folder, or an id on the Hugging Face hub."),
+    ],
     candidates: Annotated[
-        int, typer.Option(metavar="N", help="Answers that are written side by side.")
+        int, typer.Option(metavar="N", help="Number of answers decoded in one batch.")
     ] = 4,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 2048,
+    max_tokens: MaxTokensOption = 2048,
     values: Annotated[
         bool,
-        typer.Option("--values", help="Read all weights, and name those with odd values."),
+        typer.Option(
+            "--values",
+            help="Read all weights, and list tensors with NaN, infinite or only zero values.",
+        ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback when something goes wrong.")
-    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
 ) -> None:
     with ending_well(debug=debug):
         for flag, number in (("--candidates", candidates), ("--max-tokens", max_tokens)):

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llavacot_mlx.cli.byte_count import byte_count
 from llavacot_mlx.cli.exits import INTERRUPTED, ending_well
 from llavacot_mlx.cli.model import model_named
+from llavacot_mlx.cli.options import DebugOption
 from llavacot_mlx.cli.printable import printable_line
+from llavacot_mlx.cli.setting_flags import given_settings, with_setting_flags
 from llavacot_mlx.cli.welcome import next_command, typed
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.train.settings import TrainSettings, read_settings, settings_from
+from llavacot_mlx.train.settings import TrainSettings, settings_from
 
 if TYPE_CHECKING:
     from llavacot_mlx.cli.training_view import TrainingView
@@ -31,11 +32,12 @@ CURVE_NAME = "curve.png"
 _LISTED = 20  # problems of rows that are listed before the training refuses them
 
 HELP = """\
-Fine-tune a model on four-stage answers: LoRA, DoRA, or all weights. A quantised model is trained \
-as QLoRA.
+Fine-tune a model on four-stage answers. It trains LoRA or DoRA adapters, or the full weights; \
+on a quantized model, LoRA is QLoRA.
 
-DATA is a JSONL file as in LLaVA-CoT-100k or in mlx-lm's chat format, or a folder with train.jsonl \
-and, if you like, valid.jsonl and test.jsonl. Options may stand in a YAML file (-c); flags win.
+The data is a JSONL file of rows as in LLaVA-CoT-100k or in mlx-lm's chat format, or a folder with \
+train.jsonl and optionally valid.jsonl and test.jsonl. Settings can also be given in a YAML file \
+(-c); flags override it.
 
 \b
 Examples:
@@ -45,196 +47,50 @@ Examples:
 """
 
 INTRODUCTION = """\
-llavacot lora-train fine-tunes a model on answers in four stages, with LoRA, DoRA or in full.
+llavacot lora-train fine-tunes a model on four-stage answers: LoRA, DoRA or the full weights.
 """
 
 EXAMPLE = """\
-For example, and then ask the model with what it learned:
+Fine-tune a model, then ask it a question with the new adapter:
 
   llavacot lora-train --model ./llava-cot-4bit --data train.jsonl --images pictures
   llavacot ask photo.jpg "What is unusual here?" --model ./llava-cot-4bit --adapter-path adapters
 """
 
 
+@with_setting_flags
 def lora_train(
+    flags: Mapping[str, Any],
     config: Annotated[
-        Path | None, typer.Option("-c", "--config", metavar="FILE", help="A YAML file of options.")
-    ] = None,
-    model: Annotated[
-        str | None,
+        Path | None,
         typer.Option(
-            metavar="PATH|ID", help="A folder, or an id on the hub. [default: the demo model]"
+            "-c", "--config", metavar="FILE", help="A YAML file of settings; flags override it."
         ),
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(metavar="FILE|DIR", help="The rows to learn from.")
-    ] = None,
-    images: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="Where the pictures are. [default: beside the data]"),
-    ] = None,
-    adapter_path: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="The folder to write. [default: adapters]"),
-    ] = None,
-    fine_tune_type: Annotated[
-        str | None, typer.Option(metavar="lora|dora|full", help="What learns. [default: lora]")
-    ] = None,
-    lora_rank: Annotated[int | None, typer.Option(help="Rank of the change. [default: 8]")] = None,
-    lora_scale: Annotated[
-        float | None, typer.Option(help="Its factor, alpha / rank elsewhere. [default: 20]")
-    ] = None,
-    lora_dropout: Annotated[
-        float | None, typer.Option(help="Share of its inputs left out. [default: 0]")
-    ] = None,
-    lora_keys: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SUFFIX,…",
-            help="Linear layers that learn, such as q_proj,v_proj. [default: all of the text]",
-        ),
-    ] = None,
-    num_layers: Annotated[
-        int | None, typer.Option(help="The last N text layers learn. [default: -1, all]")
-    ] = None,
-    train_vision: Annotated[
-        bool | None, typer.Option("--train-vision", help="The vision tower learns as well.")
-    ] = None,
-    iters: Annotated[int | None, typer.Option(help="Steps. [default: 1000]")] = None,
-    epochs: Annotated[
-        float | None, typer.Option(help="Times through the data, instead of --iters.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows at once. [default: 4]")] = None,
-    grad_accumulation_steps: Annotated[
-        int | None, typer.Option(help="Batches a step. [default: 1]")
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="[default: 1e-5]", show_default=False)
-    ] = None,
-    optimizer: Annotated[
-        str | None,
-        typer.Option(metavar="adamw|adam|muon|sgd|adafactor", help="[default: adamw]"),
-    ] = None,
-    max_grad_norm: Annotated[
-        float | None, typer.Option(help="Longer gradients are shortened to it. [default: never]")
-    ] = None,
-    max_seq_length: Annotated[
-        int | None, typer.Option(help="Tokens of the longest row. [default: 2048]")
-    ] = None,
-    grad_checkpoint: Annotated[
-        bool | None,
-        typer.Option("--grad-checkpoint", help="Less memory, and each layer computed twice."),
-    ] = None,
-    cache_features: Annotated[
-        str | None,
-        typer.Option(
-            metavar="BYTES",
-            help="Keep what vision makes of the pictures on disk, such as 20GB. [default: none]",
-        ),
-    ] = None,
-    skip_bad: Annotated[
-        bool | None, typer.Option("--skip-bad", help="Leave rows with problems out.")
-    ] = None,
-    steps_per_report: Annotated[
-        int | None, typer.Option(help="Steps between lines about the loss. [default: 10]")
-    ] = None,
-    steps_per_eval: Annotated[
-        int | None, typer.Option(help="Steps between validations. [default: 200]")
-    ] = None,
-    val_batches: Annotated[
-        int | None, typer.Option(help="Batches a validation, -1 for all. [default: 25]")
-    ] = None,
-    val_answers: Annotated[
-        int | None, typer.Option(help="Questions answered a validation. [default: 4]")
-    ] = None,
-    save_every: Annotated[
-        int | None, typer.Option(help="Steps between checkpoints. [default: 100]")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the checkpoint in --adapter-path.")
+        bool, typer.Option("--resume", help="Resume from the checkpoint in --adapter-path.")
     ] = False,
-    report_to: Annotated[
-        str | None, typer.Option(metavar="wandb|swanlab", help="Report the log there as well.")
-    ] = None,
-    project_name: Annotated[
-        str | None, typer.Option(help="The project's name there.", metavar="NAME")
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            metavar="float32|bfloat16|float16",
-            help="What is computed in. [default: float32 on a CPU, 16 bits on a GPU]",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="The same seed learns the same. [default: 0]")
-    ] = None,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback when something goes wrong.")
-    ] = False,
+    debug: DebugOption = False,
 ) -> None:
     with ending_well(debug=debug):
-        flags: dict[str, Any] = {
-            "model": model,
-            "data": data,
-            "images": images,
-            "adapter_path": adapter_path,
-            "fine_tune_type": fine_tune_type,
-            "num_layers": num_layers,
-            "train_vision": train_vision,
-            "iters": iters,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "grad_accumulation_steps": grad_accumulation_steps,
-            "learning_rate": learning_rate,
-            "optimizer": optimizer,
-            "max_grad_norm": max_grad_norm,
-            "max_seq_length": max_seq_length,
-            "grad_checkpoint": grad_checkpoint,
-            "cache_features": _bytes(cache_features),
-            "skip_bad": skip_bad,
-            "steps_per_report": steps_per_report,
-            "steps_per_eval": steps_per_eval,
-            "val_batches": val_batches,
-            "val_answers": val_answers,
-            "save_every": save_every,
-            "report_to": report_to,
-            "project_name": project_name,
-            "dtype": dtype,
-            "seed": seed,
-        }
-        low_rank: dict[str, Any] = {
-            "rank": lora_rank,
-            "scale": lora_scale,
-            "dropout": lora_dropout,
-            "keys": lora_keys.split(",") if lora_keys is not None else None,
-        }
-        _run(_settings(config, flags, low_rank), resume=resume)
+        _run(_settings(config, given_settings(flags)), resume=resume)
 
 
-def _bytes(text: str | None) -> int | None:
-    try:
-        return None if text is None else byte_count(text)
-    except UserError as problem:
-        raise UserError(f"--cache-features: {problem}") from None
+def _settings(config: Path | None, given: dict[str, Any]) -> TrainSettings:
+    """The file's settings, overridden by the flags that were given."""
+    values: dict[str, Any] = {}
+    if config is not None:
+        from llavacot_mlx.train.settings_yaml import read_settings
 
-
-def _settings(
-    config: Path | None, flags: dict[str, Any], low_rank: dict[str, Any]
-) -> TrainSettings:
-    """The file's settings, with the flags that were given in place of its own."""
-    values = read_settings(config) if config else {}
-    # The file is checked by itself, so that a mistake in it is named as the file's.
-    settings_from(values, str(config))
-    given = {name: value for name, value in flags.items() if value is not None}
+        values = read_settings(config)
+        settings_from(values, str(config))  # so that an error in the file names the file
     if "iters" in given and "epochs" in given:
         raise UserError("--iters and --epochs: give one of them")
     if "iters" in given:
         values.pop("epochs", None)
-    rank = {name: value for name, value in low_rank.items() if value is not None}
-    lora = {**values.get("lora_parameters", {}), **rank}
-    merged = {**values, **given, **({"lora_parameters": lora} if lora else {})}
-    settings = settings_from(merged, "the settings")
+    for name, value in given.items():
+        values[name] = {**values.get(name, {}), **value} if isinstance(value, dict) else value
+    settings = settings_from(values, "the settings")
     if not settings.data:
         raise UserError("--data is missing: a JSONL file, or a folder with train.jsonl")
     return settings

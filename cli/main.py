@@ -91,7 +91,7 @@ def llavacot(
         ),
     ] = False,
 ) -> None:
-    """Ask about a picture and watch the answer come in four stages, on your own machine.
+    """Ask about an image and watch the answer come in four stages, on your own machine.
 
     \b
     llavacot ask photo.jpg "What is unusual here?"

@@ -11,6 +11,7 @@ import typer
 from llavacot_mlx.atomic import check_can_write, write_file
 from llavacot_mlx.cli.exits import ending_well
 from llavacot_mlx.cli.figures import size
+from llavacot_mlx.cli.options import DebugOption, PlainOption, ShowOption
 from llavacot_mlx.cli.printable import printable, printable_line
 from llavacot_mlx.cli.terminal import answer_view
 from llavacot_mlx.cli.view import Show
@@ -20,7 +21,7 @@ from llavacot_mlx.trace import Trace
 from llavacot_mlx.trace_file import StoredTrace, parse_trace, read_trace
 
 HELP = """\
-Show an answer again with the whole search for it, from the file that ask --trace wrote.
+Show a saved answer with the search behind it. llavacot ask --trace writes the file.
 
 \b
 Examples:
@@ -32,8 +33,8 @@ Examples:
 """
 
 INTRODUCTION = """\
-llavacot trace shows an answer again, with every candidate of the search for it:
-in the terminal, or as a page that any browser opens.
+llavacot trace shows a saved answer with every candidate of its search, in the
+terminal or as an HTML page.
 """
 
 
@@ -50,40 +51,31 @@ def trace(
     file: Annotated[
         str,
         typer.Argument(
-            metavar="FILE", help="What ask --trace or --json wrote; - reads it from stdin."
+            metavar="FILE", help="A file from ask --trace or --json; - reads it from stdin."
         ),
     ],
     html: Annotated[
         str | None,
         typer.Option(
-            metavar="OUT",
-            help="Write a page instead, in one file with everything in it; - prints it.",
+            metavar="OUT", help="Write a self-contained HTML page; - writes it to stdout."
         ),
     ] = None,
     replay: Annotated[
         bool,
         typer.Option(
-            "--replay",
-            help="Ask again as it was asked, and say whether the answer is the same.",
+            "--replay", help="Ask the question again, and check that the answer is the same."
         ),
     ] = False,
     model: Annotated[
         str | None,
-        typer.Option(metavar="PATH|ID", help="Replay with this model. [default: the trace's]"),
-    ] = None,
-    show: Annotated[
-        Show | None,
         typer.Option(
-            help="all adds the candidates and what the answer cost; answer is the conclusion. "
-            "[default: all]"
+            metavar="PATH|ID",
+            help="The model to replay with. [default: the one that the trace names]",
         ),
     ] = None,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Plain text, as when the output is not a terminal.")
-    ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback when something goes wrong.")
-    ] = False,
+    show: ShowOption = None,
+    plain: PlainOption = False,
+    debug: DebugOption = False,
 ) -> None:
     with ending_well(debug=debug):
         if html is not None and (show is not None or plain):

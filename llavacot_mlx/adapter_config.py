@@ -53,13 +53,13 @@ class Base:
 
 @dataclass(frozen=True)
 class LoRAParameters:
-    """The low-rank change; the defaults are mlx-lm's."""
+    """The low-rank adapters, by mlx-lm's keys."""
 
-    rank: int = 8
-    scale: float = 20.0
+    rank: int
+    scale: float
     """Multiplied in as it is: PEFT's alpha / rank."""
-    dropout: float = 0.0
-    keys: tuple[str, ...] = ()
+    dropout: float
+    keys: tuple[str, ...]
     """The adapted modules by the ends of their paths, such as `self_attn.q_proj`. For people: which
     modules they are exactly, the names of the tensors say."""
 

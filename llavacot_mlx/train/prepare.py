@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from mlx.utils import tree_flatten
 
-from llavacot_mlx.adapter_config import AdapterConfig, Base, FineTuneType
+from llavacot_mlx.adapter_config import AdapterConfig, Base, FineTuneType, LoRAParameters
 from llavacot_mlx.answering import Loaded
 from llavacot_mlx.atomic import write_file
 from llavacot_mlx.config_json import load_config
@@ -37,6 +36,7 @@ from .problem import Problem
 from .rows import Question, Rows
 from .sample import Sample
 from .settings import FREE_ON_RESUME, TrainSettings, settings_object
+from .settings_yaml import settings_yaml
 from .validation import Validation
 from .workers import Workers
 
@@ -192,9 +192,8 @@ def write_settings(settings: TrainSettings) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise UserError(f"--adapter-path {folder}: {problem.strerror}") from None
-    text = yaml.safe_dump(settings_object(settings), sort_keys=False, allow_unicode=True)
     file = folder / SETTINGS_NAME
-    write_file(file, f"# llavacot lora-train -c {file}\n{text}".encode())
+    write_file(file, f"# llavacot lora-train -c {file}\n{settings_yaml(settings)}".encode())
     return file
 
 
@@ -249,7 +248,7 @@ def _adapter_config(settings: TrainSettings, base: Base) -> AdapterConfig:
     return AdapterConfig(
         FineTuneType(settings.fine_tune_type),
         settings.num_layers,
-        None if full else replace(lora, keys=lora.keys or LINEARS),
+        None if full else LoRAParameters(lora.rank, lora.scale, lora.dropout, lora.keys or LINEARS),
         base,
     )
 

@@ -1,4 +1,8 @@
-"""What a training is told: names and defaults are mlx-lm's where it has the same thing."""
+"""The settings of a training, each one a field: its name, type, default, help and valid range.
+
+The flags of `llavacot lora-train`, the YAML file that it reads and writes, and `docs/lora.yaml` all
+follow from these fields. Names and defaults are mlx-lm's where it has the same setting.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,57 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from llavacot_mlx.adapter_config import FineTuneType, LoRAParameters
+from llavacot_mlx.adapter_config import FineTuneType
 from llavacot_mlx.errors import UserError
+
+
+@dataclass(frozen=True)
+class Check:
+    """A condition on one value, and what to say about a value that fails it."""
+
+    holds: Callable[[Any], bool]
+    requirement: str
+
+
+POSITIVE = Check(lambda value: 0 < value < float("inf"), "must be above 0")
+NOT_NEGATIVE = Check(lambda value: 0 <= value < float("inf"), "must be 0 or more")
+COUNT_OR_ALL = Check(lambda value: value >= 1 or value == -1, "must be 1 or more, or -1 for all")
+RATE = Check(lambda value: 0 <= value < 1, "must be from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class About:
+    """What a setting is besides its name, type and default; it annotates the field's type."""
+
+    help: str
+    """A sentence for `--help` and for the comment in a YAML file."""
+    check: Check | None = None
+    choices: tuple[str, ...] = ()
+    """All values that it may have, where they are few."""
+    default_text: str = ""
+    """What the default amounts to, where the value alone does not say it."""
+    metavar: str | None = None
+    in_bytes: bool = False
+    """The flag takes a size such as 20GB; a YAML file takes a number of bytes."""
+    yaml_only: bool = False
+    """There is no flag for it."""
+    flag_prefix: str = ""
+    """For a group of settings: `lora` makes `--lora-rank` of the group's `rank`."""
+    free_on_resume: bool = False
+    """It may change when a training is resumed, because no step depends on it."""
+    heading: str = ""
+    """Begins a section of the YAML file."""
+
+    def refusal(self, value: Any) -> str:
+        """What is wrong with a value; empty when nothing is."""
+        if self.choices and value not in self.choices:
+            return f"there are {', '.join(self.choices)}"
+        return "" if self.check is None or self.check.holds(value) else self.check.requirement
+
 
 OPTIMIZERS = ("adamw", "adam", "muon", "sgd", "adafactor")
 SCHEDULES = ("cosine_decay", "linear_schedule", "exponential_decay", "step_decay")
@@ -19,103 +68,293 @@ SCHEDULES = ("cosine_decay", "linear_schedule", "exponential_decay", "step_decay
 
 @dataclass(frozen=True)
 class LRSchedule:
-    """A learning rate over steps, one of MLX's, after a linear warm-up."""
+    """A learning rate schedule: one of MLX's, after a linear warm-up."""
 
-    name: str
+    name: Annotated[str, About("The name of MLX's schedule.", choices=SCHEDULES)]
     arguments: tuple[float, ...]
-    """MLX's: the first one is the learning rate that it starts from."""
+    """The arguments of MLX's schedule; the first one is the initial learning rate."""
     warmup: int = 0
-    """Steps."""
+    """Length of the warm-up, in steps."""
     warmup_init: float = 0.0
+    """Learning rate at the first warm-up step."""
+
+
+@dataclass(frozen=True)
+class LoRASettings:
+    """The low-rank adapters."""
+
+    rank: Annotated[int, About("LoRA rank.", check=POSITIVE)] = 8
+    scale: Annotated[float, About("LoRA scale (PEFT's alpha / rank).", check=POSITIVE)] = 20.0
+    dropout: Annotated[float, About("LoRA dropout rate.", check=RATE)] = 0.0
+    keys: Annotated[
+        tuple[str, ...],
+        About(
+            "Linear layers to adapt, by the ends of their names, such as q_proj.",
+            metavar="NAME,...",
+            default_text="all linear layers of the text layers",
+        ),
+    ] = ()
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """All that decides what a training computes, and what it shows on the way.
+    """Everything that decides what a training computes, and how it reports on the way.
 
-    A step is one change of the weights: `grad_accumulation_steps` batches of `batch_size` rows.
+    A step is one update of the weights: `grad_accumulation_steps` batches of `batch_size` rows.
     """
 
-    data: str = ""
-    """A JSONL file, or a folder with train.jsonl and perhaps valid.jsonl and test.jsonl."""
-    images: str | None = None
-    model: str | None = None
-    adapter_path: str = "adapters"
-    fine_tune_type: str = "lora"
-    lora_parameters: LoRAParameters = field(default_factory=LoRAParameters)
-    """Without keys, all linear layers of the text layers get a change."""
-    num_layers: int = -1
-    """Text layers that learn, from the last one; -1 for all."""
-    train_vision: bool = False
-    iters: int = 1000
-    """Steps."""
-    epochs: float | None = None
-    """Instead of `iters`."""
-    batch_size: int = 4
-    grad_accumulation_steps: int = 1
-    optimizer: str = "adamw"
-    optimizer_config: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By optimizer, what MLX's class of it takes: {"adamw": {"weight_decay": 0.01}}."""
-    learning_rate: float = 1e-5
-    lr_schedule: LRSchedule | None = None
-    max_grad_norm: float = 0.0
-    """Gradients longer than it are shortened to it; 0 leaves them."""
-    max_seq_length: int = 2048
-    grad_checkpoint: bool = False
-    cache_features: int = 0
-    """Bytes on disk for what the frozen vision tower makes of the pictures."""
-    skip_bad: bool = False
-    seed: int = 0
-    dtype: str = "auto"
-    steps_per_report: int = 10
-    steps_per_eval: int = 200
-    val_batches: int = 25
-    """Of the validation rows, so many batches are looked at; -1 for all."""
-    val_answers: int = 4
-    """Validation questions that are answered as well."""
-    save_every: int = 100
-    report_to: str | None = None
-    project_name: str | None = None
+    model: Annotated[
+        str | None,
+        About(
+            "The model: a folder, or an id on the Hugging Face hub.",
+            metavar="PATH|ID",
+            default_text="the demo model",
+            free_on_resume=True,  # a resumption compares the weights themselves
+            heading="Model and data",
+        ),
+    ] = None
+    data: Annotated[
+        str,
+        About(
+            "Training data: a JSONL file, or a folder with train.jsonl.",
+            metavar="FILE|DIR",
+            free_on_resume=True,  # a resumption compares the content
+        ),
+    ] = ""
+    images: Annotated[
+        str | None,
+        About(
+            "The folder that image paths are relative to.",
+            metavar="DIR",
+            default_text="the folder of the data",
+            free_on_resume=True,
+        ),
+    ] = None
+    adapter_path: Annotated[
+        str,
+        About(
+            "The folder to write the adapter, checkpoints and log to.",
+            metavar="DIR",
+            free_on_resume=True,
+        ),
+    ] = "adapters"
+    skip_bad: Annotated[bool, About("Skip rows with problems instead of stopping.")] = False
+    max_seq_length: Annotated[
+        int, About("Maximum length of a row in tokens; longer rows are problems.", check=POSITIVE)
+    ] = 2048
+
+    fine_tune_type: Annotated[
+        str,
+        About(
+            "What to train: LoRA adapters, DoRA adapters or the full weights.",
+            choices=tuple(FineTuneType),
+            heading="What is trained",
+        ),
+    ] = "lora"
+    num_layers: Annotated[
+        int,
+        About(
+            "Train the last N text layers; -1 trains all.",
+            check=COUNT_OR_ALL,
+        ),
+    ] = -1
+    lora_parameters: Annotated[
+        LoRASettings, About("The low-rank adapters.", flag_prefix="lora")
+    ] = field(default_factory=LoRASettings)
+    train_vision: Annotated[bool, About("Train the vision tower and the projector as well.")] = (
+        False
+    )
+
+    iters: Annotated[
+        int,
+        About(
+            "Number of training steps.",
+            check=POSITIVE,
+            free_on_resume=True,
+            heading="Optimization",
+        ),
+    ] = 1000
+    epochs: Annotated[
+        float | None,
+        About("Number of epochs (instead of --iters).", check=POSITIVE, free_on_resume=True),
+    ] = None
+    batch_size: Annotated[int, About("Rows per batch.", check=POSITIVE)] = 4
+    grad_accumulation_steps: Annotated[int, About("Batches per training step.", check=POSITIVE)] = 1
+    optimizer: Annotated[str, About("The optimizer.", choices=OPTIMIZERS)] = "adamw"
+    optimizer_config: Annotated[
+        dict[str, dict[str, Any]],
+        About(
+            "Options of MLX's optimizers, such as {adamw: {weight_decay: 0.01}}.",
+            yaml_only=True,
+        ),
+    ] = field(default_factory=dict)
+    learning_rate: Annotated[float, About("Learning rate.", check=POSITIVE)] = 1e-5
+    lr_schedule: Annotated[
+        LRSchedule | None,
+        About(
+            "Learning rate schedule of MLX, such as "
+            "{name: cosine_decay, arguments: [1e-5, 1000], warmup: 100}.",
+            default_text="a constant learning rate",
+            yaml_only=True,
+        ),
+    ] = None
+    max_grad_norm: Annotated[
+        float,
+        About("Clip the gradient norm to this value; 0 turns clipping off.", check=NOT_NEGATIVE),
+    ] = 0.0
+    seed: Annotated[int, About("Random seed; the same seed gives the same result.")] = 0
+
+    dtype: Annotated[
+        str,
+        About(
+            "Floating-point type of the weights and activations.",
+            choices=("auto", "float32", "float16", "bfloat16"),
+            default_text="float32 on a CPU, 16 bits on a GPU",
+            heading="Memory and speed",
+        ),
+    ] = "auto"
+    grad_checkpoint: Annotated[
+        bool,
+        About(
+            "Recompute layers in the backward pass, which saves memory.",
+            free_on_resume=True,
+        ),
+    ] = False
+    cache_features: Annotated[
+        int,
+        About(
+            "Cache image features on disk, up to this size.",
+            check=NOT_NEGATIVE,
+            metavar="BYTES",
+            in_bytes=True,
+            default_text="no cache",
+            free_on_resume=True,
+        ),
+    ] = 0
+
+    steps_per_report: Annotated[
+        int,
+        About(
+            "Steps between reports of the loss.",
+            check=POSITIVE,
+            free_on_resume=True,
+            heading="Reports and checkpoints",
+        ),
+    ] = 10
+    steps_per_eval: Annotated[
+        int, About("Steps between validations.", check=POSITIVE, free_on_resume=True)
+    ] = 200
+    val_batches: Annotated[
+        int, About("Batches per validation; -1 uses all.", check=COUNT_OR_ALL, free_on_resume=True)
+    ] = 25
+    val_answers: Annotated[
+        int,
+        About(
+            "Validation questions to answer at each validation.",
+            check=NOT_NEGATIVE,
+            free_on_resume=True,
+        ),
+    ] = 4
+    save_every: Annotated[
+        int, About("Steps between checkpoints.", check=POSITIVE, free_on_resume=True)
+    ] = 100
+    report_to: Annotated[
+        str | None,
+        About(
+            "Also report the log to this service, wandb or swanlab.",
+            metavar="SERVICE",
+            free_on_resume=True,
+        ),
+    ] = None
+    project_name: Annotated[
+        str | None, About("Project name at that service.", metavar="NAME", free_on_resume=True)
+    ] = None
 
 
-# What may differ between a training and its resumption: it changes no step that is computed.
+@dataclass(frozen=True)
+class Setting:
+    """One setting, as a flag or a line of YAML needs it."""
+
+    path: tuple[str, ...]
+    """Its name, after the name of the group that it is in: ("lora_parameters", "rank")."""
+    kind: Any
+    """The type of its value; None is allowed besides where the default is None."""
+    default: Any
+    about: About
+    flag: str
+    """Such as `--lora-rank`; empty where there is none."""
+
+    @property
+    def default_text(self) -> str:
+        """The default as a person reads it; empty where there is none to tell."""
+        explained = self.about.default_text
+        if self.default in (None, "", (), {}) or self.kind is bool:
+            return explained
+        value = str(self.default)
+        if isinstance(self.default, float):
+            value = f"{self.default:g}".replace("e-0", "e-")
+        return f"{value} ({explained})" if explained else value
+
+
+def settings_of(group: type = TrainSettings) -> Iterator[Setting]:
+    """All settings in order; those of a group follow in the group's place."""
+    for entry, hint, about in _fields(group):
+        assert about is not None
+        kind = _without_none(hint)
+        if about.flag_prefix:
+            for inner in settings_of(kind):
+                flag = flag_name(f"{about.flag_prefix}_{inner.path[0]}")
+                yield dataclasses.replace(inner, path=(entry.name, *inner.path), flag=flag)
+            continue
+        made = entry.default_factory is not dataclasses.MISSING
+        default = entry.default_factory() if made else entry.default  # type: ignore[misc]
+        flag = "" if about.yaml_only else flag_name(entry.name)
+        yield Setting((entry.name,), kind, default, about, flag)
+
+
+def _fields(group: type) -> Iterator[tuple[dataclasses.Field[Any], Any, About | None]]:
+    """The fields of a dataclass, each with its type and, where it has any, its annotation."""
+    hints = typing.get_type_hints(group, include_extras=True)
+    for entry in dataclasses.fields(group):
+        hint = hints[entry.name]
+        if typing.get_origin(hint) is Annotated:
+            yield entry, hint.__origin__, hint.__metadata__[0]
+        else:
+            yield entry, hint, None
+
+
+def _without_none(hint: Any) -> Any:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return next(option for option in options if option is not type(None))
+
+
+def flag_name(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 FREE_ON_RESUME = frozenset(
-    {
-        "adapter_path", "iters", "epochs", "grad_checkpoint", "cache_features", "steps_per_report",
-        "steps_per_eval", "val_batches", "val_answers", "save_every", "report_to", "project_name",
-        "data", "images", "model",  # compared by content
-    }
-)  # fmt: skip
-
-
-def read_settings(file: Path) -> dict[str, Any]:
-    """What a YAML file of settings gives, by the names of TrainSettings.
-
-    Raises UserError that names the file and the key for any mistake.
-    """
-    import yaml
-
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise UserError(f"{file}: {problem.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as problem:
-        said = " ".join(str(problem).split())
-        raise UserError(f"{file}: not a YAML file: {said}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: expected a line like `learning_rate: 1e-5` for each setting")
-    return {str(key): value for key, value in values.items()}
+    setting.path[0] for setting in settings_of() if setting.about.free_on_resume
+)
+"""The settings that may differ between a training and its resumption."""
 
 
 def settings_from(values: dict[str, Any], where: str) -> TrainSettings:
-    """Settings of parsed values, checked. `where` begins the error that names a wrong key."""
-    settings = _built(TrainSettings, values, where)
+    """Builds settings from parsed YAML values or flags, by the names of TrainSettings.
+
+    `where` begins the error that names a wrong key. Raises UserError for an unknown setting, a
+    value of the wrong type, and a value out of range.
+    """
+    settings = _build(TrainSettings, values, where)
     _check(settings)
+    if settings.cache_features and settings.train_vision:
+        raise UserError(
+            "--cache-features keeps what a frozen vision tower makes; --train-vision changes it"
+        )
     return settings
 
 
 def settings_object(settings: TrainSettings) -> dict[str, Any]:
-    """The settings as `settings_from` takes them, fit for YAML or JSON."""
+    """The settings as plain values for YAML or JSON; `settings_from` takes them back."""
     return _plain(dataclasses.asdict(settings))
 
 
@@ -125,7 +364,7 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def _built(kind: type, values: Any, where: str) -> Any:
+def _build(kind: type, values: Any, where: str) -> Any:
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected keys with values, not {values!r}")
     hints = typing.get_type_hints(kind)
@@ -134,7 +373,7 @@ def _built(kind: type, values: Any, where: str) -> Any:
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in known:
-            raise UserError(f"{where}: {key} is no setting{_meant(name, known)}")
+            raise UserError(f"{where}: {key} is no setting{_suggestion(name, known)}")
         given[name] = _converted(hints[name], value, f"{where}: {key}")
     try:
         return kind(**given)
@@ -142,18 +381,17 @@ def _built(kind: type, values: Any, where: str) -> Any:
         raise UserError(f"{where}: {problem}") from None
 
 
-def _meant(name: str, known: list[str]) -> str:
+def _suggestion(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
 
 
 def _converted(hint: Any, value: Any, where: str) -> Any:
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in options:
+    kind = _without_none(hint)
+    if value is None and kind is not hint:
         return None
-    kind = next(option for option in options if option is not type(None))
     if dataclasses.is_dataclass(kind):
-        return _built(typing.cast(type, kind), value, where)
+        return _build(typing.cast(type, kind), value, where)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_converted(arguments[0], inner, where) for inner in value)
@@ -164,7 +402,7 @@ def _converted(hint: Any, value: Any, where: str) -> Any:
         }
     if kind is Any:
         return value
-    # YAML reads 1e-5 as a text, and 1 as a whole number where a fraction may stand.
+    # YAML reads 1e-5 as a string, and 1 as an integer where a float is meant.
     if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)
@@ -180,55 +418,12 @@ _KINDS = {
 }  # fmt: skip
 
 
-def _check(settings: TrainSettings) -> None:
-    lora = settings.lora_parameters
-    positive = {
-        "iters": settings.iters,
-        "batch_size": settings.batch_size,
-        "grad_accumulation_steps": settings.grad_accumulation_steps,
-        "max_seq_length": settings.max_seq_length,
-        "steps_per_report": settings.steps_per_report,
-        "steps_per_eval": settings.steps_per_eval,
-        "save_every": settings.save_every,
-        "lora_parameters.rank": lora.rank,
-        "learning_rate": settings.learning_rate,
-        "lora_parameters.scale": lora.scale,
-    }
-    if settings.epochs is not None:
-        positive["epochs"] = settings.epochs
-    for name, value in positive.items():
-        if not 0 < value < float("inf"):
-            raise UserError(f"{_flag(name)} {value}: must be above 0")
-    not_negative = {
-        "max_grad_norm": settings.max_grad_norm,
-        "cache_features": settings.cache_features,
-        "val_answers": settings.val_answers,
-    }
-    for name, value in not_negative.items():
-        if not 0 <= value < float("inf"):
-            raise UserError(f"{_flag(name)} {value}: must be 0 or more")
-    for name, value in {
-        "num_layers": settings.num_layers,
-        "val_batches": settings.val_batches,
-    }.items():
-        if value < 1 and value != -1:
-            raise UserError(f"{_flag(name)} {value}: must be 1 or more, or -1 for all")
-    if not 0 <= lora.dropout < 1:
-        raise UserError(f"lora_parameters.dropout {lora.dropout}: must be from 0 to below 1")
-    _one_of("fine_tune_type", settings.fine_tune_type, tuple(FineTuneType))
-    _one_of("optimizer", settings.optimizer, OPTIMIZERS)
-    if settings.lr_schedule:
-        _one_of("lr_schedule.name", settings.lr_schedule.name, SCHEDULES)
-    if settings.cache_features and settings.train_vision:
-        raise UserError(
-            "--cache-features keeps what a frozen vision tower makes; --train-vision changes it"
-        )
-
-
-def _one_of(name: str, value: str, options: tuple[str, ...]) -> None:
-    if value not in options:
-        raise UserError(f"{_flag(name)} {value}: there are {', '.join(options)}")
-
-
-def _flag(name: str) -> str:
-    return name if "." in name else "--" + name.replace("_", "-")
+def _check(group: Any, prefix: str = "") -> None:
+    """Raises UserError for the first value that its field's check refuses."""
+    for entry, _, about in _fields(type(group)):
+        value = getattr(group, entry.name)
+        if dataclasses.is_dataclass(value):
+            _check(value, f"{entry.name}.")
+        elif about and value is not None and (refusal := about.refusal(value)):
+            name = f"{prefix}{entry.name}" if prefix else flag_name(entry.name)
+            raise UserError(f"{name} {value}: {refusal}")

@@ -1,0 +1,69 @@
+"""The options that several commands share, each declared once: name, type and help."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llavacot_mlx.cli.view import Show
+
+
+class Dtype(enum.StrEnum):
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="PATH|ID",
+        help="The model: a folder, or an id on the Hugging Face hub. [default: the demo model]",
+    ),
+]
+AdapterOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--adapter-path",
+        metavar="DIR",
+        help="An adapter to apply to the model. --model then defaults to the adapter's base.",
+    ),
+]
+ImagesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--images",
+        metavar="DIR",
+        help="The folder that image paths are relative to. [default: the folder of the data]",
+    ),
+]
+MaxTokensOption = Annotated[
+    int, typer.Option("--max-tokens", metavar="N", help="Maximum number of tokens per answer.")
+]
+SeedOption = Annotated[
+    int, typer.Option("--seed", help="Random seed; the same seed gives the same result.")
+]
+DtypeOption = Annotated[
+    Dtype | None,
+    typer.Option(
+        "--dtype", help="Floating-point type of the unquantized weights. [default: as stored]"
+    ),
+]
+ShowOption = Annotated[
+    Show | None,
+    typer.Option(
+        "--show",
+        help="all: the stages, a search's candidates and what the answer cost. stages: the four "
+        "stages. answer: the conclusion only. [default: all]",
+    ),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace DIR if it exists.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+PlainOption = Annotated[
+    bool, typer.Option("--plain", help="Print plain text, as when output is not a terminal.")
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
