@@ -102,7 +102,7 @@ def _run(settings: TrainSettings, *, resume: bool) -> None:
     load_fast_blas()  # before the first of the following imports MLX
 
     from llavacot_mlx.cli.training_view import TrainingView
-    from llavacot_mlx.train.prepare import BadRowsError, Source, prepare, write_settings
+    from llavacot_mlx.train.prepare import BadRowsError, TrainingBase, prepare, write_settings
     from llavacot_mlx.train.workers import Workers
 
     workers = Workers.all()
@@ -113,10 +113,10 @@ def _run(settings: TrainSettings, *, resume: bool) -> None:
     try:
         prepared = prepare(
             settings,
-            Source.of(model.name, model.folder),
+            TrainingBase.of(model.name, model.folder),
             workers,
             resume=resume,
-            watched=_watched if workers.leads else _unwatched,
+            progress=_with_bar if workers.leads else _without_bar,
         )
     except BadRowsError as bad:
         if workers.leads:
@@ -129,8 +129,8 @@ def _run(settings: TrainSettings, *, resume: bool) -> None:
     _train(prepared, view, reporter)
 
 
-def _watched(doing: str, dataset: Dataset, rows: Iterator[CheckedRow]) -> Iterator[CheckedRow]:
-    """The rows as they come, with a bar on a terminal."""
+def _with_bar(doing: str, dataset: Dataset, rows: Iterator[CheckedRow]) -> Iterator[CheckedRow]:
+    """Passes on the rows, with a progress bar on a terminal."""
     from llavacot_mlx.cli.render import CountBar
 
     with CountBar(doing, len(dataset)) as bar:
@@ -139,7 +139,7 @@ def _watched(doing: str, dataset: Dataset, rows: Iterator[CheckedRow]) -> Iterat
             yield row
 
 
-def _unwatched(doing: str, dataset: Dataset, rows: Iterator[CheckedRow]) -> Iterator[CheckedRow]:
+def _without_bar(doing: str, dataset: Dataset, rows: Iterator[CheckedRow]) -> Iterator[CheckedRow]:
     return rows
 
 

@@ -8,6 +8,7 @@ import pytest
 from conftest import CONFIG
 from mlx.utils import tree_flatten
 
+from llavacot_mlx.adapter_config import FineTuneType
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.lora import DoRALinear, LoRALinear
 from llavacot_mlx.model.mllama import Mllama
@@ -70,7 +71,7 @@ def test_keys_are_ends_of_paths(fresh: Mllama, keys: tuple[str, ...], names: set
 
 
 def test_dora_trains_lengths_too(fresh: Mllama) -> None:
-    adapt(fresh, AdapterSettings("dora", rank=3, num_layers=1))
+    adapt(fresh, AdapterSettings(FineTuneType.DORA, rank=3, num_layers=1))
     assert all(isinstance(layer, DoRALinear) for layer in adapted(fresh).values())
     assert {name.rpartition(".")[2] for name in trained(fresh)} == {"lora_a", "lora_b", "m"}
     layer = adapted(fresh)["language_model.model.layers.3.mlp.up_proj"]
@@ -88,20 +89,20 @@ def test_vision_adds_the_tower_and_the_projector(fresh: Mllama) -> None:
 
 @pytest.mark.parametrize("num_layers", [-1, 4])
 def test_full_trains_all_of_the_language_model(fresh: Mllama, num_layers: int) -> None:
-    adapt(fresh, AdapterSettings("full", num_layers=num_layers))
+    adapt(fresh, AdapterSettings(FineTuneType.FULL, num_layers=num_layers))
     assert trained(fresh) == {
         name for name, _ in tree_flatten(fresh.parameters()) if name.startswith("language_model.")
     }
 
 
 def test_full_of_some_layers_leaves_the_rest(fresh: Mllama) -> None:
-    adapt(fresh, AdapterSettings("full", num_layers=2))
+    adapt(fresh, AdapterSettings(FineTuneType.FULL, num_layers=2))
     assert {name.split(".")[3] for name in trained(fresh)} == {"2", "3"}
     assert "language_model.model.layers.2.cross_attn_mlp_gate" in trained(fresh)
 
 
 def test_full_with_vision_trains_everything(fresh: Mllama) -> None:
-    adapt(fresh, AdapterSettings("full", train_vision=True))
+    adapt(fresh, AdapterSettings(FineTuneType.FULL, train_vision=True))
     assert trained(fresh) == {name for name, _ in tree_flatten(fresh.parameters())}
 
 
@@ -165,7 +166,7 @@ def quantised(model: Mllama) -> Mllama:
         (AdapterSettings(num_layers=0), "num_layers 0"),
         (AdapterSettings(num_layers=-2), "num_layers -2"),
         (AdapterSettings(dropout=1.0), "dropout 1"),
-        (AdapterSettings("full", keys=("q_proj",)), "keys choose what LoRA adapts"),
+        (AdapterSettings(FineTuneType.FULL, keys=("q_proj",)), "keys choose what LoRA adapts"),
     ],
 )
 def test_what_cannot_be_trained_is_named(
@@ -180,4 +181,4 @@ def test_what_cannot_be_trained_is_named(
 
 def test_full_of_quantised_weights_is_an_error(fresh: Mllama) -> None:
     with pytest.raises(UserError, match="full fine-tuning needs weights that are not quantised"):
-        adapt(quantised(fresh), AdapterSettings("full"))
+        adapt(quantised(fresh), AdapterSettings(FineTuneType.FULL))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llavacot_mlx.train.batches import batch_order, pad_batch
+from llavacot_mlx.train.batches import batch_order, batches_from, pad_batch, steps_of
 from llavacot_mlx.train.sample import Sample, Target
+from llavacot_mlx.train.settings import TrainSettings
 
 LENGTHS = np.random.default_rng(0).integers(10, 900, 200).tolist()
+UNEVEN = [10 + 37 * number % 300 for number in range(23)]
 
 
 @given(
@@ -68,3 +73,30 @@ def test_padding_is_on_the_right_and_masked(longest: int, padded: int) -> None:
 
 def test_another_multiple() -> None:
     assert pad_batch((0,), [sample(5)], [None], multiple=8).ids.shape == (1, 8)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_resumption_goes_on_with_the_rows_that_would_have_come(accumulation: int) -> None:
+    settings = TrainSettings(batch_size=4, grad_accumulation_steps=accumulation, seed=7)
+    whole = list(itertools.islice(batches_from(UNEVEN, settings, 0), 60))
+    for done in range(60 // accumulation):
+        start = done * accumulation
+        rest = itertools.islice(batches_from(UNEVEN, settings, done), 60 - start)
+        assert list(rest) == whole[start:]
+
+
+def test_every_row_comes_once_an_epoch_and_every_epoch_is_another_one() -> None:
+    settings = TrainSettings(batch_size=4)
+    batches = list(itertools.islice(batches_from(UNEVEN, settings, 0), 12))
+    first, second = batches[:6], batches[6:]
+    for epoch in (first, second):
+        assert Counter(row for batch in epoch for row in batch) == Counter(range(23))
+    assert first != second
+
+
+def test_epochs_count_steps() -> None:
+    assert steps_of(UNEVEN, TrainSettings(iters=9)) == 9
+    assert steps_of(UNEVEN, TrainSettings(batch_size=4, epochs=2)) == 12
+    accumulated = TrainSettings(batch_size=4, epochs=1, grad_accumulation_steps=4)
+    assert steps_of(UNEVEN, accumulated) == 2
+    assert steps_of(UNEVEN, TrainSettings(batch_size=4, epochs=0.01)) == 1

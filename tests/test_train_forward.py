@@ -12,6 +12,7 @@ import pytest
 from conftest import CONFIG, IMAGE_TOKEN_ID
 from mlx.utils import tree_flatten, tree_map
 
+from llavacot_mlx.adapter_config import FineTuneType
 from llavacot_mlx.decode import _Images
 from llavacot_mlx.model.linear import plain_weight
 from llavacot_mlx.model.lora import LoRALinear
@@ -19,7 +20,7 @@ from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.pictures import Tiles
 from llavacot_mlx.prompt import open_images
 from llavacot_mlx.train import attention, forward
-from llavacot_mlx.train.adapt import AdapterSettings, FineTuneType, adapt
+from llavacot_mlx.train.adapt import AdapterSettings, adapt
 from llavacot_mlx.train.features import compute_features
 from llavacot_mlx.train.forward import Gradients, loss_and_gradients, sums
 from llavacot_mlx.train.inputs import Inputs
@@ -67,7 +68,7 @@ def fresh(model: Mllama) -> Mllama:
     return made
 
 
-def changed(model: Mllama, kind: FineTuneType = "lora", dropout: float = 0.0) -> Mllama:
+def changed(model: Mllama, kind: FineTuneType = FineTuneType.LORA, dropout: float = 0.0) -> Mllama:
     """With LoRA layers whose changes are not zero."""
     adapt(model, AdapterSettings(kind, rank=3, scale=2.0, dropout=dropout))
     for path, layer in model.named_modules():
@@ -177,7 +178,7 @@ def test_the_reports_are_of_the_learned_tokens(model: Mllama) -> None:
     assert got.learned.item() == count.sum()
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora", "full"])
+@pytest.mark.parametrize("kind", list(FineTuneType))
 def test_checkpointing_changes_no_gradient(fresh: Mllama, kind: FineTuneType) -> None:
     """Nor does dropout then differ between the two forward passes."""
     model = changed(fresh, kind, dropout=0.2 if kind != "full" else 0.0)
@@ -217,7 +218,7 @@ def test_dropout_follows_from_the_key(fresh: Mllama) -> None:
     assert loss(None) == pytest.approx(sums(model, read).loss.item(), rel=1e-6) != loss(1)
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("kind", [FineTuneType.LORA, FineTuneType.FULL])
 def test_blocks_of_learned_tokens_are_the_whole(
     fresh: Mllama, kind: FineTuneType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

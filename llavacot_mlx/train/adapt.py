@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from llavacot_mlx.adapter_config import FineTuneType
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.linear import dims_of
 from llavacot_mlx.model.lora import DoRALinear, LoRALinear
 from llavacot_mlx.model.mllama import Mllama
 
-FineTuneType = Literal["lora", "dora", "full"]
+from .settings import LoRASettings, TrainSettings
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """All linear layers of the text layers, by suffix."""
@@ -28,12 +28,12 @@ _LINEAR = (nn.Linear, nn.QuantizedLinear)
 class AdapterSettings:
     """What to train."""
 
-    fine_tune_type: FineTuneType = "lora"
-    rank: int = 8
-    scale: float = 20.0
+    fine_tune_type: FineTuneType = FineTuneType.LORA
+    rank: int = LoRASettings.rank
+    scale: float = LoRASettings.scale
     """By which a low-rank change is multiplied: alpha / rank, where there is talk of alpha."""
-    dropout: float = 0.0
-    num_layers: int = -1
+    dropout: float = LoRASettings.dropout
+    num_layers: int = TrainSettings.num_layers
     """Text layers, counted from the last; -1 for all of them."""
     keys: tuple[str, ...] = LINEARS
     """Ends of the paths of the linear layers that are adapted, such as `self_attn.q_proj`. Full
@@ -54,7 +54,7 @@ def adapt(model: Mllama, settings: AdapterSettings, seed: int = 0) -> None:
     if not 0 <= settings.dropout < 1:
         raise UserError(f"dropout {settings.dropout:g}: it must be 0 or more, and below 1")
     chosen = _chosen_layers(model, settings.num_layers)
-    if settings.fine_tune_type == "full":
+    if settings.fine_tune_type == FineTuneType.FULL:
         _unfreeze(model, chosen, settings)
         return
     paths = _chosen_linears(model, chosen, settings)
@@ -64,7 +64,7 @@ def adapt(model: Mllama, settings: AdapterSettings, seed: int = 0) -> None:
         if settings.rank > most:
             raise UserError(f"rank {settings.rank} is more than {path} has: at most {most}")
     model.freeze()
-    kind = DoRALinear if settings.fine_tune_type == "dora" else LoRALinear
+    kind = DoRALinear if settings.fine_tune_type == FineTuneType.DORA else LoRALinear
     for path, key in zip(paths, mx.random.split(mx.random.key(seed), len(paths)), strict=True):
         layer = kind(modules[path], settings.rank, settings.scale, settings.dropout, key)
         model.update_modules(tree_unflatten([(path, layer)]))

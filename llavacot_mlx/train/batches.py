@@ -1,8 +1,10 @@
-"""Rows of similar length as one batch."""
+"""Batches: which rows each one takes, in which order they come, and how rows are padded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +12,7 @@ import numpy as np
 from llavacot_mlx.pictures import Tiles
 
 from .sample import Sample, Target
+from .settings import TrainSettings
 
 PADDED_TO = 64
 """Batches are as long as a multiple of this many tokens: fewer shapes, and little padding."""
@@ -47,6 +50,31 @@ def batch_order(
         for start in range(0, len(rows), batch_size)
     ]
     return [batches[place] for place in generator.permutation(len(batches))]
+
+
+def steps_of(lengths: Sequence[int], settings: TrainSettings) -> int:
+    """Number of steps of a training. The last step of `epochs` may run into the next epoch."""
+    if settings.epochs is None:
+        return settings.iters
+    batches = len(batch_order(lengths, settings.batch_size, settings.seed, 0))
+    return max(1, math.ceil(settings.epochs * batches / settings.grad_accumulation_steps))
+
+
+def batches_from(
+    lengths: Sequence[int], settings: TrainSettings, done: int
+) -> Iterator[tuple[int, ...]]:
+    """Yields the batches after the first `done` steps, epoch after epoch, without end.
+
+    A step may take its batches from two epochs.
+    """
+    skipped = done * settings.grad_accumulation_steps
+    for epoch in itertools.count():
+        order = batch_order(lengths, settings.batch_size, settings.seed, epoch)
+        if skipped >= len(order):
+            skipped -= len(order)
+            continue
+        yield from order[skipped:]
+        skipped = 0
 
 
 def pad_batch(

@@ -1,4 +1,4 @@
-"""From settings to a training that is ready for its next step."""
+"""Sets up a training: checks its inputs, loads the model, and assembles the trainer."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from llavacot_mlx.tokenizer import Tokenizer
 from llavacot_mlx.weights import load_model
 
 from .adapt import LINEARS, AdapterSettings, adapt, trainable_count
+from .batches import steps_of
 from .check import Checked, CheckedRow, check_rows
-from .checkpoint import FILE_NAME, differences, load_checkpoint
-from .course import steps_of
+from .checkpoint import FILE_NAME, Checkpoint, differences, load_checkpoint
 from .dataset import Dataset, open_splits
 from .encoding import encode
 from .example import Example, example_of
@@ -46,7 +46,7 @@ _ANSWER_TOKENS = 1024  # of an answer in a validation
 
 @dataclass(frozen=True)
 class Prepared:
-    """A training, and what a person wants to know before its first step."""
+    """A training that is ready for its next step, and what to show before that step."""
 
     training: Training
     settings: TrainSettings
@@ -61,7 +61,7 @@ class Prepared:
 
 
 class BadRowsError(UserError):
-    """Rows that cannot be learned from."""
+    """Rows that cannot be trained on."""
 
     def __init__(self, file: Path, problems: list[Problem], rows: int) -> None:
         bad = len({problem.row for problem in problems})
@@ -73,52 +73,105 @@ class BadRowsError(UserError):
 
 
 @dataclass(frozen=True)
-class _Part:
-    """The rows of a file that can be learned from."""
+class TrainingBase:
+    """The model folder that a training starts from, and what its rows are read with."""
+
+    name: str
+    """The model's name as the person gave it."""
+    folder: Path
+    tokenizer: Tokenizer
+    cutter: TileCutter
+
+    @classmethod
+    def of(cls, name: str, folder: Path) -> TrainingBase:
+        config = load_config(folder)
+        return cls(
+            name, folder, Tokenizer.load(folder, config), TileCutter.load(folder, config.vision)
+        )
+
+    def sample(self, dataset: Dataset, row: int) -> Sample:
+        return encode(dataset.conversation(row), self.tokenizer, dataset.images)
+
+
+Progress = Callable[[str, Dataset, Iterator[CheckedRow]], Iterable[CheckedRow]]
+"""Passes on the rows of a dataset, and shows how many of them have been checked."""
+
+
+@dataclass(frozen=True)
+class _Split:
+    """The rows of a file that can be trained on."""
 
     dataset: Dataset
     rows: Sequence[int]
     lengths: Sequence[int]
     notes: tuple[str, ...]
 
-    def rows_for(self, source: Source, features: FeatureCache | None) -> Rows:
-        loader = Loader(self.dataset, source.tokenizer, source.cutter)
+    def rows_for(self, base: TrainingBase, features: FeatureCache | None) -> Rows:
+        loader = Loader(self.dataset, base.tokenizer, base.cutter)
         return Rows(loader, self.rows, self.lengths, features)
 
 
 @dataclass(frozen=True)
-class Source:
-    """A model folder with what its rows are read by."""
+class _CheckedInputs:
+    """What a training needs besides the model, all of it checked."""
 
-    name: str
-    """What the person called it."""
-    folder: Path
-    tokenizer: Tokenizer
-    cutter: TileCutter
+    checkpoint: Checkpoint | None
+    """Where to resume from."""
+    optimizer: Any
+    adapter_base: Base
+    origin: dict[str, Any]
+    train: _Split
+    valid: _Split | None
 
-    @classmethod
-    def of(cls, name: str, folder: Path) -> Source:
-        config = load_config(folder)
-        return cls(
-            name, folder, Tokenizer.load(folder, config), TileCutter.load(folder, config.vision)
-        )
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.train.notes + (self.valid.notes if self.valid else ())
 
 
 def prepare(
     settings: TrainSettings,
-    source: Source,
+    base: TrainingBase,
     workers: Workers,
     *,
     resume: bool,
-    watched: Callable[[str, Dataset, Iterator[CheckedRow]], Iterable[CheckedRow]],
+    progress: Progress,
 ) -> Prepared:
-    """Checks everything that can be wrong, and loads the model.
+    """Checks everything that can be wrong, loads the model and assembles the training.
 
-    `watched` is given the rows of each file while they are looked at, to show how far that is.
-
-    Raises UserError for whatever is wrong with the settings, the data, the model or the folder to
-    write to, BadRowsError for rows that cannot be learned from, before anything is written.
+    Nothing is written. Raises UserError for whatever is wrong with the settings, the data, the
+    model or the folder to write to, and BadRowsError for rows that cannot be trained on.
     """
+    inputs = _check_inputs(settings, base, workers, resume=resume, progress=progress)
+    model = _load_model(settings, base)
+    training = _assemble(settings, base, workers, inputs, model)
+    memory = estimate(model, settings, max(inputs.train.lengths))
+    notes = inputs.notes
+    if memory.total > memory_of_this_machine()[0]:
+        notes += (f"this may not fit this machine's memory; try {advice(settings)}",)
+    first = base.sample(inputs.train.dataset, inputs.train.rows[0])
+    return Prepared(
+        training=training,
+        settings=settings,
+        model_name=base.name,
+        rows=len(inputs.train.rows),
+        validation_rows=len(inputs.valid.rows) if inputs.valid else 0,
+        trainable=trainable_count(model),
+        parameters=_count(model.parameters()),
+        memory=memory,
+        example=example_of(first, base.tokenizer),
+        notes=notes,
+    )
+
+
+def _check_inputs(
+    settings: TrainSettings,
+    base: TrainingBase,
+    workers: Workers,
+    *,
+    resume: bool,
+    progress: Progress,
+) -> _CheckedInputs:
+    """Checks the folder to write to, the settings and every row, before the model is loaded."""
     folder = Path(settings.adapter_path)
     checkpoint = load_checkpoint(folder) if resume else None
     if checkpoint is None and (folder / FILE_NAME).exists():
@@ -129,64 +182,64 @@ def prepare(
     images = None if settings.images is None else Path(settings.images)
     splits = open_splits(Path(settings.data), images)
     optimizer = optimizer_of(settings)
-    base = Base.of(source.name, source.folder)
-    origin = _origin(settings, base, splits.train)
+    adapter_base = Base.of(base.name, base.folder)
+    origin = _origin(settings, adapter_base, splits.train)
     if checkpoint is not None and (changed := differences(checkpoint.origin, origin)):
         raise UserError(
             f"--resume: {folder} was begun otherwise: {'; '.join(changed)}. Undo that, or start "
             "in another --adapter-path"
         )
-
-    train = _part(splits.train, source, settings, watched)
-    valid = _part(splits.valid, source, settings, watched) if splits.valid else None
+    train = _check_split(splits.train, base, settings, progress)
+    valid = _check_split(splits.valid, base, settings, progress) if splits.valid else None
     if len(train.rows) < workers.size:
         raise UserError(
             f"{splits.train.file}: {len(train.rows)} rows are too few for {workers.size} processes"
         )
+    return _CheckedInputs(checkpoint, optimizer, adapter_base, origin, train, valid)
 
-    model = load_model(source.folder, settings.dtype)
+
+def _load_model(settings: TrainSettings, base: TrainingBase) -> Mllama:
+    """Loads the model and selects what is trained of it."""
+    model = load_model(base.folder, settings.dtype)
     adapt(model, _adapter_settings(settings), settings.seed)
     model.train()
-    features = _features(settings, base, folder, model)
+    return model
+
+
+def _assemble(
+    settings: TrainSettings,
+    base: TrainingBase,
+    workers: Workers,
+    inputs: _CheckedInputs,
+    model: Mllama,
+) -> Training:
+    """Puts the training together, and restores the checkpoint that it resumes from."""
+    train, optimizer = inputs.train, inputs.optimizer
+    features = _features(settings, inputs.adapter_base, model)
     training = Training(
         model=model,
         optimizer=optimizer,
         settings=settings,
         steps=steps_of(train.lengths, settings),
-        rows=train.rows_for(source, features),
-        validation=_validation(valid, source, settings, features, model) if valid else None,
-        adapter=_adapter_config(settings, base),
-        origin=origin,
+        rows=train.rows_for(base, features),
+        validation=_validation(inputs.valid, base, settings, features, model),
+        adapter=_adapter_config(settings, inputs.adapter_base),
+        origin=inputs.origin,
         workers=workers,
     )
     optimizer.init(model.trainable_parameters())
-    if checkpoint is not None:
-        training.resume(checkpoint)
+    if inputs.checkpoint is not None:
+        training.resume(inputs.checkpoint)
     if training.done >= training.steps:
         raise UserError(
-            f"{folder} is at step {training.done} of {training.steps} already: raise --iters or "
-            "--epochs to go on"
+            f"{settings.adapter_path} is at step {training.done} of {training.steps} already: "
+            "raise --iters or --epochs to go on"
         )
-    memory = estimate(model, settings, max(train.lengths))
-    notes = [*train.notes, *(valid.notes if valid else ())]
-    if memory.total > memory_of_this_machine()[0]:
-        notes.append(f"this may not fit this machine's memory; try {advice(settings)}")
-    return Prepared(
-        training=training,
-        settings=settings,
-        model_name=source.name,
-        rows=len(train.rows),
-        validation_rows=len(valid.rows) if valid else 0,
-        trainable=trainable_count(model),
-        parameters=_count(model.parameters()),
-        memory=memory,
-        example=example_of(_sample(train.dataset, train.rows[0], source), source.tokenizer),
-        notes=tuple(notes),
-    )
+    return training
 
 
 def write_settings(settings: TrainSettings) -> Path:
-    """Writes the YAML file that repeats a training into its folder, and returns its place."""
+    """Writes the YAML file that repeats a training into its folder, and returns its path."""
     folder = Path(settings.adapter_path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -198,32 +251,29 @@ def write_settings(settings: TrainSettings) -> Path:
 
 
 def _origin(settings: TrainSettings, base: Base, train: Dataset) -> dict[str, Any]:
-    """What a step depends on: the rows, the model and the settings, for a resumption to compare."""
+    """What a step depends on: the rows, the model and the settings. A resumption compares it."""
     decisive = {k: v for k, v in settings_object(settings).items() if k not in FREE_ON_RESUME}
     return {"data": train.digest, "model": base.hash, **decisive}
 
 
-def _part(
-    dataset: Dataset,
-    source: Source,
-    settings: TrainSettings,
-    watched: Callable[[str, Dataset, Iterator[CheckedRow]], Iterable[CheckedRow]],
-) -> _Part:
-    rows = check_rows(dataset, source.tokenizer, source.cutter, settings.max_seq_length)
-    checked = Checked.of(watched(f"checking {dataset.file.name}", dataset, rows))
+def _check_split(
+    dataset: Dataset, base: TrainingBase, settings: TrainSettings, progress: Progress
+) -> _Split:
+    rows = check_rows(dataset, base.tokenizer, base.cutter, settings.max_seq_length)
+    checked = Checked.of(progress(f"checking {dataset.file.name}", dataset, rows))
     bad = len(dataset) - len(checked.rows)
     if bad and not settings.skip_bad:
         raise BadRowsError(dataset.file, list(checked.problems), len(dataset))
     if not checked.rows:
         raise UserError(f"{dataset.file}: no row of {len(dataset)} is without problems")
     notes = (f"{dataset.file}: {bad} of {len(dataset)} rows left out",) if bad else ()
-    return _Part(dataset, checked.rows, checked.lengths, notes)
+    return _Split(dataset, checked.rows, checked.lengths, notes)
 
 
 def _adapter_settings(settings: TrainSettings) -> AdapterSettings:
     lora = settings.lora_parameters
     return AdapterSettings(
-        fine_tune_type=settings.fine_tune_type,  # type: ignore[arg-type] # was checked
+        fine_tune_type=FineTuneType(settings.fine_tune_type),
         rank=lora.rank,
         scale=lora.scale,
         dropout=lora.dropout,
@@ -233,13 +283,12 @@ def _adapter_settings(settings: TrainSettings) -> AdapterSettings:
     )
 
 
-def _features(
-    settings: TrainSettings, base: Base, folder: Path, model: Mllama
-) -> FeatureCache | None:
+def _features(settings: TrainSettings, base: Base, model: Mllama) -> FeatureCache | None:
     if not settings.cache_features:
         return None
+    folder = Path(settings.adapter_path) / "features"
     dtype = model.multi_modal_projector.weight.dtype
-    return FeatureCache(folder / "features", settings.cache_features, f"{base.hash} {dtype}")
+    return FeatureCache(folder, settings.cache_features, f"{base.hash} {dtype}")
 
 
 def _adapter_config(settings: TrainSettings, base: Base) -> AdapterConfig:
@@ -254,19 +303,21 @@ def _adapter_config(settings: TrainSettings, base: Base) -> AdapterConfig:
 
 
 def _validation(
-    part: _Part,
-    source: Source,
+    split: _Split | None,
+    base: TrainingBase,
     settings: TrainSettings,
     features: FeatureCache | None,
     model: Mllama,
-) -> Validation:
-    rows = part.rows_for(source, features)
+) -> Validation | None:
+    if split is None:
+        return None
+    rows = split.rows_for(base, features)
     count = rows.batches_an_epoch(settings)
     return Validation(
         rows=rows,
         batches=count if settings.val_batches == -1 else min(count, settings.val_batches),
-        questions=[_question(part.dataset, row) for row in part.rows[: settings.val_answers]],
-        loaded=Loaded(model, source.tokenizer, source.cutter, {}, source.name, None, 0.0),
+        questions=[_question(split.dataset, row) for row in split.rows[: settings.val_answers]],
+        loaded=Loaded(model, base.tokenizer, base.cutter, {}, base.name, None, 0.0),
         max_tokens=_ANSWER_TOKENS,
     )
 
@@ -276,10 +327,6 @@ def _question(dataset: Dataset, row: int) -> Question:
     asked = next(turn.text for turn in conversation.turns if turn.role == "user")
     image = None if conversation.image is None else dataset.images / conversation.image
     return Question(conversation.where, image, asked, conversation.answers[0])
-
-
-def _sample(dataset: Dataset, row: int, source: Source) -> Sample:
-    return encode(dataset.conversation(row), source.tokenizer, dataset.images)
 
 
 def _count(tree: Any) -> int:

@@ -11,8 +11,7 @@ from pathlib import Path
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.pictures import Tiles
 
-from .batches import Batch, batch_order
-from .course import batches_from
+from .batches import Batch, batch_order, batches_from
 from .features import FeatureCache, Features, compute_features
 from .inputs import Inputs
 from .loader import Loader

@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 
+from llavacot_mlx.adapter_config import FineTuneType
 from llavacot_mlx.model.lora import LoRALinear
 from llavacot_mlx.train.adapt import AdapterSettings, adapt
 from llavacot_mlx.train.features import compute_features
@@ -169,7 +170,7 @@ def check_low_rank(
     ours, oracle = sides
     adapt(
         ours.model,
-        AdapterSettings(kind, RANK, SCALE, train_vision=train_vision),  # type: ignore[arg-type]
+        AdapterSettings(FineTuneType(kind), RANK, SCALE, train_vision=train_vision),
     )
     layers = low_rank_layers(ours.model)
     encoded = Encoded.of(rows, oracle)
@@ -230,7 +231,7 @@ def test_lora_of_the_vision_tower_too(sides: tuple[Ours, Oracle]) -> None:
 def test_full(sides: tuple[Ours, Oracle]) -> None:
     """Every weight of the language model: embedding, norms, gates and output head as well."""
     ours, oracle = sides
-    adapt(ours.model, AdapterSettings("full"))
+    adapt(ours.model, AdapterSettings(FineTuneType.FULL))
     encoded = Encoded.of(BATCHES["five rows"], oracle)
     sums, gradients = loss_and_gradients(ours.model, encoded.inputs(ours, train_vision=False))
     loss = encoded.loss(oracle, oracle.model)
