@@ -23,11 +23,13 @@ from benchmarks.machine import machine
 from llavacot_mlx.branches import BranchBatch
 from llavacot_mlx.cache import sight_of_all
 from llavacot_mlx.config_json import load_config
-from llavacot_mlx.decode import decode, prefill
+from llavacot_mlx.decode import decode
 from llavacot_mlx.demo import model_path
 from llavacot_mlx.demo.world import VALIDATION, draw, questions, scene
+from llavacot_mlx.kv_meter import KVLimits, KVMeter
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.pictures import TileCutter, Tiles
+from llavacot_mlx.prefill import prefill
 from llavacot_mlx.prompt import Prompt
 from llavacot_mlx.sampling_params import Sampling
 from llavacot_mlx.tokenizer import Tokenizer, Turn
@@ -84,7 +86,7 @@ def _report(
         tiles = cutter.cut(picture)
         context = prefill(model, Prompt(prompt, (tiles,)), Usage(), Timings())
         stops = tokenizer.stop_ids
-        answer = list(decode(model, context, Sampling(), 0, stops, max_tokens, Usage()))
+        answer = list(decode(context, Sampling(), 0, stops, max_tokens))
         exact, whole, step = _read(model, prompt, tiles, answer, None)
         scale = np.abs(exact).max(axis=-1)
         for bits in BITS:
@@ -118,18 +120,20 @@ def _read(
 
     Read token by token, as it was decoded.
     """
-    context = prefill(model, Prompt(prompt, (tiles,)), Usage(), Timings(), bits)
-    assert context.memory is not None
-    batch = BranchBatch([context.ready().branch])
+    usage = Usage()
+    kv_meter = KVMeter(usage, KVLimits(bits))
+    context = prefill(model, Prompt(prompt, (tiles,)), usage, Timings(), kv_meter)
+    assert context.image_kv is not None
+    batch = BranchBatch([context.state().branch])
     rows = [context.logits]
     started = time.perf_counter()
     for token_id in answer[:-1]:
-        sights = sight_of_all(context.memory, 1)
+        sights = sight_of_all(context.image_kv, 1)
         hidden = model.hidden(mx.array([[token_id]]), batch, sights)
         rows.append(model.logits(hidden[:, -1]))
         mx.eval(rows[-1])
     seconds = (time.perf_counter() - started) / max(1, len(answer) - 1)
-    kept = sum(array.nbytes for array in context.memory.arrays)
+    kept = sum(array.nbytes for array in context.image_kv.arrays)
     return np.array(mx.concatenate(rows)), kept, seconds
 
 

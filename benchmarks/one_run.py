@@ -41,8 +41,9 @@ def main() -> None:
 def _ours(model: Path, picture: Path, max_tokens: int) -> list[float]:
     """The time of the question, then of each token."""
     from llavacot_mlx.config_json import load_config
-    from llavacot_mlx.decode import decode, prefill
+    from llavacot_mlx.decode import decode
     from llavacot_mlx.pictures import TileCutter, open_picture
+    from llavacot_mlx.prefill import prefill
     from llavacot_mlx.prompt import Prompt
     from llavacot_mlx.sampling_params import Sampling
     from llavacot_mlx.tokenizer import Tokenizer, Turn
@@ -59,7 +60,7 @@ def _ours(model: Path, picture: Path, max_tokens: int) -> list[float]:
         (cutter.cut(open_picture(picture)),),
     )
     context = prefill(backbone, prompt, usage, Timings())
-    for _ in decode(backbone, context, Sampling(), 0, tokenizer.stop_ids, max_tokens, usage):
+    for _ in decode(context, Sampling(), 0, tokenizer.stop_ids, max_tokens):
         times.append(time.perf_counter())
     return times
 

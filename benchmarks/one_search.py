@@ -22,10 +22,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.search_tree import Planned, swires_rounds
-from llavacot_mlx.candidates import Ended, Ready, Start, extend
+from llavacot_mlx.candidates import CandidateStart, DecodeState, Ended, decode_batch
 from llavacot_mlx.config_json import load_config
-from llavacot_mlx.decode import decode, prefill
+from llavacot_mlx.decode import decode
 from llavacot_mlx.pictures import TileCutter, open_picture
+from llavacot_mlx.prefill import prefill
 from llavacot_mlx.prompt import Prompt
 from llavacot_mlx.sampling_params import Sampling
 from llavacot_mlx.tokenizer import Tokenizer, Turn
@@ -76,13 +77,13 @@ def _shared(folder: Path, picture: Path, batches: list[list[Planned]]) -> Measur
     started = time.perf_counter()
     context = prefill(loaded.model, loaded.prompt(picture, 0), usage, Timings())
     prepared = time.perf_counter() - started
-    ready: dict[str | None, Ready] = {None: context.ready()}
+    state: dict[str | None, DecodeState] = {None: context.state()}
     for batch in batches:
-        starts = [Start(ready[one.parent], one.key, one.tokens) for one in batch]
-        events = extend(loaded.model, context.memory, starts, Sampling(), 0, lambda _: False, usage)
+        starts = [CandidateStart(state[one.parent], one.key, one.tokens) for one in batch]
+        events = decode_batch(context, starts, Sampling(), 0, lambda _: False)
         for event in events:
             if isinstance(event, Ended):
-                ready[batch[event.candidate].key] = event.ready
+                state[batch[event.candidate].key] = event.state
     total = time.perf_counter() - started
     return Measured(
         total, prepared, usage.decoded_tokens, usage.prefilled_tokens, usage.images_encoded
@@ -99,7 +100,7 @@ def _cold(folder: Path, picture: Path, rounds: list[list[Planned]]) -> Measured:
         prompt = loaded.prompt(picture, one.prefix_tokens)
         context = prefill(loaded.model, prompt, usage, Timings())
         prepared += time.perf_counter() - begun
-        for _ in decode(loaded.model, context, Sampling(), 0, frozenset(), one.tokens, usage):
+        for _ in decode(context, Sampling(), 0, frozenset(), one.tokens):
             pass
     total = time.perf_counter() - started
     return Measured(

@@ -30,11 +30,12 @@ from llavacot_mlx.cache import sight_of_all
 from llavacot_mlx.config_json import load_config
 from llavacot_mlx.convert.recipes import RECIPES, Recipe, with_vision
 from llavacot_mlx.convert.run import Estimate, convert
-from llavacot_mlx.decode import decode, prefill
+from llavacot_mlx.decode import decode
 from llavacot_mlx.demo import model_path
 from llavacot_mlx.demo.world import TEST, draw, questions, scene
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.pictures import TileCutter, Tiles
+from llavacot_mlx.prefill import prefill
 from llavacot_mlx.prompt import Prompt
 from llavacot_mlx.sampling_params import Sampling
 from llavacot_mlx.tokenizer import Tokenizer, Turn
@@ -202,7 +203,7 @@ def _written(folder: Path, asked: Sequence[Asked], max_tokens: int) -> list[Read
         prompt = tuple(tokenizer.prompt([Turn("user", one.question, images=1)]))
         tiles = cutter.cut(one.picture)
         context = prefill(model, Prompt(prompt, (tiles,)), Usage(), Timings())
-        answer = decode(model, context, Sampling(), 0, tokenizer.stop_ids, max_tokens, Usage())
+        answer = decode(context, Sampling(), 0, tokenizer.stop_ids, max_tokens)
         written = list(answer)
         readings.append(Reading(prompt, tiles, written, _read(model, prompt, tiles, written)))
     return readings
@@ -228,8 +229,8 @@ def _read(
     first, rest = context.logits, list(written[:-1])
     if not rest:
         return np.array(first)
-    sights = sight_of_all(context.memory, len(rest))
-    hidden = model.hidden(mx.array([rest]), context.growing(), sights)
+    sights = sight_of_all(context.image_kv, len(rest))
+    hidden = model.hidden(mx.array([rest]), context.single_path_cache(), sights)
     return np.array(mx.concatenate([first, model.logits(hidden[0])]))
 
 

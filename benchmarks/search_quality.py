@@ -28,7 +28,6 @@ from benchmarks.machine import machine
 from benchmarks.paired import Difference, difference, wilson
 from llavacot_mlx.calibration import Calibration, load_calibration
 from llavacot_mlx.config_json import load_config
-from llavacot_mlx.decode import Context, prefill
 from llavacot_mlx.demo import model_path
 from llavacot_mlx.demo.world import SPLITS, Question, Split, draw, questions, scene
 from llavacot_mlx.judges import Judge
@@ -39,9 +38,11 @@ from llavacot_mlx.kv_meter import KVMeter
 from llavacot_mlx.node import Node
 from llavacot_mlx.pictures import TileCutter
 from llavacot_mlx.plans import LOGPROB, SELF, Method, Plan, Settings, plan_of
+from llavacot_mlx.prefill import PrefilledPrompt, prefill
 from llavacot_mlx.prompt import Prompt
 from llavacot_mlx.sampling_params import PUBLISHED_SAMPLING
-from llavacot_mlx.search import Engine, Search, best
+from llavacot_mlx.search import Search, best
+from llavacot_mlx.search_context import SearchContext
 from llavacot_mlx.stages import Stage
 from llavacot_mlx.tokenizer import Tokenizer, Turn
 from llavacot_mlx.usage import Timings, Usage
@@ -119,7 +120,7 @@ class _Asked:
 
     index: int
     question: Question
-    context: Context
+    context: PrefilledPrompt
     seconds: float
     """That the reading took, the picture included."""
 
@@ -161,7 +162,7 @@ class Examiner:
         everyone = Everyone({name: self._judge(name, asked, usage) for name in judges})
         plan = plan_of(Settings(Method.BEST_OF_N, answers, judge=_EVERYONE))
         search = self._search(asked, plan, everyone, usage)
-        for _ in search.run(asked.context.ready()):
+        for _ in search.run(asked.context.state()):
             pass
         nodes = search.nodes
         # The engine judges twins once.
@@ -183,7 +184,7 @@ class Examiner:
         began = time.perf_counter()
         plan = self._plan(contender)
         search = self._search(asked, plan, self._judge(contender.judge, asked, usage), usage)
-        for _ in search.run(asked.context.ready()):
+        for _ in search.run(asked.context.state()):
             pass
         answer = _answer(search.nodes, search.best_ids)
         return Outcome(
@@ -210,16 +211,26 @@ class Examiner:
         return replace(plan, retrace=replace(plan.retrace, threshold=threshold))
 
     def _search(self, asked: _Asked, plan: Plan, judge: Judge, usage: Usage) -> Search:
-        meter = KVMeter(usage)
-        memory = asked.context.memory
-        engine = Engine(self._model, self._tokenizer, memory, usage, Timings(), meter)
-        return Search(engine, plan, {plan.judge: judge}, SEED, MOST_TOKENS)
+        context = self._context(asked, usage)
+        return Search(context, plan, {plan.judge: judge}, SEED, MOST_TOKENS)
+
+    def _context(self, asked: _Asked, usage: Usage) -> SearchContext:
+        return SearchContext(
+            model=self._model,
+            image_kv=asked.context.image_kv,
+            usage=usage,
+            kv_meter=KVMeter(usage),
+            tokenizer=self._tokenizer,
+            timings=Timings(),
+            image=None,  # no judge here looks at it
+            question=asked.question.text,
+        )
 
     def _judge(self, name: str, asked: _Asked, usage: Usage) -> Judge:
         if name == ORACLE:
             return Oracle(asked.question)
         if name == SELF:
-            return SelfJudge(self._model, self._tokenizer, asked.context.memory, usage)
+            return SelfJudge(self._context(asked, usage))
         return LogprobJudge()
 
 

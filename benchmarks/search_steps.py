@@ -18,7 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,13 +28,13 @@ from benchmarks.checkpoint import TILES, write_checkpoint, write_picture
 from benchmarks.machine import machine
 from benchmarks.sizes import CANDIDATES
 from llavacot_mlx.branches import BranchBatch
-from llavacot_mlx.cache import VisionMemory, sight_of_all
-from llavacot_mlx.candidates import Ready, Start, Token, extend
+from llavacot_mlx.cache import sight_of_all
+from llavacot_mlx.candidates import CandidateStart, DecodeState, Token, decode_batch
 from llavacot_mlx.config_json import load_config
-from llavacot_mlx.decode import Context, decode, prefill
-from llavacot_mlx.model.mllama import Mllama
+from llavacot_mlx.decode import decode
 from llavacot_mlx.model.quantized_kv import unpacked
 from llavacot_mlx.pictures import TileCutter, open_picture
+from llavacot_mlx.prefill import PrefilledPrompt, prefill
 from llavacot_mlx.prompt import Prompt
 from llavacot_mlx.sampling_params import PUBLISHED_SAMPLING
 from llavacot_mlx.tokenizer import Tokenizer, Turn
@@ -63,7 +63,7 @@ def main() -> None:
         for vocabulary in arguments.vocabularies:
             folder = Path(scratch) / f"vocabulary-{vocabulary}"
             write_checkpoint(folder, vocabulary)
-            asked = Asked.read(folder, picture)
+            asked = Asked.of(folder, picture)
             result[f"seconds of a step, vocabulary {vocabulary}"] = _steps(
                 asked, vocabulary, arguments.rounds, arguments.steps
             )
@@ -79,39 +79,34 @@ def main() -> None:
 class Asked:
     """A model that has read a picture and a question."""
 
-    model: Mllama
     prompt: Prompt
-    memory: VisionMemory
-    ready: Ready
+    read: PrefilledPrompt
+    state: DecodeState
 
     @classmethod
-    def read(cls, folder: Path, picture: Path) -> Asked:
+    def of(cls, folder: Path, picture: Path) -> Asked:
         config = load_config(folder)
         tokenizer, cutter = Tokenizer.load(folder, config), TileCutter.load(folder, config.vision)
         ids = tokenizer.prompt([Turn("user", QUESTION, images=1)])
         prompt = Prompt(tuple(ids), (cutter.cut(open_picture(picture)),))
         model = load_model(folder)
-        context = prefill(model, prompt, Usage(), Timings())
-        assert context.memory is not None
-        return cls(model, prompt, context.memory, context.ready())
+        read = prefill(model, prompt, Usage(), Timings())
+        return cls(prompt, read, read.state())
 
     def together(self, candidates: int, steps: int) -> Iterable[object]:
         """A token of the first candidate for each step of all."""
-        starts = [Start(self.ready, str(number), steps) for number in range(candidates)]
-        events = extend(
-            self.model, self.memory, starts, PUBLISHED_SAMPLING, 0, lambda _: False, Usage()
-        )
+        starts = [CandidateStart(self.state, str(number), steps) for number in range(candidates)]
+        events = decode_batch(self.read, starts, PUBLISHED_SAMPLING, 0, lambda _: False)
         return (event for event in events if isinstance(event, Token) and event.candidate == 0)
 
     def alone(self, steps: int) -> Iterable[object]:
         """The tokens of a single path, decoded without any of what a search needs."""
-        cache = self.model.language_model.new_cache()
-        (prefix,) = self.ready.branch.segments
+        cache = self.read.model.language_model.new_cache()
+        (prefix,) = self.state.branch.segments
         for layer, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
             cache.extend(layer, unpacked(keys), unpacked(values))
         cache.advance(prefix.length)
-        context = Context(cache, self.memory, self.ready.logits)
-        return decode(self.model, context, PUBLISHED_SAMPLING, 0, frozenset(), steps, Usage())
+        return decode(replace(self.read, cache=cache), PUBLISHED_SAMPLING, 0, frozenset(), steps)
 
 
 def _steps(asked: Asked, vocabulary: int, rounds: int, steps: int) -> dict[str, object]:
@@ -139,8 +134,10 @@ def _steps(asked: Asked, vocabulary: int, rounds: int, steps: int) -> dict[str, 
 def _bytes(asked: Asked, tokens: int) -> dict[str, object]:
     print(f"\nK/V of a picture, a prompt and candidates of {tokens} tokens each")
     print(f"{'candidates':14}{'MB':>10}{'ratio to one':>14}")
-    shared = sum(kv.nbytes for kv in (*asked.memory.keys, *asked.memory.values))
-    shared += sum(segment.nbytes for segment in asked.ready.branch.segments)
+    image_kv = asked.read.image_kv
+    assert image_kv is not None
+    shared = sum(kv.nbytes for kv in (*image_kv.keys, *image_kv.values))
+    shared += sum(segment.nbytes for segment in asked.state.branch.segments)
     sizes = [shared + _own_bytes(asked, count, tokens) for count in CANDIDATES]
     summary: dict[str, object] = {}
     for count, size in zip(CANDIDATES, sizes, strict=True):
@@ -152,10 +149,10 @@ def _bytes(asked: Asked, tokens: int) -> dict[str, object]:
 def _own_bytes(asked: Asked, candidates: int, tokens: int) -> int:
     """What MLX holds more, once so many candidates have decoded so many tokens together."""
     before = mx.get_active_memory()
-    batch = BranchBatch([asked.ready.branch] * candidates)
-    sights = sight_of_all(asked.memory, 1)
+    batch = BranchBatch([asked.state.branch] * candidates)
+    sights = sight_of_all(asked.read.image_kv, 1)
     for _ in range(tokens):
-        mx.eval(asked.model.hidden(mx.zeros((candidates, 1), mx.int32), batch, sights))
+        mx.eval(asked.read.model.hidden(mx.zeros((candidates, 1), mx.int32), batch, sights))
     return mx.get_active_memory() - before
 
 

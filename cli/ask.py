@@ -6,7 +6,6 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,6 +34,7 @@ from llavacot_mlx.judges.outside import check_name, is_model
 from llavacot_mlx.kv_meter import BITS, KVLimits
 from llavacot_mlx.plan_file import read_plan
 from llavacot_mlx.plans import Method, Plan, Settings, plan_of
+from llavacot_mlx.request import Request
 from llavacot_mlx.trace import Trace
 from llavacot_mlx.trace_file import write_trace
 
@@ -176,16 +176,9 @@ def ask(
             check_can_write(trace_file)
         if image == question == "-":
             raise UserError("IMAGE and QUESTION are both -; stdin can only be one of them")
-        asked_question = _question(question)
+        question = _question(question)
         picture, data = _picture(image)
-        asked = _Asked(
-            question=asked_question,
-            image=picture,
-            plan=plan,
-            max_tokens=max_tokens,
-            seed=seed,
-            limits=limits,
-        )
+        request = Request(picture, question, plan, max_tokens, seed, limits)
         chosen = adapted_model(model, adapter_path)
         for name in filter(is_model, plan.judges):
             fetched(name)
@@ -202,7 +195,7 @@ def ask(
                 write_trace(trace_file, trace, data)
             return trace
 
-        trace = _answer(asked, chosen, view, kept)
+        trace = _answer(request, chosen, view, kept)
         if as_json:
             _print_json(trace)
         elif answer_only:
@@ -211,19 +204,7 @@ def ask(
             _conclusion(trace)
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """Everything that the command line says about the answer it wants."""
-
-    question: str
-    image: Image.Image
-    plan: Plan
-    max_tokens: int
-    seed: int
-    limits: KVLimits
-
-
-def _answer(asked: _Asked, model: Model, view: View, kept: Callable[[Trace], Trace]) -> Trace:
+def _answer(request: Request, model: Model, view: View, kept: Callable[[Trace], Trace]) -> Trace:
     """Shows the answer and keeps its trace; of one that is stopped, what there is."""
     with view:
         view.waiting(f"loading {model.short_name}")
@@ -232,19 +213,12 @@ def _answer(asked: _Asked, model: Model, view: View, kept: Callable[[Trace], Tra
 
         assistant = Assistant.load(model.folder, adapter=model.adapter)
         view.waiting("looking at the picture")
-        answering = assistant.stream(
-            asked.image,
-            asked.question,
-            search=asked.plan,
-            max_tokens=asked.max_tokens,
-            seed=asked.seed,
-            limits=asked.limits,
-        )
+        answer = assistant.stream(request)
         try:
-            for event in answering:
+            for event in answer:
                 view.show(event)
         except (KeyboardInterrupt, UserError):
-            trace = answering.so_far()
+            trace = answer.so_far()
             if trace.token_ids:
                 view.show(Interrupted(trace))
                 kept(trace)

@@ -11,7 +11,7 @@ import mlx.core as mx
 from PIL import Image
 
 from .calibration import Calibration
-from .decode import Context, decode, prefill
+from .decode import decode
 from .device import on_generation_stream, wired_memory
 from .errors import UserError
 from .events import (
@@ -25,16 +25,19 @@ from .events import (
     StageStarted,
     StageText,
 )
-from .judges.chosen import Case, judge_named
-from .judges.outside import OutsideJudges
-from .kv_meter import KVLimits, KVMeter
+from .judges.outside import ExternalJudges
+from .judges.registry import judge_named
+from .kv_meter import KVMeter
 from .model.mllama import Mllama
 from .pictures import ImageSource, TileCutter, open_picture
 from .plan_file import plan_object
 from .plans import SELF, Plan
+from .prefill import PrefilledPrompt, prefill
 from .prompt import Prompt
 from .reader import Reader
-from .search import Engine, Search
+from .request import Request
+from .search import Search
+from .search_context import SearchContext
 from .stages import Closed, Opened, Stage, StageEvent, StageRecord
 from .tokenizer import Tokenizer, Turn
 from .trace import SearchRecord, Trace
@@ -44,7 +47,7 @@ _EVEN_CHANCE = 0.5
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model in memory, with all that it needs to answer."""
 
     model: Mllama
@@ -55,31 +58,19 @@ class Loaded:
     adapter: str | None
     """The name of the adapter that is on it."""
     load_s: float
-    outside: OutsideJudges = field(default_factory=OutsideJudges)
+    external_judges: ExternalJudges = field(default_factory=ExternalJudges)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A question, and how it is to be answered."""
-
-    image: ImageSource | None
-    question: str
-    plan: Plan
-    max_tokens: int
-    seed: int
-    limits: KVLimits = field(default_factory=KVLimits)
-
-
-class Answering:
+class AnswerStream:
     """An iterator of the events of one answer; the last is Answered.
 
     Whoever stops early finds in `so_far` what there is.
     """
 
-    def __init__(self, loaded: Loaded, asked: Asked) -> None:
+    def __init__(self, loaded: LoadedModel, request: Request) -> None:
         """Raises UserError for a retrace that would need a calibration which is not there."""
-        self._loaded, self._asked = loaded, asked
-        self._plan, self._notices = _with_threshold(asked.plan, loaded)
+        self._loaded, self._request = loaded, request
+        self._plan, self._notices = _with_threshold(request.plan, loaded)
         self._usage, self._timings = Usage(), Timings(load_s=loaded.load_s)
         self._prompt_ids: list[int] = []
         self._reader = Reader(loaded.tokenizer)
@@ -97,85 +88,74 @@ class Answering:
         """Ends an answer that nobody waits for; does nothing to one that has ended."""
         self._events.close()
 
+    def result(self) -> Trace:
+        """Runs the answer to its end, and returns its record."""
+        for event in self:
+            if isinstance(event, Answered):
+                return event.trace
+        raise AssertionError("the stream ended without an answer")
+
     def so_far(self) -> Trace:
         """The record of an answer that was stopped: the stages of the best path so far."""
         return dataclasses.replace(self._trace(), interrupted=True)
 
     def _run(self) -> Generator[Event, None, None]:
-        asked, loaded, plan = self._asked, self._loaded, self._plan
+        request, loaded, plan = self._request, self._loaded, self._plan
         mx.reset_peak_memory()
         self._started = time.perf_counter()
         for notice in self._notices:
             yield Noticed(notice)
-        picture = None if asked.image is None else open_picture(asked.image)
+        picture = None if request.image is None else open_picture(request.image)
         tiles = () if picture is None else (loaded.cutter.cut(picture),)
-        ids = loaded.tokenizer.prompt([Turn("user", asked.question, images=len(tiles))])
+        ids = loaded.tokenizer.prompt([Turn("user", request.question, images=len(tiles))])
         self._prompt_ids = ids
         self._usage.prompt_tokens = len(ids)
         # A prompt and its answer share the model's context.
-        limit = min(asked.max_tokens, loaded.model.config.text.max_position_embeddings - len(ids))
-        meter = KVMeter(self._usage, asked.limits.budget)
+        limit = min(request.max_tokens, loaded.model.config.text.max_position_embeddings - len(ids))
+        kv_meter = KVMeter(self._usage, request.limits)
         with wired_memory():
             with on_generation_stream():
-                context = prefill(
-                    loaded.model,
-                    Prompt(tuple(ids), tiles),
-                    self._usage,
-                    self._timings,
-                    asked.limits.bits,
-                    meter,
-                )
+                tokens = Prompt(tuple(ids), tiles)
+                prompt = prefill(loaded.model, tokens, self._usage, self._timings, kv_meter)
             yield Prepared(len(ids), sum(len(cut.pixels) for cut in tiles))
             if plan.single:
-                yield from self._followed(context, limit)
+                yield from self._decode_path(prompt, limit)
             else:
-                yield from self._searched(context, meter, limit, picture)
+                yield from self._run_search(prompt, limit, picture)
         yield Answered(self._trace())
 
-    def _followed(self, context: Context, limit: int) -> Iterator[Event]:
+    def _decode_path(self, prompt: PrefilledPrompt, limit: int) -> Iterator[Event]:
         """One path, stage by stage."""
         loaded, reader = self._loaded, self._reader
-        tokens = decode(
-            loaded.model,
-            context,
-            self._plan.sampling_of(self._plan.steps[0]),
-            self._asked.seed,
-            loaded.tokenizer.stop_ids,
-            limit,
-            self._usage,
-        )
+        sampling = self._plan.sampling_of(self._plan.steps[0])
+        tokens = decode(prompt, sampling, self._request.seed, loaded.tokenizer.stop_ids, limit)
         for token_id in tokens:
             if not reader.token_ids:
                 self._first_token()
-            yield from _told(reader.push(token_id), reader)
-        yield from _told(reader.finish(), reader)
+            yield from _stage_events(reader.push(token_id), reader)
+        yield from _stage_events(reader.finish(), reader)
 
-    def _searched(
-        self, context: Context, meter: KVMeter, limit: int, picture: Image.Image | None
+    def _run_search(
+        self, prompt: PrefilledPrompt, limit: int, image: Image.Image | None
     ) -> Iterator[Event]:
         """Many paths, as the plan says."""
         loaded = self._loaded
-        engine = Engine(
-            loaded.model,
-            loaded.tokenizer,
-            context.memory,
-            self._usage,
-            self._timings,
-            meter,
-            self._asked.limits.bits,
+        context = SearchContext(
+            model=loaded.model,
+            image_kv=prompt.image_kv,
+            usage=self._usage,
+            kv_meter=prompt.kv_meter,
+            tokenizer=loaded.tokenizer,
+            timings=self._timings,
+            image=image,
+            question=self._request.question,
         )
-        case = Case(
-            loaded.model,
-            loaded.tokenizer,
-            context.memory,
-            self._usage,
-            picture,
-            self._asked.question,
-        )
-        judges = {name: judge_named(name, case, loaded.outside) for name in self._plan.judges}
-        self._search = Search(engine, self._plan, judges, self._asked.seed, limit)
+        judges = {
+            name: judge_named(name, context, loaded.external_judges) for name in self._plan.judges
+        }
+        self._search = Search(context, self._plan, judges, self._request.seed, limit)
         first = True
-        for event in self._search.run(context.ready()):
+        for event in self._search.run(prompt.state()):
             if first and isinstance(event, CandidateText):
                 self._first_token()
                 first = False
@@ -188,7 +168,7 @@ class Answering:
         timings = self._timings
         timings.total_s = time.perf_counter() - self._started
         timings.decode_s = max(0.0, timings.total_s - timings.first_token_s - timings.judge_s)
-        asked, reader = self._asked, self._reader
+        request, reader = self._request, self._reader
         record = SearchRecord(self._plan.method, plan=plan_object(self._plan))
         stages: list[StageRecord] = reader.records
         if self._search is not None:
@@ -198,25 +178,25 @@ class Answering:
             chosen = self._search.best_stages
             stages = chosen + reader.records[len(chosen) :]
         return Trace(
-            question=asked.question,
-            image=_image_name(asked.image),
+            question=request.question,
+            image=_image_name(request.image),
             model=self._loaded.name,
             adapter=self._loaded.adapter,
-            seed=asked.seed,
+            seed=request.seed,
             stages=tuple(stages),
             text=reader.text,
             prompt_token_ids=tuple(self._prompt_ids),
             token_ids=tuple(reader.token_ids),
             search=dataclasses.replace(record, notices=(*self._notices, *record.notices)),
-            max_tokens=asked.max_tokens,
-            kv_bits=asked.limits.bits,
+            max_tokens=request.max_tokens,
+            kv_bits=request.limits.bits,
             usage=dataclasses.replace(self._usage),
             timings=dataclasses.replace(timings),
             peak_memory_bytes=mx.get_peak_memory(),
         )
 
 
-def _with_threshold(plan: Plan, loaded: Loaded) -> tuple[Plan, tuple[str, ...]]:
+def _with_threshold(plan: Plan, loaded: LoadedModel) -> tuple[Plan, tuple[str, ...]]:
     """The plan with its cut-off as a score, and what the person should know of that."""
     retrace = plan.retrace
     if retrace is None or retrace.threshold is not None:
@@ -241,7 +221,7 @@ def _with_threshold(plan: Plan, loaded: Loaded) -> tuple[Plan, tuple[str, ...]]:
     return dataclasses.replace(plan, retrace=filled), notices
 
 
-def _told(events: list[StageEvent], reader: Reader) -> Iterator[Event]:
+def _stage_events(events: list[StageEvent], reader: Reader) -> Iterator[Event]:
     """What the reader found, as the events of an answer."""
     ended = len(reader.records) - sum(isinstance(event, Closed) for event in events)
     for event in events:

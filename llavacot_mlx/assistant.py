@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Unpack, overload
 
 from .adapters import load_adapter
-from .answering import Answering, Asked, Loaded
+from .answering import AnswerStream, LoadedModel
 from .calibration import load_calibration
 from .config_json import load_config
-from .errors import UserError
-from .events import Answered
 from .kv_meter import KVLimits
 from .pictures import ImageSource, TileCutter
 from .plan_file import plan_from
-from .plans import Plan, Settings, plan_of
+from .request import AskOptions, Request, request_of
 from .tokenizer import Tokenizer
 from .trace import Trace
 from .weights import load_model
-
-_NO_LIMITS = KVLimits()
 
 
 class Assistant:
     """A model in memory, ready for questions."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
 
     @classmethod
@@ -54,52 +51,19 @@ class Assistant:
             calibration = {**calibration, **load_calibration(place)}
         seconds = time.perf_counter() - started
         name = None if adapter is None else str(adapter)
-        return cls(Loaded(model, tokenizer, cutter, calibration, str(path), name, seconds))
+        return cls(LoadedModel(model, tokenizer, cutter, calibration, str(path), name, seconds))
 
-    def ask(
-        self,
-        image: ImageSource | None,
-        question: str,
-        *,
-        search: str | Plan | None = None,
-        candidates: int | None = None,
-        judge: str | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        max_tokens: int = 2048,
-        seed: int = 0,
-        limits: KVLimits = _NO_LIMITS,
-    ) -> Trace:
+    def ask(self, image: ImageSource | None, question: str, **options: Unpack[AskOptions]) -> Trace:
         """Answers a question about a picture, and returns the record of the answer.
 
-        `image` is a path, the bytes of a file, a PIL image, or None for a question without one.
-
-        `search` is the name of a method (`plans.Method`); by default "sample" where a temperature
-        is given and "greedy" otherwise. `candidates` and `judge` ("self", "logprob", "pairwise",
-        "majority", or a judge from outside) change a method's own. Temperature 0 always takes the
-        likeliest token; above it, tokens are drawn from the `top_p` nucleus, the same ones for the
-        same `seed`. Everything but greedy draws at temperature 0.6 and top-p 0.9 unless told
-        otherwise. `search` may also be a whole plan, such as `plan_of(Settings(…))` or
-        `read_plan(file)` makes one; all of that then stands in the plan.
+        `image` is a path, the bytes of a file, a PIL image, or None for a question without one. The
+        keywords are search, candidates, judge, temperature, top_p, max_tokens, seed and limits, see
+        `request.AskOptions`. The same seed gives the same answer.
 
         Raises UserError for a picture that cannot be read, an empty question, settings that make
         no sense, or keys and values beyond the limits.
         """
-        for event in self.stream(
-            image,
-            question,
-            search=search,
-            candidates=candidates,
-            judge=judge,
-            temperature=temperature,
-            top_p=top_p,
-            max_tokens=max_tokens,
-            seed=seed,
-            limits=limits,
-        ):
-            if isinstance(event, Answered):
-                return event.trace
-        raise AssertionError("the stream ended without an answer")
+        return self.stream(image, question, **options).result()
 
     def replay(self, trace: Trace, image: ImageSource | None) -> Trace:
         """Asks again what a trace was asked, with its plan, its seed and its limits.
@@ -115,37 +79,26 @@ class Assistant:
             limits=KVLimits(trace.kv_bits),
         )
 
+    @overload
+    def stream(self, request: Request, /) -> AnswerStream: ...
+
+    @overload
+    def stream(
+        self, image: ImageSource | None, question: str, **options: Unpack[AskOptions]
+    ) -> AnswerStream: ...
+
     def stream(
         self,
-        image: ImageSource | None,
-        question: str,
-        *,
-        search: str | Plan | None = None,
-        candidates: int | None = None,
-        judge: str | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        max_tokens: int = 2048,
-        seed: int = 0,
-        limits: KVLimits = _NO_LIMITS,
-    ) -> Answering:
-        """Like `ask`, but yields the events of the answer as they happen; the last is Answered."""
-        if isinstance(search, Plan):
-            if any(value is not None for value in (candidates, judge, temperature, top_p)):
-                raise UserError("a plan says its candidates, judge, temperature and top_p itself")
-            plan = search
-        else:
-            plan = plan_of(
-                Settings(
-                    search=search,
-                    candidates=candidates,
-                    judge=judge,
-                    temperature=temperature,
-                    top_p=top_p,
-                )
-            )
-        if not question.strip():
-            raise UserError("the question is empty")
-        if max_tokens < 1:
-            raise UserError(f"max_tokens must be at least 1, not {max_tokens}")
-        return Answering(self._loaded, Asked(image, question, plan, max_tokens, seed, limits))
+        image: Request | ImageSource | None,
+        question: str = "",
+        **options: Unpack[AskOptions],
+    ) -> AnswerStream:
+        """Like `ask`, but yields the events of the answer as they happen; the last is Answered.
+
+        A `Request` may stand in place of all arguments.
+        """
+        if not isinstance(image, Request):
+            return AnswerStream(self._loaded, request_of(image, question, **options))
+        if question or options:
+            raise TypeError("a Request says the question and all options itself")
+        return AnswerStream(self._loaded, image)

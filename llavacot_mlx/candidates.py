@@ -15,18 +15,16 @@ import mlx.core as mx
 import numpy as np
 
 from .branches import Branch, BranchBatch
-from .cache import VisionMemory, sight_of_all
+from .cache import sight_of_all
+from .decode_context import DecodeContext
 from .device import on_generation_stream
-from .kv_meter import KVMeter
-from .model.mllama import Mllama
 from .sampling import log_probabilities, sample, token_keys
 from .sampling_params import Sampling
-from .usage import Usage
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A branch and the logits of its next token: where a candidate can begin."""
+class DecodeState:
+    """A path and the logits of its next token: where a candidate can begin."""
 
     branch: Branch
     logits: mx.array
@@ -34,10 +32,10 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Start:
+class CandidateStart:
     """Where one candidate begins, and the name that its random numbers depend on."""
 
-    ready: Ready
+    state: DecodeState
     key: str
     max_tokens: int
     """It ends after so many tokens, complete or not."""
@@ -59,18 +57,15 @@ class Ended:
     """A candidate that ended, with this token or by its limit."""
 
     candidate: int
-    ready: Ready
+    state: DecodeState
 
 
-def extend(
-    model: Mllama,
-    memory: VisionMemory | None,
-    starts: Sequence[Start],
+def decode_batch(
+    context: DecodeContext,
+    starts: Sequence[CandidateStart],
     sampling: Sampling,
     seed: int,
     ends: Callable[[Token], bool],
-    usage: Usage,
-    meter: KVMeter | None = None,
 ) -> Iterator[Token | Ended]:
     """Continues all candidates until `ends` says of each one's last token that it is complete.
 
@@ -79,21 +74,22 @@ def extend(
     The next step is queued before a step's tokens are handed out. So the last token of a candidate
     has been computed when it ends, and nothing that follows it computes it again.
     """
+    model = context.model
     live = list(range(len(starts)))
     with on_generation_stream():
-        batch = BranchBatch([start.ready.branch for start in starts], meter)
-        logits = mx.concatenate([start.ready.logits for start in starts])
+        batch = BranchBatch([start.state.branch for start in starts], context.kv_meter)
+        logits = mx.concatenate([start.state.logits for start in starts])
         chosen = _choose(logits, sampling, seed, [start.key for start in starts], 0)
         mx.async_eval(*chosen)
     for position in itertools.count():
         token_ids, logprobs = chosen
         with on_generation_stream():
-            sights = sight_of_all(memory, 1)
+            sights = sight_of_all(context.image_kv, 1)
             logits = model.logits(model.hidden(token_ids[:, None], batch, sights)[:, -1])
             keys = [starts[candidate].key for candidate in live]
             chosen = _choose(logits, sampling, seed, keys, position + 1)
             mx.async_eval(*chosen)
-        usage.decoded_tokens += len(live)
+        context.usage.decoded_tokens += len(live)
         staying = []
         chances = np.array(logprobs)
         for row, (candidate, token_id) in enumerate(zip(live, np.array(token_ids), strict=True)):
@@ -102,8 +98,8 @@ def extend(
             if ends(token) or position + 1 == starts[candidate].max_tokens:
                 with on_generation_stream():
                     segment = batch.segment(row, position + 1)
-                branch = starts[candidate].ready.branch.followed_by(segment)
-                yield Ended(candidate, Ready(branch, logits[row : row + 1]))
+                branch = starts[candidate].state.branch.followed_by(segment)
+                yield Ended(candidate, DecodeState(branch, logits[row : row + 1]))
             else:
                 staying.append(row)
         if not staying:

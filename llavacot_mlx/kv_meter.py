@@ -32,12 +32,16 @@ class KVLimits:
             raise UserError(f"a budget of {self.budget} bytes holds nothing")
 
 
+NO_LIMITS = KVLimits()
+
+
 class KVMeter:
     """Told before memory is taken, so that too much is refused before a machine swaps."""
 
-    def __init__(self, usage: Usage, budget: int | None = None) -> None:
-        """`budget` is in bytes; None sets no limit."""
-        self._usage, self._budget = usage, budget
+    def __init__(self, usage: Usage, limits: KVLimits = NO_LIMITS) -> None:
+        self._usage, self._budget = usage, limits.budget
+        self.bits = limits.bits
+        """Bits a value that K/V of images and of long finished texts are kept in; None for all."""
         self._held: dict[Part, int] = {}
 
     def hold(self, part: Part, count: int) -> None:

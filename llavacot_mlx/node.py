@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .branches import Branch
-from .candidates import Ready
+from .candidates import DecodeState
 from .stages import Stage, StageRecord
 from .trace import NodeRecord
 
@@ -21,7 +21,7 @@ class Node:
     step: int
     """The step of the plan that it belongs to."""
     round: int
-    ready: Ready | None
+    state: DecodeState | None
     """Where its path can go on; None once nothing will."""
     stage: Stage | None = None
     """The stage that it wrote last; None where it opened none."""
@@ -44,8 +44,8 @@ class Node:
     @property
     def branch(self) -> Branch:
         """K/V of its path. There as long as something may follow, and while it is judged."""
-        assert self.ready is not None
-        return self.ready.branch
+        assert self.state is not None
+        return self.state.branch
 
     @property
     def answer(self) -> str:

@@ -10,10 +10,9 @@ import itertools
 import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from .cache import VisionMemory
-from .candidates import Ended, Ready, Start, Token, extend
+from .candidates import CandidateStart, DecodeState, Ended, Token, decode_batch
 from .events import (
     CandidateEnded,
     CandidateScored,
@@ -25,41 +24,28 @@ from .events import (
     SearchEvent,
 )
 from .judges import Judge, JudgeError
-from .kv_meter import KVMeter
-from .model.mllama import Mllama
 from .node import Node
 from .plan_file import plan_object
 from .plans import Plan, Retrace, Step, Unit
 from .reader import Reader
+from .search_context import SearchContext
 from .stages import Stage, StageRecord, ends_sentence
-from .tokenizer import Tokenizer
 from .trace import ChoiceRecord, SearchRecord
-from .usage import Timings, Usage
-
-
-@dataclass(frozen=True)
-class Engine:
-    """What every search on one prompt computes with."""
-
-    model: Mllama
-    tokenizer: Tokenizer
-    memory: VisionMemory | None
-    """K/V of the picture, shared by all candidates."""
-    usage: Usage
-    timings: Timings
-    meter: KVMeter
-    kv_bits: int | None = None
-    """Bits in which K/V of a long finished text are kept; None for all bits."""
 
 
 class Search:
     """One search for one answer."""
 
     def __init__(
-        self, engine: Engine, plan: Plan, judges: Mapping[str, Judge], seed: int, max_tokens: int
+        self,
+        context: SearchContext,
+        plan: Plan,
+        judges: Mapping[str, Judge],
+        seed: int,
+        max_tokens: int,
     ) -> None:
         """`judges` holds those that the plan names, `max_tokens` limits a whole path."""
-        self._engine, self._plan, self._judges = engine, plan, judges
+        self._context, self._plan, self._judges = context, plan, judges
         self._seed, self._max_tokens = seed, max_tokens
         self.nodes: list[Node] = []
         """Every candidate, in the order in which they began."""
@@ -69,15 +55,21 @@ class Search:
         self._root: Node
         self._best: Node | None = None  # of the last choice; before any, the first that writes
 
-    def run(self, prompt: Ready) -> Iterator[SearchEvent]:
+    def run(self, prompt: DecodeState) -> Iterator[SearchEvent]:
         """Runs the plan, from a prompt that was read.
 
         Raises UserError when K/V would take more than the meter's budget.
         """
+        # Step i extends frontiers[i] and keeps frontiers[i + 1]. Of swires:
+        #
+        #   frontiers [0] prompt -> [1] summary -> [2] captions -> [3] reasonings -> [4] conclusion
+        #                               ^                              |
+        #                               +-- not good enough: drop [2:] +-- the best of the pool,
+        #                                   and write captions again       which is all rounds'
         steps, retrace = self._plan.steps, self._plan.retrace
         self._root = Node(-1, None, "", -1, 0, prompt)
-        frontiers = [[self._root]]  # what each step goes on from
-        pool: list[Node] = []  # of all rounds, at the step that decides about going back
+        frontiers = [[self._root]]
+        pool: list[Node] = []
         while len(frontiers) <= len(steps):
             index = len(frontiers) - 1
             step = steps[index]
@@ -96,7 +88,7 @@ class Search:
                 yield from self._chosen(candidates, kept, index)
             if decides and retrace is not None and self._goes_back(retrace, pool, frontiers):
                 for node in itertools.chain(*frontiers[retrace.to + 1 :]):
-                    node.ready = None  # what it shares with those in the pool is theirs as well
+                    node.state = None  # what it shares with those in the pool is theirs as well
                 del frontiers[retrace.to + 1 :]
                 back_to = _next_stage(frontiers[-1][0])
                 yield from self._chosen(candidates, kept, index, back_to)
@@ -166,8 +158,8 @@ class Search:
 
     def _written(self, new: Sequence[Node], step: Step) -> Iterator[SearchEvent]:
         """Decodes the new nodes together until each has what the step asks for."""
-        engine = self._engine
-        readers = [Reader.after(engine.tokenizer, node.path_ids) for node in new]
+        context = self._context
+        readers = [Reader.after(context.tokenizer, node.path_ids) for node in new]
         begins = [len(reader.text) for reader in readers]
         for node, reader in zip(new, readers, strict=True):
             yield CandidateStarted(node.id, node.parent_id, reader.next_stage, node.round)
@@ -185,15 +177,8 @@ class Search:
 
         starts = [_start(node, step, self._max_tokens) for node in new]
         sampling = self._plan.sampling_of(step)
-        for event in extend(
-            engine.model,
-            engine.memory,
-            starts,
-            sampling,
-            self._seed,
-            lambda token: complete(token.candidate),
-            engine.usage,
-            engine.meter,
+        for event in decode_batch(
+            context, starts, sampling, self._seed, lambda token: complete(token.candidate)
         ):
             place = event.candidate
             node, reader = new[place], readers[place]
@@ -204,8 +189,8 @@ class Search:
                 yield from _grown(node, reader, begins[place])
             else:
                 assert isinstance(event, Ended)
-                branch = event.ready.branch.in_bits(engine.kv_bits)
-                node.ready = Ready(branch, event.ready.logits)
+                branch = event.state.branch.in_bits(context.kv_meter.bits)
+                node.state = DecodeState(branch, event.state.logits)
                 full = len(node.path_ids) >= self._max_tokens
                 node.ended = reader.turn_ended or full or not complete(place)
                 if node.ended:
@@ -213,15 +198,15 @@ class Search:
                     yield from _grown(node, reader, begins[place])
                 _settle(node, reader)
                 yield CandidateEnded(node.id, node.stage, node.closed, len(node.token_ids))
-        engine.meter.hold("rows", 0)
+        context.kv_meter.hold("rows", 0)
 
     def _child(self, parent: Node, step: int) -> Node:
         key = f"{parent.key}/{parent.children}" if parent.parent else str(parent.children)
-        assert parent.ready is not None
+        assert parent.state is not None
         if self.nodes:  # whatever begins later begins with work that was done already
-            self._engine.usage.reused_tokens += parent.ready.branch.length
+            self._context.usage.reused_tokens += parent.state.branch.length
         parent.children += 1
-        node = Node(len(self.nodes), parent, key, step, self.retraces, parent.ready)
+        node = Node(len(self.nodes), parent, key, step, self.retraces, parent.state)
         self.nodes.append(node)
         return node
 
@@ -230,10 +215,10 @@ class Search:
         segments = {
             id(segment): segment.nbytes
             for node in (self._root, *self.nodes)
-            if node.ready is not None
-            for segment in node.ready.branch.segments
+            if node.state is not None
+            for segment in node.state.branch.segments
         }
-        self._engine.meter.hold("prefixes", sum(segments.values()))
+        self._context.kv_meter.hold("prefixes", sum(segments.values()))
 
     def _scored(self, candidates: Sequence[Node], step: Step) -> Iterator[SearchEvent]:
         """Asks the step's judge about those without a score; twins are judged once."""
@@ -255,7 +240,7 @@ class Search:
         except JudgeError as problem:
             given = [None] * len(asked)
             yield from self._noticed(f"{problem}; the search goes on without its scores")
-        self._engine.timings.judge_s += time.perf_counter() - started
+        self._context.timings.judge_s += time.perf_counter() - started
         scores: dict[int, float | None] = {}
         for node, score in zip(asked, given, strict=True):
             if score is not None and not math.isfinite(score):
@@ -285,7 +270,7 @@ class Search:
         # A later round's pool only grows, so what is not among its best now never will be.
         for node in candidates:
             if not node.kept:
-                node.ready = None
+                node.state = None
         yield CandidatesKept(ids)
 
     def _goes_back(
@@ -324,10 +309,10 @@ def _merit(node: Node) -> tuple[bool, float]:
     return node.closed, -math.inf if node.score is None else node.score
 
 
-def _start(node: Node, step: Step, max_tokens: int) -> Start:
-    assert node.ready is not None
+def _start(node: Node, step: Step, max_tokens: int) -> CandidateStart:
+    assert node.state is not None
     left = max_tokens - len(node.path_ids)
-    return Start(node.ready, node.key, min(left, step.max_tokens or left))
+    return CandidateStart(node.state, node.key, min(left, step.max_tokens or left))
 
 
 def _grown(node: Node, reader: Reader, begin: int) -> Iterator[SearchEvent]:

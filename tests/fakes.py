@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
-from PIL import Image
 from rich.cells import cell_len
 
 from llavacot_mlx.errors import UserError
@@ -33,9 +32,8 @@ from llavacot_mlx.events import (
     StageStarted,
     StageText,
 )
-from llavacot_mlx.kv_meter import KVLimits
 from llavacot_mlx.plan_file import plan_object
-from llavacot_mlx.plans import Plan, Settings, plan_of
+from llavacot_mlx.request import Request
 from llavacot_mlx.stages import Closed, Opened, Stage, StageEvent, StageParser, StageRecord
 from llavacot_mlx.trace import ChoiceRecord, NodeRecord, SearchRecord, Trace
 from llavacot_mlx.usage import Timings, Usage
@@ -123,10 +121,6 @@ class Script:
     """What the person is told before anything else."""
 
 
-_GREEDY = plan_of(Settings())
-_NO_LIMITS = KVLimits()
-
-
 class FakeAssistant:
     """`llavacot_mlx.assistant.Assistant` without a model: it follows a script."""
 
@@ -142,34 +136,15 @@ class FakeAssistant:
         time.sleep(cls.script.loading)
         return cls(str(path))
 
-    def stream(
-        self,
-        image: Image.Image,
-        question: str,
-        *,
-        search: Plan = _GREEDY,
-        max_tokens: int = 2048,
-        seed: int = 0,
-        limits: KVLimits = _NO_LIMITS,
-    ) -> FakeAnswering:
-        return FakeAnswering(self.script, self._name, image, question, search, max_tokens, seed)
+    def stream(self, request: Request) -> FakeAnswerStream:
+        return FakeAnswerStream(self.script, self._name, request)
 
 
-class FakeAnswering:
-    """`llavacot_mlx.answering.Answering` of a script."""
+class FakeAnswerStream:
+    """`llavacot_mlx.answering.AnswerStream` of a script."""
 
-    def __init__(
-        self,
-        script: Script,
-        name: str,
-        image: Image.Image,
-        question: str,
-        plan: Plan,
-        max_tokens: int,
-        seed: int,
-    ) -> None:
-        self._script, self._name, self._image, self._question = script, name, image, question
-        self._plan, self._max_tokens, self._seed = plan, max_tokens, seed
+    def __init__(self, script: Script, name: str, request: Request) -> None:
+        self._script, self._name, self._request = script, name, request
         self._answer = _FakeAnswer()
         self._tree = _FakeSearch(script)
         self._events = self._run()
@@ -193,7 +168,7 @@ class FakeAnswering:
         for notice in script.notices:
             yield Noticed(notice)
         yield Prepared(prompt_tokens=7, tiles=1)
-        pieces = _pieces(script.text)[: self._max_tokens]
+        pieces = _pieces(script.text)[: self._request.max_tokens]
         if script.rounds:
             yield from self._tree.run()
             pieces = _pieces(self._tree.chosen_text)
@@ -215,13 +190,13 @@ class FakeAnswering:
         yield Answered(self._trace())
 
     def _trace(self) -> Trace:
-        plan, answer, tree = self._plan, self._answer, self._tree
+        plan, answer, tree = self._request.plan, self._answer, self._tree
         pieces = answer.pieces
         return Trace(
-            question=self._question,
-            image=str(self._image),
+            question=self._request.question,
+            image=str(self._request.image),
             model=self._name,
-            seed=self._seed,
+            seed=self._request.seed,
             stages=tuple(answer.records),
             text="".join(pieces),
             prompt_token_ids=tuple(range(7)),
@@ -234,7 +209,7 @@ class FakeAnswering:
                 plan_object(plan),
                 self._script.notices,
             ),
-            max_tokens=self._max_tokens,
+            max_tokens=self._request.max_tokens,
             usage=Usage(
                 prompt_tokens=7,
                 images_encoded=1,

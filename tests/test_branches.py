@@ -9,19 +9,19 @@ from test_decode import prompt, tiles, words
 
 from llavacot_mlx.branches import Branch, BranchBatch
 from llavacot_mlx.cache import Sight, VisionMemory
-from llavacot_mlx.candidates import Ready
-from llavacot_mlx.decode import prefill
+from llavacot_mlx.candidates import DecodeState
 from llavacot_mlx.model.mllama import Mllama
+from llavacot_mlx.prefill import prefill
 from llavacot_mlx.usage import Timings, Usage
 
 QUESTION = prompt(words(5), tiles(1), words(9, 1))
 LENGTHS = (3, 8, 5)
 
 
-def read(model: Mllama) -> tuple[Ready, VisionMemory]:
+def read(model: Mllama) -> tuple[DecodeState, VisionMemory]:
     context = prefill(model, QUESTION, Usage(), Timings())
-    assert context.memory is not None
-    return context.ready(), context.memory
+    assert context.image_kv is not None
+    return context.state(), context.image_kv
 
 
 def run(model: Mllama, cache: object, ids: list[list[int]], memory: VisionMemory) -> np.ndarray:
@@ -33,8 +33,8 @@ def run(model: Mllama, cache: object, ids: list[list[int]], memory: VisionMemory
 def alone(model: Mllama, ids: list[int]) -> np.ndarray:
     """Logits (tokens, vocabulary) of the ids after the question, in a conversation of their own."""
     context = prefill(model, QUESTION, Usage(), Timings())
-    assert context.memory is not None
-    return run(model, context.cache, [ids], context.memory)[0]
+    assert context.image_kv is not None
+    return run(model, context.cache, [ids], context.image_kv)[0]
 
 
 @pytest.fixture
@@ -47,12 +47,12 @@ def test_rows_of_different_lengths_are_as_if_alone(
     model: Mllama, paths: list[list[int]], at_once: int
 ) -> None:
     """Branches of 3, 8 and 5 tokens go on together, a token or two at a time."""
-    ready, memory = read(model)
+    state, memory = read(model)
     branches = []
     for ids in paths:
-        batch = BranchBatch([ready.branch])
+        batch = BranchBatch([state.branch])
         run(model, batch, [ids[:-2]], memory)
-        branches.append(ready.branch.followed_by(batch.segment(0, len(ids) - 2)))
+        branches.append(state.branch.followed_by(batch.segment(0, len(ids) - 2)))
     batch = BranchBatch(branches)
     for start in range(-2, 0, at_once):
         stop = start + at_once or None
@@ -62,8 +62,8 @@ def test_rows_of_different_lengths_are_as_if_alone(
 
 
 def test_rows_leave_and_change_places(model: Mllama, paths: list[list[int]]) -> None:
-    ready, memory = read(model)
-    batch = BranchBatch([ready.branch] * 3)
+    state, memory = read(model)
+    batch = BranchBatch([state.branch] * 3)
     run(model, batch, [ids[:3] for ids in paths], memory)
     batch.keep([2, 0])
     logits = run(model, batch, [paths[2][3:4], paths[0][3:4]], memory)
@@ -77,31 +77,31 @@ def test_siblings_do_not_disturb_each_other(model: Mllama, paths: list[list[int]
     `cache[a:b] = x` changes the handle that MLX gave out, so a shallow copy of a cache would be
     corrupted by its sibling's writes.
     """
-    ready, memory = read(model)
-    first, second = BranchBatch([ready.branch]), BranchBatch([ready.branch])
+    state, memory = read(model)
+    first, second = BranchBatch([state.branch]), BranchBatch([state.branch])
     run(model, first, [paths[0]], memory)
     segment = first.segment(0, len(paths[0]))
     run(model, first, [paths[2]], memory)  # goes on after the segment was taken
     run(model, second, [paths[1]], memory)
-    again = BranchBatch([ready.branch.followed_by(segment)])
+    again = BranchBatch([state.branch.followed_by(segment)])
     logits = run(model, again, [[7]], memory)
     np.testing.assert_allclose(logits[0, 0], alone(model, [*paths[0], 7])[-1], atol=2e-4)
 
 
 def test_what_all_rows_share_is_not_copied(model: Mllama) -> None:
     """Eight candidates take little more memory than one, apart from what is their own."""
-    ready, _ = read(model)
-    mx.eval(ready.branch.segments[0].keys, ready.branch.segments[0].values)
+    state, _ = read(model)
+    mx.eval(state.branch.segments[0].keys, state.branch.segments[0].values)
     before = mx.get_active_memory()
-    batch = BranchBatch([ready.branch] * 8)
+    batch = BranchBatch([state.branch] * 8)
     mx.eval(batch.offset)
-    assert mx.get_active_memory() - before < sum(k.nbytes for k in ready.branch.segments[0].keys)
+    assert mx.get_active_memory() - before < sum(k.nbytes for k in state.branch.segments[0].keys)
 
 
 def test_the_length_of_a_branch(model: Mllama) -> None:
-    ready, memory = read(model)
-    batch = BranchBatch([ready.branch])
+    state, memory = read(model)
+    batch = BranchBatch([state.branch])
     run(model, batch, [[1, 2, 3]], memory)
-    longer = ready.branch.followed_by(batch.segment(0, 3))
-    assert (ready.branch.length, longer.length) == (15, 18)
+    longer = state.branch.followed_by(batch.segment(0, 3))
+    assert (state.branch.length, longer.length) == (15, 18)
     assert isinstance(longer, Branch)

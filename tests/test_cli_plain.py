@@ -14,7 +14,8 @@ from llavacot_mlx.cli.plain import PlainView
 from llavacot_mlx.cli.printable import printable, printable_line
 from llavacot_mlx.cli.view import Show
 from llavacot_mlx.events import CandidateStarted, CandidateText
-from llavacot_mlx.plans import Unit
+from llavacot_mlx.plans import Settings, Unit, plan_of
+from llavacot_mlx.request import Request
 from llavacot_mlx.stages import Stage
 
 PICTURE = Image.new("RGB", (8, 8))
@@ -24,7 +25,7 @@ def plain(monkeypatch: pytest.MonkeyPatch, text: str, show: Show = Show.STAGES) 
     monkeypatch.setattr(FakeAssistant, "script", Script(text))
     out = io.StringIO()
     with PlainView(out, show) as view:
-        for event in FakeAssistant.load("demo").stream(PICTURE, "?"):
+        for event in FakeAssistant.load("demo").stream(Request(PICTURE, "?", plan_of(Settings()))):
             view.show(event)
     return out.getvalue()
 
@@ -76,7 +77,7 @@ def test_an_answer_without_stages_is_shown_as_it_is(monkeypatch: pytest.MonkeyPa
 def test_text_is_written_as_soon_as_it_is_known() -> None:
     out = io.StringIO()
     view = PlainView(out, Show.ALL)
-    events = FakeAssistant.load("demo").stream(PICTURE, "?")
+    events = FakeAssistant.load("demo").stream(Request(PICTURE, "?", plan_of(Settings())))
     while "I need" not in out.getvalue():
         view.show(next(events))
     assert out.getvalue() in ("SUMMARY\nI need", "SUMMARY\nI need to")
@@ -105,7 +106,7 @@ def searched(
     monkeypatch.setattr(FakeAssistant, "script", Script(rounds=tuple(rounds)))
     out = io.StringIO()
     with PlainView(out, show, unit) as view:
-        for event in FakeAssistant.load("demo").stream(PICTURE, "?"):
+        for event in FakeAssistant.load("demo").stream(Request(PICTURE, "?", plan_of(Settings()))):
             view.show(event)
     return out.getvalue()
 

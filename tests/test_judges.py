@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,20 +19,22 @@ from test_decode import prompt, tiles, words
 from llavacot_mlx import demo
 from llavacot_mlx.branches import Branch
 from llavacot_mlx.cache import Segment
-from llavacot_mlx.candidates import Ready
+from llavacot_mlx.candidates import DecodeState
 from llavacot_mlx.config_json import load_config
-from llavacot_mlx.decode import prefill
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.judges import Candidate, JudgeError, asking, self_judge
 from llavacot_mlx.judges.asking import ask_each
-from llavacot_mlx.judges.chosen import Case, judge_named
-from llavacot_mlx.judges.outside import AskOutside, OutsideJudges, check_name, is_model
+from llavacot_mlx.judges.outside import ExternalJudgeAdapter, ExternalJudges, check_name, is_model
 from llavacot_mlx.judges.pairwise import PairwiseJudge
+from llavacot_mlx.judges.registry import OWN, judge_named
 from llavacot_mlx.judges.self_judge import SelfJudge
 from llavacot_mlx.judges.yes_or_no import YesOrNo
+from llavacot_mlx.kv_meter import KVMeter
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.node import Node
 from llavacot_mlx.plans import OWN_JUDGES
+from llavacot_mlx.prefill import prefill
+from llavacot_mlx.search_context import SearchContext
 from llavacot_mlx.stages import Stage, StageRecord
 from llavacot_mlx.tokenizer import Tokenizer
 from llavacot_mlx.usage import Timings, Usage
@@ -52,13 +55,13 @@ def segment(tokens: int) -> Segment:
 
 
 def root() -> Node:
-    return Node(-1, None, "", -1, 0, Ready(Branch((segment(5),)), mx.zeros((1, 1))))
+    return Node(-1, None, "", -1, 0, DecodeState(Branch((segment(5),)), mx.zeros((1, 1))))
 
 
 def written(parent: Node, number: int, stage: Stage | None, text: str) -> Node:
     """A node that ended `stage` with `text`, three tokens long."""
-    node = Node(number, parent, str(number), 0, 0, parent.ready)
-    node.ready = Ready(parent.branch.followed_by(segment(3)), mx.zeros((1, 1)))
+    node = Node(number, parent, str(number), 0, 0, parent.state)
+    node.state = DecodeState(parent.branch.followed_by(segment(3)), mx.zeros((1, 1)))
     node.stages = list(parent.stages)
     node.text = text
     if stage is not None:
@@ -66,6 +69,21 @@ def written(parent: Node, number: int, stage: Stage | None, text: str) -> Node:
         node.text = f"{stage.opening} {text} {stage.closing}"
         node.stages.append(StageRecord(stage, text, closed=True, tokens=3))
     return node
+
+
+def context_of(model: Any, tokenizer: Tokenizer, usage: Usage | None = None) -> SearchContext:
+    """Of a question about the red picture, its K/V left out."""
+    usage = usage or Usage()
+    return SearchContext(
+        model=model,
+        image_kv=None,
+        usage=usage,
+        kv_meter=KVMeter(usage),
+        tokenizer=tokenizer,
+        timings=Timings(),
+        image=RED,
+        question=QUESTION,
+    )
 
 
 # --- Questions of several lengths in one forward pass. ---
@@ -77,13 +95,13 @@ def test_each_question_is_answered_as_if_it_were_alone(
     """Whatever their lengths and however many passes they take; only their own tokens count."""
     usage = Usage()
     context = prefill(model, prompt(words(5), tiles(1), words(9, 1)), usage, Timings())
-    branch, memory = context.ready().branch, context.memory
+    branch = context.state().branch
     questions = [words(4, 2), words(11, 3), words(1, 4), words(7, 5)]
-    alone = [ask_each(model, memory, [branch], [question], Usage()) for question in questions]
+    alone = [ask_each(context, [branch], [question]) for question in questions]
     for most in (2048, 12):
         monkeypatch.setattr(asking, "MOST_TOKENS", most)
         usage = Usage()
-        together = ask_each(model, memory, [branch] * 4, questions, usage)
+        together = ask_each(replace(context, usage=usage), [branch] * 4, questions)
         assert usage.judge_tokens == 4 + 11 + 1 + 7
         assert np.allclose(np.array(together), np.array(mx.concatenate(alone)), atol=1e-4)
 
@@ -123,7 +141,7 @@ def compare(
     tokenizer: Tokenizer, nodes: Sequence[Node], rule: Callable[[str, str], str], **kwargs: int
 ) -> tuple[list[float | None], Opinionated, Usage]:
     model, usage = Opinionated(tokenizer, rule, **kwargs), Usage()
-    judge = PairwiseJudge(model, tokenizer, None, usage)  # type: ignore[arg-type]
+    judge = PairwiseJudge(context_of(model, tokenizer, usage))
     return judge.scores(nodes), model, usage
 
 
@@ -215,7 +233,7 @@ def test_a_candidates_text_opens_no_turn(tokenizer: Tokenizer) -> None:
             seen.extend(ids.tolist())
             return super().hidden(ids, batch, sights)
 
-    judge = PairwiseJudge(Watching(tokenizer, longer), tokenizer, None, Usage())  # type: ignore[arg-type]
+    judge = PairwiseJudge(context_of(Watching(tokenizer, longer), tokenizer))
     judge.scores(captions(sign, "A sign."))
     assert [list(ids).count(end) for ids in seen] == [2, 2]
 
@@ -225,7 +243,7 @@ def test_a_candidates_text_opens_no_turn(tokenizer: Tokenizer) -> None:
 
 def installed(
     folder: Path, monkeypatch: pytest.MonkeyPatch, code: str, *entries: str
-) -> OutsideJudges:
+) -> ExternalJudges:
     """A distribution as pip leaves it, with the module `brevity` and its entry points."""
     (folder / "brevity.py").write_text(code, encoding="utf-8")
     info = folder / "brevity-1.0.dist-info"
@@ -235,7 +253,7 @@ def installed(
     (info / "entry_points.txt").write_text(f"[llavacot.judges]\n{lines}\n")
     monkeypatch.syspath_prepend(folder)
     monkeypatch.delitem(sys.modules, "brevity", raising=False)
-    return OutsideJudges()
+    return ExternalJudges()
 
 
 def in_the_page() -> str:
@@ -249,15 +267,14 @@ def test_the_judge_in_the_documentation(
     entry = re.findall(r'judges"\]\n(.*?)\n', PAGE.read_text(encoding="utf-8"))[0].replace('"', "")
     outside = installed(tmp_path, monkeypatch, in_the_page(), entry)
     check_name("brevity")
-    case = Case(None, tokenizer, None, Usage(), RED, QUESTION)  # type: ignore[arg-type]
-    judge = judge_named("brevity", case, outside)
+    judge = judge_named("brevity", context_of(None, tokenizer), outside)
     assert judge.scores(captions("A large red circle.", "A circle.")) == [1 / 5, 1 / 3]
     assert outside.get("brevity") is outside.get("brevity")
 
 
 def test_the_documentation_names_every_judge() -> None:
     rows = re.findall(r"^\| `(\w+)`", PAGE.read_text(encoding="utf-8"), re.M)
-    assert tuple(rows) == OWN_JUDGES
+    assert tuple(rows) == OWN_JUDGES == tuple(OWN)
 
 
 def test_what_a_judge_from_outside_is_shown() -> None:
@@ -270,7 +287,7 @@ def test_what_a_judge_from_outside_is_shown() -> None:
             return [0.5 for _ in given[2]]
 
     (node,) = captions("A circle.")
-    assert AskOutside("looking", Looking(), RED, QUESTION).scores([node]) == [0.5]
+    assert ExternalJudgeAdapter("looking", Looking(), RED, QUESTION).scores([node]) == [0.5]
     answer = "<SUMMARY> I look. </SUMMARY><CAPTION> A circle. </CAPTION>"
     assert shown == [(RED, QUESTION, [Candidate(Stage.CAPTION, "A circle.", answer)])]
 
@@ -281,7 +298,7 @@ def test_what_a_judge_prints_is_no_part_of_the_answer(capsys: pytest.CaptureFixt
             print("thinking")
             return [1.0]
 
-    AskOutside("talking", Talking(), None, QUESTION).scores(captions("A circle."))
+    ExternalJudgeAdapter("talking", Talking(), None, QUESTION).scores(captions("A circle."))
     assert capsys.readouterr() == ("", "thinking\n")
 
 
@@ -309,7 +326,7 @@ class Returning:
 )
 def test_a_judge_that_returns_no_scores(returned: object, told: str) -> None:
     with pytest.raises(JudgeError) as failure:
-        AskOutside("odd", Returning(returned), RED, QUESTION).scores(captions("a", "b"))
+        ExternalJudgeAdapter("odd", Returning(returned), RED, QUESTION).scores(captions("a", "b"))
     assert str(failure.value) == told
 
 
@@ -320,7 +337,9 @@ def test_a_judge_that_returns_no_scores(returned: object, told: str) -> None:
 )
 def test_scores_of_any_kind(returned: object) -> None:
     """What is not finite goes on: the engine takes it for no verdict and says so."""
-    scores = AskOutside("odd", Returning(returned), RED, QUESTION).scores(captions("a", "b"))
+    scores = ExternalJudgeAdapter("odd", Returning(returned), RED, QUESTION).scores(
+        captions("a", "b")
+    )
     assert scores[0] == 1.0
     assert type(scores[0]) is float
     assert scores[1] is None or type(scores[1]) is float
@@ -332,7 +351,7 @@ def test_a_judge_that_raises() -> None:
             raise RuntimeError("no memory\n  left")
 
     with pytest.raises(JudgeError) as failure:
-        AskOutside("odd", Raising(), RED, QUESTION).scores(captions("a", "b"))
+        ExternalJudgeAdapter("odd", Raising(), RED, QUESTION).scores(captions("a", "b"))
     assert str(failure.value) == "judge odd failed: RuntimeError: no memory left"
 
 
@@ -389,12 +408,12 @@ def test_a_path_that_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (odd / "config.json").write_text(config)
         check_name(str(odd))
         with pytest.raises(UserError) as problem:
-            OutsideJudges().get(str(odd))
+            ExternalJudges().get(str(odd))
         assert str(problem.value).startswith(f"judge {odd}/config.json")
         assert told in str(problem.value)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="judge owner/name: not downloaded yet"):
-        OutsideJudges().get("owner/name")
+        ExternalJudges().get("owner/name")
 
 
 # --- Yes or no. ---
@@ -420,9 +439,7 @@ def test_a_turn_is_ended_once(
     """A whole answer has ended its turn already: the question was put after a second end of it."""
     asked: list[list[int]] = []
 
-    def answered(
-        model: Mllama, memory: Any, branches: Any, questions: list[list[int]], usage: Usage
-    ) -> mx.array:
+    def answered(context: Any, branches: Any, questions: list[list[int]]) -> mx.array:
         asked.extend(questions)
         return mx.zeros((len(questions), 1000))
 
@@ -430,7 +447,7 @@ def test_a_turn_is_ended_once(
     nodes = [written(root(), number, Stage.CONCLUSION, "2") for number in range(2)]
     (end,) = {tokenizer.next_turn("?")[0]} & tokenizer.stop_ids
     nodes[0].token_ids, nodes[1].token_ids = [5, end], [5, 6]
-    scores = SelfJudge(model, tokenizer, None, Usage()).scores(nodes)
+    scores = SelfJudge(context_of(model, tokenizer)).scores(nodes)
     assert scores == [0.5, 0.5]
     assert asked[1] == [end, *asked[0]]
     assert asked[0][0] != end

@@ -23,7 +23,7 @@ def assistant() -> Assistant:
 
 def test_the_parts_are_added_up_and_the_most_is_remembered() -> None:
     usage = Usage()
-    meter = KVMeter(usage, budget=100)
+    meter = KVMeter(usage, KVLimits(budget=100))
     meter.hold("images", 40)
     meter.hold("prefixes", 20)
     meter.hold("rows", 30)
@@ -57,7 +57,7 @@ def test_a_batch_tells_what_its_buffers_take() -> None:
 
 
 def test_a_text_cache_tells_before_it_grows() -> None:
-    cache = TextCache(3, KVMeter(Usage(), budget=1000))
+    cache = TextCache(3, KVMeter(Usage(), KVLimits(budget=1000)))
     with pytest.raises(UserError, match="budget"):
         cache.extend(0, mx.zeros((1, 2, 4, 8)), mx.zeros((1, 2, 4, 8)))
     assert cache.state() == []
@@ -82,6 +82,6 @@ def test_a_picture_beyond_the_budget_is_refused_before_it_is_encoded(
 
     monkeypatch.setattr(type(assistant._loaded.model), "image_features", encoded)
     with pytest.raises(UserError, match="budget"):
-        assistant.ask(demo.example_path(), QUESTION, limits=KVLimits(budget=1000))
+        assistant.ask(demo.example_path(), QUESTION, limits=KVLimits(KVLimits(budget=1000)))
     with pytest.raises(UserError, match="holds nothing"):
         KVLimits(budget=0)

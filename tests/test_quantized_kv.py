@@ -10,9 +10,8 @@ from llavacot_mlx import demo
 from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.branches import Branch, BranchBatch
 from llavacot_mlx.cache import Segment, VisionMemory
-from llavacot_mlx.decode import Context, prefill
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.kv_meter import KVLimits
+from llavacot_mlx.kv_meter import KVLimits, KVMeter
 from llavacot_mlx.model import attention
 from llavacot_mlx.model.attention import attend, attend_to_all
 from llavacot_mlx.model.quantized_kv import (
@@ -24,6 +23,7 @@ from llavacot_mlx.model.quantized_kv import (
     unpacked,
 )
 from llavacot_mlx.pictures import open_picture
+from llavacot_mlx.prefill import PrefilledPrompt, prefill
 from llavacot_mlx.prompt import Prompt
 from llavacot_mlx.tokenizer import Turn
 from llavacot_mlx.usage import Timings, Usage
@@ -135,11 +135,13 @@ def assistant() -> Assistant:
     return Assistant.load(demo.model_path(), dtype="float32")
 
 
-def read(assistant: Assistant, bits: int | None) -> Context:
+def read(assistant: Assistant, bits: int | None) -> PrefilledPrompt:
     loaded = assistant._loaded
     ids = loaded.tokenizer.prompt([Turn("user", LONG_QUESTION, images=1)])
     tiles = loaded.cutter.cut(open_picture(demo.example_path("tall")))
-    return prefill(loaded.model, Prompt(tuple(ids), (tiles,)), Usage(), Timings(), bits)
+    usage = Usage()
+    kv_meter = KVMeter(usage, KVLimits(bits))
+    return prefill(loaded.model, Prompt(tuple(ids), (tiles,)), usage, Timings(), kv_meter)
 
 
 def test_the_first_token_already_sees_few_bits(assistant: Assistant) -> None:
@@ -150,9 +152,9 @@ def test_the_first_token_already_sees_few_bits(assistant: Assistant) -> None:
     assert 0 < drift[8] < drift[4]
     assert drift[8] < 0.05
     context = read(assistant, 8)
-    assert context.memory is not None
-    assert isinstance(context.memory.keys[0], QuantizedKV)
-    assert context.ready().branch.segments[0].quantized
+    assert context.image_kv is not None
+    assert isinstance(context.image_kv.keys[0], QuantizedKV)
+    assert context.state().branch.segments[0].quantized
 
 
 @pytest.mark.parametrize("search", ["greedy", "stage-beam"])

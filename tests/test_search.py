@@ -16,9 +16,8 @@ from PIL import Image
 from llavacot_mlx import demo
 from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.cache import VisionMemory
-from llavacot_mlx.candidates import Ready
+from llavacot_mlx.candidates import DecodeState
 from llavacot_mlx.convert.run import convert
-from llavacot_mlx.decode import prefill
 from llavacot_mlx.events import (
     CandidateEnded,
     CandidateScored,
@@ -30,16 +29,18 @@ from llavacot_mlx.events import (
 )
 from llavacot_mlx.judges import JudgeError
 from llavacot_mlx.judges.majority import MajorityJudge
-from llavacot_mlx.kv_meter import KVMeter
+from llavacot_mlx.kv_meter import KVLimits, KVMeter
 from llavacot_mlx.model.config import Quantization
 from llavacot_mlx.model.text import TextModel
 from llavacot_mlx.model.vision import VisionModel
 from llavacot_mlx.node import Node
 from llavacot_mlx.pictures import open_picture
 from llavacot_mlx.plans import Method, Plan, Settings, Step, Unit, plan_of
+from llavacot_mlx.prefill import prefill
 from llavacot_mlx.prompt import Prompt
 from llavacot_mlx.sampling_params import Sampling
-from llavacot_mlx.search import Engine, Search, best
+from llavacot_mlx.search import Search, best
+from llavacot_mlx.search_context import SearchContext
 from llavacot_mlx.stages import Stage, StageRecord
 from llavacot_mlx.tokenizer import Turn
 from llavacot_mlx.trace import Trace
@@ -74,12 +75,12 @@ class NoVerdict:
 
 
 @functools.cache  # nothing in it is ever written to, so all searches may begin from one
-def read_prompt(assistant: Assistant) -> tuple[VisionMemory | None, Ready]:
+def read_prompt(assistant: Assistant) -> tuple[VisionMemory | None, DecodeState]:
     loaded = assistant._loaded
     ids = loaded.tokenizer.prompt([Turn("user", QUESTION, images=1)])
     picture = loaded.cutter.cut(open_picture(demo.example_path()))
     context = prefill(loaded.model, Prompt(tuple(ids), (picture,)), Usage(), Timings())
-    return context.memory, context.ready()
+    return context.image_kv, context.state()
 
 
 def search(
@@ -92,15 +93,23 @@ def search(
 ) -> tuple[Search, Usage, list[object]]:
     """A search through the engine itself, whatever the plan."""
     usage, loaded = Usage(), assistant._loaded
-    memory, ready = read_prompt(assistant)
-    meter = KVMeter(usage, budget)
-    engine = Engine(loaded.model, loaded.tokenizer, memory, usage, Timings(), meter)
+    memory, state = read_prompt(assistant)
+    context = SearchContext(
+        model=loaded.model,
+        image_kv=memory,
+        usage=usage,
+        kv_meter=KVMeter(usage, KVLimits(budget=budget)),
+        tokenizer=loaded.tokenizer,
+        timings=Timings(),
+        image=None,
+        question=QUESTION,
+    )
     if plan.retrace is not None and plan.retrace.threshold is None:
         plan = dataclasses.replace(plan, retrace=dataclasses.replace(plan.retrace, threshold=0.5))
     chooser = judge or ScoreByNumber()
     judges = dict.fromkeys(plan.judges, chooser)
-    found = Search(engine, plan, judges, seed, max_tokens)  # type: ignore[arg-type]
-    return found, usage, list(found.run(ready))
+    found = Search(context, plan, judges, seed, max_tokens)  # type: ignore[arg-type]
+    return found, usage, list(found.run(state))
 
 
 @pytest.fixture(scope="module")
@@ -436,7 +445,7 @@ def test_what_nothing_will_follow_is_let_go(assistant: Assistant) -> None:
     assert plan.retrace is not None
     never = dataclasses.replace(plan, retrace=dataclasses.replace(plan.retrace, threshold=1e9))
     engine, usage, _ = search(assistant, never)
-    assert all((node.ready is not None) <= node.kept for node in engine.nodes)
+    assert all((node.state is not None) <= node.kept for node in engine.nodes)
     assert engine.retraces == 3
     _, once, _ = search(assistant, dataclasses.replace(plan, retrace=None))
     assert usage.kv_bytes < 1.5 * once.kv_bytes

@@ -13,11 +13,12 @@ from conftest import CONFIG, IMAGE_TOKEN_ID
 from mlx.utils import tree_flatten, tree_map
 
 from llavacot_mlx.adapter_config import FineTuneType
-from llavacot_mlx.decode import _Images
+from llavacot_mlx.kv_meter import KVMeter
 from llavacot_mlx.model.linear import plain_weight
 from llavacot_mlx.model.lora import LoRALinear
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.pictures import Tiles
+from llavacot_mlx.prefill import PromptImages
 from llavacot_mlx.prompt import open_images
 from llavacot_mlx.train import attention, forward
 from llavacot_mlx.train.adapt import AdapterSettings, adapt
@@ -93,7 +94,8 @@ def alone(model: Mllama, row: Row) -> np.ndarray:
     """(tokens, vocabulary): the logits of inference for one row."""
     ids, _, pictures = batch([row], padding=0)
     cut = tuple(picture for picture in pictures if picture is not None)
-    images = _Images.encode(model, cut, Usage(), None, None)
+    usage = Usage()
+    images = PromptImages.encode(model, cut, usage, KVMeter(usage))
     sights = images.sights(open_images(ids[0].tolist(), IMAGE_TOKEN_ID), 0, ids.shape[1])
     cache = model.language_model.new_cache()
     return np.array(model.logits(model.hidden(mx.array(ids), cache, sights))[0])

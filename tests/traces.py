@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
-from fakes import GOOD_ANSWER, RETRACING, FakeAnswering, Script, ScriptedRound
+from fakes import GOOD_ANSWER, RETRACING, FakeAnswerStream, Script, ScriptedRound
 from PIL import Image
 
 from llavacot_mlx.events import Answered, Event, Interrupted
 from llavacot_mlx.plans import Settings, plan_of
+from llavacot_mlx.request import Request
 from llavacot_mlx.trace import Trace
 
 
@@ -25,7 +26,7 @@ def events_of(
     plan = plan_of(Settings(search=search if rounds else "greedy"))
     script = Script(text=text, rounds=tuple(rounds), notices=notices)
     picture = Image.new("RGB", (8, 8))
-    return list(FakeAnswering(script, "demo", picture, question, plan, 2048, 0))
+    return list(FakeAnswerStream(script, "demo", Request(picture, question, plan)))
 
 
 def trace_of(events: Sequence[Event]) -> Trace:

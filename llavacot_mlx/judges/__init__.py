@@ -45,7 +45,7 @@ class Candidate:
         return (self.answer if self.stage is None else self.stage_text).strip()
 
 
-class OutsideJudge(Protocol):
+class ExternalJudge(Protocol):
     """A judge that knows texts and the picture, and nothing of the model that wrote them.
 
     A Python package offers one under the entry point group `llavacot.judges`: the entry point is

@@ -7,27 +7,23 @@ from collections.abc import Iterator, Sequence
 import mlx.core as mx
 
 from llavacot_mlx.branches import Branch, BranchBatch
-from llavacot_mlx.cache import VisionMemory, sight_of_all
+from llavacot_mlx.cache import sight_of_all
+from llavacot_mlx.decode_context import DecodeContext
 from llavacot_mlx.device import on_generation_stream
-from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.usage import Usage
 
 MOST_TOKENS = 2048
 """In one forward pass, as in a prefill, to bound its memory; one long question may have more."""
 
 
 def ask_each(
-    model: Mllama,
-    memory: VisionMemory | None,
-    branches: Sequence[Branch],
-    questions: Sequence[Sequence[int]],
-    usage: Usage,
+    context: DecodeContext, branches: Sequence[Branch], questions: Sequence[Sequence[int]]
 ) -> mx.array:
     """The logits after each question's token ids on top of its branch: (questions, vocabulary).
 
     As many together as one forward pass may have; the branches stay as they are. There must be a
     question, and no question is empty.
     """
+    model = context.model
     parts = []
     for rows in _together(questions):
         longest = max(len(questions[row]) for row in rows)
@@ -36,10 +32,10 @@ def ask_each(
         last = [len(questions[row]) - 1 for row in rows]
         with on_generation_stream():
             batch = BranchBatch([branches[row] for row in rows])
-            hidden = model.hidden(mx.array(ids), batch, sight_of_all(memory, longest))
+            hidden = model.hidden(mx.array(ids), batch, sight_of_all(context.image_kv, longest))
             parts.append(model.logits(hidden[mx.arange(len(rows)), mx.array(last)]))
             mx.eval(parts[-1])
-        usage.judge_tokens += sum(len(questions[row]) for row in rows)
+        context.usage.judge_tokens += sum(len(questions[row]) for row in rows)
     return mx.concatenate(parts)
 
 

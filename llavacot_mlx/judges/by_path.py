@@ -6,10 +6,10 @@ from pathlib import Path
 
 from llavacot_mlx.checked import read_json
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.judges import JudgeError, OutsideJudge
+from llavacot_mlx.judges import ExternalJudge, JudgeError
 
 
-def load_judge(folder: Path) -> OutsideJudge:
+def load_judge(folder: Path) -> ExternalJudge:
     """A Mllama in our own runtime, any other vision-language model in mlx-vlm's.
 
     Raises UserError when it cannot be loaded, or cannot be asked for a yes or no.

@@ -9,9 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from llavacot_mlx.branches import Branch
-from llavacot_mlx.cache import VisionMemory
 from llavacot_mlx.config_json import load_config
-from llavacot_mlx.decode import prefill
+from llavacot_mlx.decode_context import DecodeContext
 from llavacot_mlx.device import on_generation_stream
 from llavacot_mlx.judges import Candidate
 from llavacot_mlx.judges.asking import ask_each
@@ -19,6 +18,7 @@ from llavacot_mlx.judges.questions import is_it_right
 from llavacot_mlx.judges.yes_or_no import YesOrNo
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.pictures import TileCutter
+from llavacot_mlx.prefill import prefill
 from llavacot_mlx.prompt import Prompt
 from llavacot_mlx.stages import Stage
 from llavacot_mlx.tokenizer import Tokenizer, Turn
@@ -32,8 +32,8 @@ class _Read:
 
     picture: Image.Image | None
     token_ids: list[int]
+    context: DecodeContext
     branch: Branch
-    memory: VisionMemory | None
 
 
 class MllamaJudge:
@@ -69,7 +69,7 @@ class MllamaJudge:
             read = self._reading(picture, question, [prompts[row] for row in asked])
             rest = [prompts[row][len(read.token_ids) :] for row in asked]
             branches = [read.branch] * len(asked)
-            logits = ask_each(self._model, read.memory, branches, rest, Usage())
+            logits = ask_each(read.context, branches, rest)
             for row, chance in zip(asked, self._words.chances(logits), strict=True):
                 scores[row] = chance
         return scores
@@ -96,7 +96,7 @@ class MllamaJudge:
             with on_generation_stream():
                 prompt = Prompt(tuple(beginning), pictures)
                 context = prefill(self._model, prompt, Usage(), Timings())
-            read = _Read(picture, beginning, context.ready().branch, context.memory)
+            read = _Read(picture, beginning, context, context.state().branch)
             self._read = read
         return read
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.hub import Download, find, is_id
-from llavacot_mlx.judges import Candidate, JudgeError, OutsideJudge
+from llavacot_mlx.judges import Candidate, ExternalJudge, JudgeError
 from llavacot_mlx.plans import OWN_JUDGES
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ GROUP = "llavacot.judges"
 """The entry point group of judges in Python packages."""
 
 
-class AskOutside:
+class ExternalJudgeAdapter:
     """A judge from outside, asked about the candidates of one question."""
 
     def __init__(
-        self, name: str, judge: OutsideJudge, picture: Image.Image | None, question: str
+        self, name: str, judge: ExternalJudge, picture: Image.Image | None, question: str
     ) -> None:
         self._name, self._judge = name, judge
         self._picture, self._question = picture, question
@@ -105,15 +105,15 @@ def is_model(name: str) -> bool:
     return True
 
 
-class OutsideJudges:
+class ExternalJudges:
     """Judges from outside that are loaded, each once."""
 
     def __init__(self, report: Callable[[Download], None] = lambda _: None) -> None:
         """`report` is told how far the download of a judge's model is, see `hub.find`."""
         self._report = report
-        self._loaded: dict[str, OutsideJudge] = {}
+        self._loaded: dict[str, ExternalJudge] = {}
 
-    def get(self, name: str) -> OutsideJudge:
+    def get(self, name: str) -> ExternalJudge:
         """Loads the judge at the first call, which may take as long as a model does.
 
         Raises UserError, naming the judge, when there is none or it cannot be loaded.
@@ -131,7 +131,7 @@ def _installed(name: str) -> EntryPoint | None:
     return next(iter(entry_points(group=GROUP, name=name)), None)
 
 
-def _made(point: EntryPoint) -> OutsideJudge:
+def _made(point: EntryPoint) -> ExternalJudge:
     try:
         judge = point.load()()
     except Exception as error:
@@ -146,7 +146,7 @@ def _made(point: EntryPoint) -> OutsideJudge:
     return judge
 
 
-def _of_model(name: str, report: Callable[[Download], None]) -> OutsideJudge:
+def _of_model(name: str, report: Callable[[Download], None]) -> ExternalJudge:
     from llavacot_mlx.judges.by_path import load_judge
 
     try:

@@ -9,18 +9,15 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from llavacot_mlx.branches import Branch
-from llavacot_mlx.cache import VisionMemory
 from llavacot_mlx.judges.asking import ask_each
 from llavacot_mlx.judges.questions import (
     WHAT_IS_BETTER,
     WHICH_ANSWERS_BETTER,
     first_or_second,
 )
-from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.node import Node
+from llavacot_mlx.search_context import SearchContext
 from llavacot_mlx.stages import Stage
-from llavacot_mlx.tokenizer import Tokenizer
-from llavacot_mlx.usage import Usage
 
 
 @dataclass(frozen=True)
@@ -47,19 +44,16 @@ class PairwiseJudge:
     has no score.
     """
 
-    def __init__(
-        self, model: Mllama, tokenizer: Tokenizer, memory: VisionMemory | None, usage: Usage
-    ) -> None:
-        self._model, self._tokenizer, self._memory = model, tokenizer, memory
-        self._usage = usage
-        one, two = (tokenizer.encode(number)[0] for number in ("1", "2"))
+    def __init__(self, context: SearchContext) -> None:
+        self._context, self._tokenizer = context, context.tokenizer
+        one, two = (self._tokenizer.encode(number)[0] for number in ("1", "2"))
         self._winner = {(one, two): 0, (two, one): 1}
         """Which of a pair wins, by what is said to both orders."""
 
     def scores(self, nodes: Sequence[Node]) -> list[float | None]:
         won: dict[int, list[bool]] = {node.id: [] for node in nodes}
         pairs = [self._comparison(*pair) for pair in itertools.combinations(nodes, 2)]
-        context = self._model.config.text.max_position_embeddings
+        context = self._context.model.config.text.max_position_embeddings
         fitting = [pair for pair in pairs if pair.branch.length + pair.longest <= context]
         for pair, winner in zip(fitting, self._winners(fitting), strict=True):
             if winner is not None:
@@ -91,7 +85,7 @@ class PairwiseJudge:
             return
         branches = [pair.branch for pair in pairs for _ in pair.orders]
         questions = [order for pair in pairs for order in pair.orders]
-        logits = ask_each(self._model, self._memory, branches, questions, self._usage)
+        logits = ask_each(self._context, branches, questions)
         said: list[int] = mx.argmax(logits, axis=-1).tolist()  # type: ignore[assignment]
         for straight, swapped in zip(said[::2], said[1::2], strict=True):
             yield self._winner.get((straight, swapped))

@@ -6,25 +6,19 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from llavacot_mlx.cache import VisionMemory
 from llavacot_mlx.judges.asking import ask_each
 from llavacot_mlx.judges.questions import IS_IT_RIGHT
-from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.node import Node
+from llavacot_mlx.search_context import SearchContext
 from llavacot_mlx.stages import Stage
-from llavacot_mlx.tokenizer import Tokenizer
-from llavacot_mlx.usage import Usage
 
 
 class SelfJudge:
     """The probability of "yes" against "no", on top of the path and the same image K/V."""
 
-    def __init__(
-        self, model: Mllama, tokenizer: Tokenizer, memory: VisionMemory | None, usage: Usage
-    ) -> None:
-        self._model, self._tokenizer, self._memory = model, tokenizer, memory
-        self._usage = usage
-        self._verdicts = mx.array([tokenizer.encode(word)[0] for word in ("yes", "no")])
+    def __init__(self, context: SearchContext) -> None:
+        self._context, self._tokenizer = context, context.tokenizer
+        self._verdicts = mx.array([self._tokenizer.encode(word)[0] for word in ("yes", "no")])
 
     def scores(self, nodes: Sequence[Node]) -> list[float | None]:
         """One forward pass for all candidates; None where no stage was opened."""
@@ -33,7 +27,7 @@ class SelfJudge:
             return [None for _ in nodes]
         branches = [node.branch for node, _ in asked]
         questions = [self._question(node, stage) for node, stage in asked]
-        logits = ask_each(self._model, self._memory, branches, questions, self._usage)
+        logits = ask_each(self._context, branches, questions)
         chances = mx.softmax(logits[:, self._verdicts].astype(mx.float32), axis=-1)[:, 0]
         scores = {node.id: chances[row].item() for row, (node, _) in enumerate(asked)}
         return [scores.get(node.id) for node in nodes]  # type: ignore[misc]

@@ -10,7 +10,7 @@ from typing import Any
 from mlx.utils import tree_flatten
 
 from llavacot_mlx.adapter_config import AdapterConfig, Base, FineTuneType, LoRAParameters
-from llavacot_mlx.answering import Loaded
+from llavacot_mlx.answering import LoadedModel
 from llavacot_mlx.atomic import write_file
 from llavacot_mlx.config_json import load_config
 from llavacot_mlx.device import memory_of_this_machine
@@ -317,7 +317,7 @@ def _validation(
         rows=rows,
         batches=count if settings.val_batches == -1 else min(count, settings.val_batches),
         questions=[_question(split.dataset, row) for row in split.rows[: settings.val_answers]],
-        loaded=Loaded(model, base.tokenizer, base.cutter, {}, base.name, None, 0.0),
+        loaded=LoadedModel(model, base.tokenizer, base.cutter, {}, base.name, None, 0.0),
         max_tokens=_ANSWER_TOKENS,
     )
 

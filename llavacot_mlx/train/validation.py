@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from llavacot_mlx.answering import Answering, Asked, Loaded
-from llavacot_mlx.events import Answered
+from llavacot_mlx.answering import AnswerStream, LoadedModel
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.plans import Settings, plan_of
+from llavacot_mlx.request import Request
 from llavacot_mlx.stages import Stage, StageParser, Text
 
 from .events import Answer, KindFigures, Validated
@@ -31,7 +31,7 @@ class Validation:
     rows: Rows
     batches: int
     questions: Sequence[Question]
-    loaded: Loaded
+    loaded: LoadedModel
     """The model that learns, with what it needs to answer."""
     max_tokens: int
 
@@ -66,10 +66,8 @@ class Validation:
         return Sums(*arrays)
 
     def _answer(self, question: Question) -> Answer:
-        asked = Asked(question.image, question.text, plan_of(Settings()), self.max_tokens, seed=0)
-        trace = next(
-            event.trace for event in Answering(self.loaded, asked) if isinstance(event, Answered)
-        )
+        request = Request(question.image, question.text, plan_of(Settings()), self.max_tokens)
+        trace = AnswerStream(self.loaded, request).result()
         wanted = conclusion_of(question.reference)
         return Answer(
             where=question.where,

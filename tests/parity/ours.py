@@ -1,7 +1,7 @@
 """What this port says to a prompt, in the shape of the oracle's answers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -9,9 +9,10 @@ import numpy as np
 from PIL import Image
 
 from llavacot_mlx.cache import Sight, TextCache
-from llavacot_mlx.decode import decode, prefill
+from llavacot_mlx.decode import decode
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.pictures import TileCutter
+from llavacot_mlx.prefill import prefill
 from llavacot_mlx.prompt import Prompt
 from llavacot_mlx.sampling_params import Sampling
 from llavacot_mlx.usage import Timings, Usage
@@ -59,7 +60,7 @@ class Ours:
         rows = self.model.logits(mx.concatenate(watched.rows, axis=1))[0]
         assert usage.images_encoded == len(pictures)
         greedy = Sampling(temperature=0.0)
-        run = decode(self.model, context, greedy, 0, frozenset(), new_tokens, usage)
+        run = decode(replace(context, model=self.model), greedy, 0, frozenset(), new_tokens)
         return np.array(rows), list(run)
 
 

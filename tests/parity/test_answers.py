@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from llavacot_mlx import decode
+from llavacot_mlx import prefill
 from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.model import attention
 
@@ -165,7 +165,7 @@ def test_a_prompt_read_in_passes(
     rows: int, oracle: Oracles, ours: Ports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A long prompt takes several forward passes; which rows they hold must not matter."""
-    monkeypatch.setattr(decode, "_PREFILL_ROWS", rows)
+    monkeypatch.setattr(prefill, "_PREFILL_ROWS", rows)
     turns = turns_with_several_pictures(SCALED)
     check(oracle(SCALED), ours(SCALED), [LONG_TEXT, *turns["two, text, one"]])
     check(oracle(SCALED), ours(SCALED), turns["adjacent"])

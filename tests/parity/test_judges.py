@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForCondi
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.judges import Candidate, JudgeError, OutsideJudge
+from llavacot_mlx.judges import Candidate, ExternalJudge, JudgeError
 from llavacot_mlx.judges.mllama_judge import MllamaJudge
-from llavacot_mlx.judges.outside import OutsideJudges
+from llavacot_mlx.judges.outside import ExternalJudges
 from llavacot_mlx.judges.questions import is_it_right
 from llavacot_mlx.judges.vlm import VlmJudge
 from llavacot_mlx.model.mllama import Mllama
@@ -55,8 +55,8 @@ def chance(logits: torch.Tensor, tokenizer: PreTrainedTokenizerFast) -> float:
     return (mass[yes].sum() / (mass[yes].sum() + mass[no].sum())).item()
 
 
-def loaded(folder: Path) -> OutsideJudge:
-    return OutsideJudges().get(str(folder))
+def loaded(folder: Path) -> ExternalJudge:
+    return ExternalJudges().get(str(folder))
 
 
 # --- A Mllama. ---

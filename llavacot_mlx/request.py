@@ -1,0 +1,93 @@
+"""One question, with everything that says how it is to be answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict, Unpack
+
+from .errors import UserError
+from .kv_meter import NO_LIMITS, KVLimits
+from .plans import Plan, Settings, plan_of
+
+if TYPE_CHECKING:
+    from .pictures import ImageSource
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question about a picture, and how to answer it.
+
+    Raises UserError for an empty question and for a `max_tokens` below 1.
+    """
+
+    image: ImageSource | None
+    """A path, the bytes of a file, or a PIL image; None for a question without a picture."""
+    question: str
+    plan: Plan
+    max_tokens: int = 2048
+    """Maximum number of tokens of one path."""
+    seed: int = 0
+    limits: KVLimits = NO_LIMITS
+
+    def __post_init__(self) -> None:
+        if not self.question.strip():
+            raise UserError("the question is empty")
+        if self.max_tokens < 1:
+            raise UserError(f"max_tokens must be at least 1, not {self.max_tokens}")
+
+
+class AskOptions(TypedDict, total=False):
+    """The keywords of `Assistant.ask` and `Assistant.stream`; None stands for the default."""
+
+    search: str | Plan | None
+    """The name of a method (`plans.Method`), "sample" by default where a temperature is given and
+    "greedy" otherwise; or a whole plan, such as `plan_of(Settings(…))` or `read_plan(file)` makes
+    one, which then says all of candidates, judge, temperature and top_p itself."""
+    candidates: int | None
+    """Instead of the method's own number."""
+    judge: str | None
+    """"self", "logprob", "pairwise", "majority", or a judge from outside; instead of the method's
+    own."""
+    temperature: float | None
+    """0 always takes the likeliest token. All methods but greedy draw, by default at 0.6."""
+    top_p: float | None
+    """Above temperature 0, tokens are drawn from this nucleus; 0.9 by default."""
+    max_tokens: int
+    """Maximum number of tokens of one path; 2048 by default."""
+    seed: int
+    """The same seed draws the same tokens; 0 by default."""
+    limits: KVLimits
+    """What keys and values may take; no limit by default."""
+
+
+def request_of(image: ImageSource | None, question: str, **options: Unpack[AskOptions]) -> Request:
+    """The request that the options make.
+
+    Raises UserError for options that contradict each other or that the method does not support, and
+    TypeError for an unknown one.
+    """
+    if unknown := options.keys() - AskOptions.__annotations__.keys():
+        known = ", ".join(AskOptions.__annotations__)
+        raise TypeError(f"unexpected option {min(unknown)!r}; there are {known}")
+    search = options.get("search")
+    settings = Settings(
+        search=None if isinstance(search, Plan) else search,
+        candidates=options.get("candidates"),
+        judge=options.get("judge"),
+        temperature=options.get("temperature"),
+        top_p=options.get("top_p"),
+    )
+    if not isinstance(search, Plan):
+        plan = plan_of(settings)
+    elif settings == Settings():
+        plan = search
+    else:
+        raise UserError("a plan says its candidates, judge, temperature and top_p itself")
+    return Request(
+        image,
+        question,
+        plan,
+        max_tokens=options.get("max_tokens", Request.max_tokens),
+        seed=options.get("seed", Request.seed),
+        limits=options.get("limits", Request.limits),
+    )
