@@ -357,10 +357,13 @@ def test_a_type_checker_sees_the_types_of_an_installed_package(
         "from llavacot_mlx import Assistant\nreveal_type(Assistant.load)\n"
     )
     python = str(venv / "bin" / "python")
+    # Either path could lead mypy to this repository, installed or not.
+    paths = ("MYPYPATH", "PYTHONPATH")
+    environment = {key: value for key, value in os.environ.items() if key not in paths}
     checked = subprocess.run(
         [sys.executable, "-m", "mypy", "--python-executable", python, "two_lines.py"],
         cwd=users,
-        env={key: value for key, value in os.environ.items() if key != "MYPYPATH"},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=120,
