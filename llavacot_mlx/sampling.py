@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+from .model.kernels import kernels
 from .sampling_params import Sampling
 
 _SORTED = 1024
@@ -77,7 +78,7 @@ def _nucleus(weights: mx.array, top_p: float) -> mx.array:
     """
     missing = top_p * mx.sum(weights, axis=-1, keepdims=True)
     part, before = weights, mx.zeros(missing.shape, dtype=mx.int32)
-    if mx.default_device().type == mx.DeviceType.cpu:
+    if kernels().partial_sort:
         part, before, missing = _around_the_border(weights, missing)
     ordered = -mx.sort(-part, axis=-1)
     likelier = mx.cumsum(ordered, axis=-1) - ordered

@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 from .config_json import load_config
 from .errors import UserError
 from .model.config import ModelConfig, QuantizationMap
+from .model.kernels import kernels
 from .model.mllama import Mllama
 from .names import PATCH_EMBEDDING, canonical_name, is_channels_first
 from .safetensors import TensorEntry, list_tensors
@@ -183,7 +184,7 @@ def runtime_dtype(dtype: str, tensors: Mapping[str, SourceTensor]) -> mx.Dtype:
     """The type that floating-point weights and activations have in memory."""
     if dtype != "auto":
         return named_dtype(dtype)
-    if mx.default_device().type == mx.DeviceType.cpu:
+    if kernels().float32_weights:
         return mx.float32
     stored = {tensor.entry.dtype for tensor in tensors.values()}
     return mx.float16 if "F16" in stored else mx.bfloat16

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from llavacot_mlx.model import attention
 from llavacot_mlx.model.attention import attend
+from llavacot_mlx.model.kernels import CPU, use
 
 
 def by_definition(
@@ -44,30 +46,27 @@ def random(heads: int, kv_heads: int, rows: int, columns: int) -> list[np.ndarra
     ],
 )
 @pytest.mark.parametrize("causal", [True, False])
-def test_blocks_are_the_whole(
-    causal: bool, rows: int, columns: int, block: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_are_the_whole(causal: bool, rows: int, columns: int, block: int) -> None:
     """Of whatever size: query i sees the keys up to columns - rows + i, or all of them."""
     heads, kv_heads = 6, 2
-    monkeypatch.setattr(attention, "_SCORES_BYTES", 4 * heads * columns * block)
     queries, keys, values = random(heads, kv_heads, rows, columns)
-    got = attend(*map(mx.array, (queries, keys, values)), mask="causal" if causal else None)
+    with use(replace(CPU, attention_scores_bytes=4 * heads * columns * block)):
+        got = attend(*map(mx.array, (queries, keys, values)), mask="causal" if causal else None)
     expected = by_definition(queries, keys, values, causal)
     assert np.abs(np.array(got) - expected).max() < 1e-5
 
 
-def test_the_scores_of_a_large_picture_are_never_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scores_of_a_large_picture_are_never_whole() -> None:
     """On the CPU they are computed some megabytes at a time; all at once they take 36 MB here.
 
     A whole product of queries and keys once made a picture of four tiles take 2.8 GB.
     """
-    if mx.default_device().type != mx.DeviceType.cpu:
-        pytest.skip("a GPU's kernel keeps no scores")
-    monkeypatch.setattr(attention, "_SCORES_BYTES", 2 * 2**20)
+    held = 2 * 2**20
     heads, rows = 4, 1500
     queries, keys, values = (mx.random.normal((1, heads, rows, 8)) for _ in range(3))
     mx.eval(queries, keys, values)
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    mx.eval(attend(queries, keys, values))
-    assert mx.get_peak_memory() - before < 4 * attention._SCORES_BYTES
+    with use(replace(CPU, attention_scores_bytes=held)):
+        mx.eval(attend(queries, keys, values))
+    assert mx.get_peak_memory() - before < 4 * held

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -12,8 +14,8 @@ from llavacot_mlx.branches import Branch, BranchBatch
 from llavacot_mlx.cache import Segment, VisionMemory
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.kv_meter import KVLimits, KVMeter
-from llavacot_mlx.model import attention
 from llavacot_mlx.model.attention import attend, attend_to_all
+from llavacot_mlx.model.kernels import CPU, use
 from llavacot_mlx.model.quantized_kv import (
     KV,
     QuantizedKV,
@@ -41,17 +43,15 @@ def close(one: mx.array, other: mx.array, tolerance: float = 1e-5) -> None:
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("head_dim", [32, 64, 96, 128])
-def test_attention_over_few_bits_is_that_over_what_they_unpack_to(
-    bits: int, head_dim: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attention_over_few_bits_is_that_over_what_they_unpack_to(bits: int, head_dim: int) -> None:
     """Whatever the blocks in which the queries are taken."""
     keys, values = noise(1, 2, 50, head_dim, seed=1), noise(1, 2, 50, head_dim, seed=2)
     queries = noise(1, 6, 7, head_dim, seed=3)
     packed = QuantizedKV.of(keys, bits), QuantizedKV.of(values, bits)
     expected = attend(queries, packed[0].unpacked(), packed[1].unpacked())
     close(attend_to_all(queries, *packed), expected)
-    monkeypatch.setattr(attention, "_SCORES_BYTES", 4 * 2 * 50 * 3)
-    close(attend_to_all(queries, *packed), expected)
+    with use(replace(CPU, attention_scores_bytes=4 * 2 * 50 * 3)):
+        close(attend_to_all(queries, *packed), expected)
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from llavacot_mlx.adapter_config import FineTuneType
 from llavacot_mlx.kv_meter import KVMeter
+from llavacot_mlx.model.kernels import CPU, use
 from llavacot_mlx.model.linear import plain_weight
 from llavacot_mlx.model.lora import LoRALinear
 from llavacot_mlx.model.mllama import Mllama
@@ -236,11 +237,8 @@ def test_blocks_of_learned_tokens_are_the_whole(
 
 @pytest.mark.parametrize("size", [1, 2_000, 40_000])
 @pytest.mark.parametrize("causal", [True, False])
-def test_blocks_of_attention_are_the_whole(
-    causal: bool, size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_of_attention_are_the_whole(causal: bool, size: int) -> None:
     """What is attended, and its gradients, are those of MLX's own attention."""
-    monkeypatch.setattr(attention, "_SCORES_BYTES", dict.fromkeys(attention._SCORES_BYTES, size))
     rows, heads, kv_heads, n, m = 2, 6, 2, 33, 33 if causal else 70
     shapes = ((rows, heads, n, 8), (rows, kv_heads, m, 8), (rows, kv_heads, m, 8))
     keys = mx.random.split(mx.random.key(0), 4)
@@ -248,7 +246,8 @@ def test_blocks_of_attention_are_the_whole(
     slopes = mx.random.normal(shapes[0], key=keys[3])
 
     def mine(*operands: mx.array) -> mx.array:
-        return attention.attend(*operands, causal)
+        with use(replace(CPU, training_scores_bytes=size)):
+            return attention.attend(*operands, causal)
 
     def theirs(*operands: mx.array) -> mx.array:
         return mx.fast.scaled_dot_product_attention(

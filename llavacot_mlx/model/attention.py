@@ -7,10 +7,8 @@ from typing import Literal
 
 import mlx.core as mx
 
+from .kernels import kernels
 from .quantized_kv import KV, QuantizedKV, scores, weighted
-
-_SCORES_BYTES = 16 * 2**20
-"""Attention scores held at once where no fused kernel keeps them out of memory."""
 
 
 def attend_to_all(queries: mx.array, keys: KV, values: KV) -> mx.array:
@@ -21,7 +19,7 @@ def attend_to_all(queries: mx.array, keys: KV, values: KV) -> mx.array:
     kv_heads, columns, head_dim = keys.shape[1:]
     grouped = (queries * head_dim**-0.5).reshape(1, kv_heads, -1, head_dim)
     rows = grouped.shape[2]
-    size = max(1, _SCORES_BYTES // (4 * kv_heads * columns))
+    size = max(1, kernels().attention_scores_bytes // (4 * kv_heads * columns))
     blocks = []
     for start in range(0, rows, size):
         weights = mx.softmax(scores(grouped[:, :, start : start + size], keys), -1, precise=True)
@@ -42,13 +40,13 @@ def attend(
     `queries` is (1, heads, n, head_dim), `keys` and `values` (1, kv heads, m, head_dim); the result
     is like `queries`. With "causal", query i sees the keys up to m - n + i.
 
-    On a GPU, MLX's kernel is fused. On the CPU it would hold the scores of all heads at once (2.6
-    GB for a picture of four tiles), so there the queries are taken in blocks.
+    Without a fused kernel (`Kernels.fused_attention`) the queries are taken in blocks, so that
+    memory stays bounded.
     """
     scale = queries.shape[-1] ** -0.5
     _, heads, rows, head_dim = queries.shape
     kv_heads, columns = keys.shape[1], keys.shape[2]
-    if mx.default_device().type != mx.DeviceType.cpu:
+    if kernels().fused_attention:
         return mx.fast.scaled_dot_product_attention(
             queries, keys, values, scale=scale, mask=mask if rows > 1 else None
         )
@@ -57,7 +55,7 @@ def attend(
         grouped = queries.reshape(1, kv_heads, -1, head_dim)
         return attend(grouped, keys, values).reshape(queries.shape)
     blocks = []
-    size = max(1, _SCORES_BYTES // (4 * heads * columns))
+    size = max(1, kernels().attention_scores_bytes // (4 * heads * columns))
     for start in range(0, rows, size):
         stop = min(start + size, rows)
         block = queries[:, :, start:stop]

@@ -7,24 +7,21 @@ from typing import cast
 import mlx.core as mx
 import mlx.nn as nn
 
-_DEQUANTIZED_FROM = 32
-"""Rows from which a CPU multiplies by dequantised weights. More than the candidates of a usual
-search, so that the last bits of a candidate's logits do not depend on how many there are."""
+from .kernels import kernels
 
 
 class Linear(nn.Linear):
     """x Wᵀ + b, for weights (out, in).
 
-    A decode step multiplies one row. On the CPU, MLX hands that to the BLAS as a product of
-    matrices, which repacks the weights first; as a product of a matrix and a vector it reads them
-    once, half as fast again (measured on two Xeon cores with OpenBLAS).
+    A decode step multiplies one position, as a vector where that is faster
+    (`Kernels.vector_products`).
     """
 
     def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
         super().__init__(inputs, outputs, bias)
 
     def __call__(self, x: mx.array) -> mx.array:
-        if "bias" not in self and x.size == x.shape[-1] and _on_cpu():
+        if "bias" not in self and x.size == x.shape[-1] and kernels().vector_products:
             return (self.weight @ x.reshape(-1)).reshape(*x.shape[:-1], -1)
         return super().__call__(x)
 
@@ -44,14 +41,14 @@ class Linear(nn.Linear):
 class QuantizedLinear(nn.QuantizedLinear):
     """x Wᵀ + b, W in few bits and frozen.
 
-    On the CPU, MLX's product with quantised weights takes each row by itself. The BLAS multiplies
-    many rows by weights that are dequantised for the moment about 30 times as fast (512 rows; two
-    EPYC cores with OpenBLAS). What was dequantised is not kept for the backward pass, or training
-    would hold the whole model in full.
+    Many positions are multiplied by dequantized weights where that is faster
+    (`Kernels.dequantized_from`). The dequantized weights are not kept for the backward pass, or
+    training would hold the whole model in full precision.
     """
 
     def __call__(self, x: mx.array) -> mx.array:
-        if x.size < _DEQUANTIZED_FROM * x.shape[-1] or not _on_cpu():
+        start = kernels().dequantized_from
+        if start is None or x.size < start * x.shape[-1]:
             return super().__call__(x)
         y = self._dequantized_product(x)
         return y + self.bias if "bias" in self else y
@@ -101,7 +98,3 @@ def _dequantize(
     return mx.dequantize(
         weight, scales, biases, group_size=linear.group_size, bits=linear.bits, mode=linear.mode
     )
-
-
-def _on_cpu() -> bool:
-    return mx.default_device().type == mx.DeviceType.cpu

@@ -1,22 +1,22 @@
-"""Rotary positions: what the rows of one forward pass have in common is computed once."""
+"""Rotary position embeddings, whose cosines and sines one forward pass computes once."""
 
 from __future__ import annotations
 
 import mlx.core as mx
 
+from .kernels import kernels
+
 
 class Rotation:
     """The rotation of queries and keys at the positions of one forward pass.
 
-    MLX's kernel is fused on a GPU. On the CPU it is a dozen small operations for every layer's
-    queries and again for its keys, which cost more than the rotation itself, so there the cosines
-    and sines are shared by all layers.
+    Where no fused kernel runs, all layers share the cosines and sines (`Kernels.fused_rope`).
     """
 
     def __init__(self, wavelengths: mx.array, offset: int | mx.array, tokens: int) -> None:
         """`wavelengths` is (head_dim / 2,); `offset` the first position, or (rows,) of them."""
         self._wavelengths, self._offset = wavelengths, offset
-        self._fused = mx.default_device().type != mx.DeviceType.cpu
+        self._fused = kernels().fused_rope
         if not self._fused:
             first = mx.array(offset).reshape(-1, 1, 1, 1)
             angles = (first + mx.arange(tokens)[:, None]) / wavelengths  # (rows, 1, tokens, half)

@@ -11,8 +11,7 @@ import math
 
 import mlx.core as mx
 
-_SCORES_BYTES = {mx.DeviceType.cpu: 4 * 2**20, mx.DeviceType.gpu: 64 * 2**20}
-"""Scores held at once. Some megabytes stay in a CPU's cache: twice as fast as 100 MB at a time."""
+from llavacot_mlx.model.kernels import kernels
 
 _LOG2_E = math.log2(math.e)
 
@@ -25,7 +24,7 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, causal: bool) ->
     """
     rows, heads, n, head_dim = queries.shape
     kv_heads, m = keys.shape[1:3]
-    held = _SCORES_BYTES[mx.default_device().type]
+    held = kernels().training_scores_bytes
     size = max(1, held // (4 * rows * heads * m))
     blocks = [(start, min(start + size, n)) for start in range(0, n, size)]
     # Heads that share a K/V head become rows of one product, which reads the keys once.

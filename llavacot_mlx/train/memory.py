@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from llavacot_mlx.model.kernels import kernels
 from llavacot_mlx.model.mllama import Mllama
 
 from .settings import TrainSettings
@@ -51,7 +51,7 @@ def estimate(model: Mllama, settings: TrainSettings, tokens: int) -> MemoryEstim
     else:
         row = layers * layer + crosses * 2 * kv * seen
     row += hidden * seen
-    if mx.default_device().type == mx.DeviceType.cpu:
+    if not kernels().fused_attention:
         row += 2 * text.num_attention_heads * tokens * max(tokens, seen)
     logits = 3 * 4 * text.vocab_size * min(_LOGIT_ROWS, settings.batch_size * tokens)
     return MemoryEstimate(

@@ -6,6 +6,7 @@ no case comes near a tie (`margin`), and they are what catches a mask or a cache
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 
 from llavacot_mlx import prefill
 from llavacot_mlx.assistant import Assistant
-from llavacot_mlx.model import attention
+from llavacot_mlx.model.kernels import CPU, use
 
 from .checkpoints import (
     GEOMETRIES,
@@ -172,12 +173,12 @@ def test_a_prompt_read_in_passes(
     check(oracle(SCALED), ours(SCALED), [LONG_TEXT])
 
 
-def test_attention_in_blocks(oracle: Oracles, ours: Ports, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_in_blocks(oracle: Oracles, ours: Ports) -> None:
     """On the CPU queries are taken in blocks, so that a large picture's scores fit in memory."""
-    monkeypatch.setattr(attention, "_SCORES_BYTES", 4 * 3 * 100 * 5)  # blocks of about 5 queries
     turns = turns_with_several_pictures(FOUR_TILES)
-    for parts in (turns["three"], turns["all apart"], [LONG_TEXT]):
-        check(oracle(FOUR_TILES), ours(FOUR_TILES), parts)
+    with use(replace(CPU, attention_scores_bytes=4 * 3 * 100 * 5)):  # blocks of about 5 queries
+        for parts in (turns["three"], turns["all apart"], [LONG_TEXT]):
+            check(oracle(FOUR_TILES), ours(FOUR_TILES), parts)
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["one file", "shards"])
