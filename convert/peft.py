@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +31,7 @@ from llavacot_mlx.adapters import (
     read_floats,
     save_adapter,
 )
-from llavacot_mlx.checked import read_json
+from llavacot_mlx.checked import KeyRules, PositiveInt, checked, named, read_json, shown
 from llavacot_mlx.convert.source import Source
 from llavacot_mlx.convert.target import Target, written
 from llavacot_mlx.errors import UserError
@@ -109,7 +109,7 @@ def read_peft(folder: Path, target: Target, base: str, base_folder: Path) -> Pat
     lora = LoRAParameters(
         rank=max(layer.a.shape[1] for layer in layers.values()),
         scale=config.scale_of(""),
-        dropout=config.dropout,
+        dropout=config.lora_dropout,
         keys=_keys(layers),
     )
     adapter = Adapter(
@@ -160,18 +160,20 @@ def _path_in_memory(path: str) -> str:
 class _Config:
     """What an `adapter_config.json` of PEFT says, as far as it matters here."""
 
-    rank: int
-    alpha: float
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
-    use_rslora: bool
-    use_dora: bool
-    dropout: float
+    r: PositiveInt
+    lora_alpha: float
+    rank_pattern: dict[str, PositiveInt] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    use_rslora: bool = False
+    use_dora: bool = False
+    lora_dropout: float = 0.0
 
     @classmethod
     def read(cls, file: Path) -> _Config:
         """Raises UserError for an adapter that does more than LoRA or DoRA."""
         value = read_json(file, f"is {file.parent} an adapter folder?")
+        if not isinstance(value, dict):
+            raise UserError(f"{file}: expected an object, not {shown(value)}")
         if value.get("peft_type") != "LORA":
             raise UserError(
                 f"{file}: peft_type is {value.get('peft_type')!r}; only 'LORA' can be read"
@@ -188,26 +190,13 @@ class _Config:
                 f"{file}: init_lora_weights is {beginning!r}, which changed the base too; merge "
                 "the adapter with PEFT's merge_and_unload, and convert the result"
             )
-        try:
-            return cls(
-                rank=int(value["r"]),
-                alpha=float(value["lora_alpha"]),
-                rank_pattern={key: int(r) for key, r in (value.get("rank_pattern") or {}).items()},
-                alpha_pattern={
-                    key: float(alpha) for key, alpha in (value.get("alpha_pattern") or {}).items()
-                },
-                use_rslora=bool(value.get("use_rslora")),
-                use_dora=bool(value.get("use_dora")),
-                dropout=float(value.get("lora_dropout") or 0),
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as problem:
-            said = f"{type(problem).__name__}: {problem}"
-            raise UserError(f"{file} is no configuration of LoRA ({said})") from None
+        with named(file):
+            return checked(cls, value, KeyRules(unknown=None, null_is_missing=True))
 
     def scale_of(self, module: str) -> float:
         """α / r of a module by PEFT's name for it; of most modules for the empty name."""
-        rank = _by_pattern(self.rank_pattern, module, self.rank)
-        alpha = _by_pattern(self.alpha_pattern, module, self.alpha)
+        rank = _by_pattern(self.rank_pattern, module, self.r)
+        alpha = _by_pattern(self.alpha_pattern, module, self.lora_alpha)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
 

@@ -8,13 +8,13 @@ that `layers.-1.` is the last one of every checkpoint.
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
+from llavacot_mlx.checked import OneOf, PositiveInt, checked, named, nearest, read_yaml, shown
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import Quantization
 
@@ -115,8 +115,8 @@ def recipe_called(name: str) -> Recipe:
     file = Path(name).expanduser()
     if file.suffix in (".yaml", ".yml") or file.is_file():
         return read_recipe(file)
-    close = difflib.get_close_matches(name, RECIPES, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
+    close = nearest(name, RECIPES)
+    hint = f"did you mean {close}? " if close else ""
     raise UserError(
         f"--recipe {name}: {hint}there are {', '.join(RECIPES)}, or name a file like my.yaml"
     )
@@ -128,45 +128,39 @@ def read_recipe(file: Path) -> Recipe:
     A scheme is a word of `SCHEMES`, or a mapping with `mode`, `bits` and `group_size`, of which
     those left out are MLX's usual ones. Raises UserError.
     """
-    import yaml
-
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise UserError(f"{file}: cannot be read: {problem.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: is no text in UTF-8") from None
-    except yaml.YAMLError as problem:
-        raise UserError(f"{file}: is not valid YAML: {' '.join(str(problem).split())}") from None
+    values = read_yaml(file)
     if not isinstance(values, dict) or not values:
         raise UserError(
             f"{file}: a recipe is a mapping, such as 'language_model.*': 4bit on each line"
         )
     rules = []
-    for pattern, value in values.items():
-        if not isinstance(pattern, str):
-            raise UserError(f"{file}: {pattern!r} is no pattern; put it in quotes")
-        rules.append((pattern, _choice(file, pattern, value)))
+    with named(file):
+        for pattern, value in values.items():
+            if not isinstance(pattern, str):
+                raise UserError(f"{pattern!r} is no pattern; put it in quotes")
+            rules.append((pattern, _choice(pattern, value)))
     return Recipe(file.name, tuple(rules))
 
 
-def _choice(file: Path, pattern: str, value: Any) -> Choice:
+@dataclass(frozen=True)
+class _Scheme:
+    """A mapping in place of a word."""
+
+    bits: PositiveInt | None = None
+    group_size: PositiveInt | None = None
+    mode: Annotated[str, OneOf(*USUAL)] = "affine"
+
+
+def _choice(pattern: str, value: Any) -> Choice:
     if isinstance(value, str) and value in SCHEMES:
         return SCHEMES[value]
     if not isinstance(value, dict):
         raise UserError(
-            f"{file}: {pattern}: {value!r} is no scheme; there are {', '.join(SCHEMES)}, or a "
+            f"{pattern}: {shown(value)} is no scheme; there are {', '.join(SCHEMES)}, or a "
             "mapping with bits, group_size and mode"
         )
-    if unknown := sorted(map(str, value.keys() - {"mode", "bits", "group_size"})):
-        raise UserError(f"{file}: {pattern}: {unknown[0]} is not known; use bits, group_size, mode")
-    mode = value.get("mode", "affine")
-    if mode not in USUAL:
-        raise UserError(f"{file}: {pattern}: there is no mode {mode!r}; use {', '.join(USUAL)}")
-    numbers = {}
-    for key in ("bits", "group_size"):
-        number = value.get(key, getattr(USUAL[mode], key))
-        if type(number) is not int or number < 1:
-            raise UserError(f"{file}: {pattern}: {key} must be a whole number, not {number!r}")
-        numbers[key] = number
-    return Quantization(mode=mode, **numbers)
+    scheme = checked(_Scheme, value, path=pattern)
+    usual = USUAL[scheme.mode]
+    return Quantization(
+        scheme.group_size or usual.group_size, scheme.bits or usual.bits, scheme.mode
+    )

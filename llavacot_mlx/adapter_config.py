@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import enum
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from .atomic import write_file
-from .checked import read_json
+from .checked import KeyRules, Range, checked, named, read_json
 from .errors import UserError
 
 CONFIG_NAME = "adapter_config.json"
@@ -55,13 +54,28 @@ class Base:
 class LoRAParameters:
     """The low-rank adapters, by mlx-lm's keys."""
 
-    rank: int
+    rank: Annotated[int, Range(min=1)]
     scale: float
     """Multiplied in as it is: PEFT's alpha / rank."""
-    dropout: float
+    dropout: Annotated[float, Range(min=0, below=1)]
     keys: tuple[str, ...]
     """The adapted modules by the ends of their paths, such as `self_attn.q_proj`. For people: which
     modules they are exactly, the names of the tensors say."""
+
+
+_RULES = KeyRules(unknown=None, missing="; was this adapter made by llavacot?", defaults=False)
+
+
+@dataclass(frozen=True)
+class _File:
+    """The keys of the file that we read."""
+
+    fine_tune_type: FineTuneType
+    num_layers: int
+    lora_parameters: LoRAParameters | None
+    base_model: str
+    base_model_hash: str
+    base_model_lineage: str
 
 
 @dataclass(frozen=True)
@@ -107,23 +121,18 @@ class AdapterConfig:
             raise UserError(f"{folder}: no such folder; an adapter is one with {WEIGHTS_NAME}")
         file = folder / CONFIG_NAME
         value = read_json(file, f"is {folder} an adapter folder?")
-        if not isinstance(value, dict):
-            raise UserError(f"{file}: not a JSON object")
-        if "peft_type" in value:
+        if isinstance(value, dict) and "peft_type" in value:
             raise UserError(
                 f"{folder} is an adapter of PEFT; make one for MLX of it: llavacot convert {folder}"
             )
-        kind = _get(file, value, "fine_tune_type", str)
-        if kind not in list(FineTuneType):
-            raise UserError(f"{file}: fine_tune_type is {kind!r}; it must be lora, dora or full")
-        base = Base(
-            _get(file, value, "base_model", str),
-            _get(file, value, "base_model_hash", str),
-            _get(file, value, "base_model_lineage", str),
-        )
-        layers = _get(file, value, "num_layers", int)
-        lora = None if kind == FineTuneType.FULL else _lora_parameters(file, value)
-        return cls(FineTuneType(kind), layers, lora, base)
+        if isinstance(value, dict) and value.get("fine_tune_type") == FineTuneType.FULL:
+            value = {**value, "lora_parameters": None}
+        with named(file):
+            found = checked(_File, value, _RULES)
+            if found.fine_tune_type is not FineTuneType.FULL and found.lora_parameters is None:
+                raise UserError(f"lora_parameters is missing{_RULES.missing}")
+        base = Base(found.base_model, found.base_model_hash, found.base_model_lineage)
+        return cls(found.fine_tune_type, found.num_layers, found.lora_parameters, base)
 
     def check_base(self, adapter: Path, folder: Path) -> str | None:
         """Whether the adapter fits the model in `folder`; a note when it fits nearly.
@@ -145,33 +154,3 @@ class AdapterConfig:
             f"{adapter} is an adapter for {self.base.model}, and {folder} is another model: "
             f"give --model {self.base.model}"
         )
-
-
-def _lora_parameters(file: Path, value: dict[str, Any]) -> LoRAParameters:
-    lora = _get(file, value, "lora_parameters", dict)
-    rank = _get(file, lora, "rank", int)
-    scale, dropout = (float(_get(file, lora, key, (int, float))) for key in ("scale", "dropout"))
-    keys = _get(file, lora, "keys", list)
-    if rank < 1 or not math.isfinite(scale) or not 0 <= dropout < 1:
-        raise UserError(
-            f"{file}: rank {rank}, scale {scale:g} and dropout {dropout:g} make no adapter: rank "
-            "must be 1 or more, scale finite, dropout from 0 to below 1"
-        )
-    if not all(isinstance(key, str) for key in keys):
-        raise UserError(f"{file}: lora_parameters.keys must be texts, such as self_attn.q_proj")
-    return LoRAParameters(rank, scale, dropout, tuple(keys))
-
-
-def _get(
-    file: Path, value: dict[str, Any], key: str, kind: type[Any] | tuple[type[Any], ...]
-) -> Any:
-    if key not in value:
-        raise UserError(f"{file}: {key} is missing; was this adapter made by llavacot?")
-    if not isinstance(value[key], kind) or isinstance(value[key], bool):
-        raise UserError(f"{file}: {key} is {value[key]!r}, which is no {_said(kind)}")
-    return value[key]
-
-
-def _said(kind: type[Any] | tuple[type[Any], ...]) -> str:
-    words = {str: "text", int: "whole number", dict: "object", list: "list"}
-    return "number" if isinstance(kind, tuple) else words[kind]

@@ -8,14 +8,14 @@ of SWIRES (arXiv 2411.10440v6, appendix D: so many standard deviations above the
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 from .atomic import write_file
-from .checked import read_json
+from .checked import KeyRules, PositiveInt, Range, checked, read_json
 from .errors import UserError
 from .stages import Stage
 from .trace import Trace
@@ -28,8 +28,8 @@ class Moments:
     """Of the scores that a judge gave one stage."""
 
     mean: float
-    std: float
-    count: int
+    std: Annotated[float, Range(min=0)]
+    count: PositiveInt
 
     @classmethod
     def of(cls, scores: Sequence[float]) -> Moments:
@@ -44,6 +44,11 @@ Calibration = Mapping[str, Mapping[Stage, Moments]]
 """By the judge's name and by stage."""
 
 
+@dataclass(frozen=True)
+class _File:
+    judges: dict[str, dict[Stage, Moments]]
+
+
 def load_calibration(folder: Path) -> Calibration:
     """What was measured for the model in `folder`; empty where nothing was.
 
@@ -52,17 +57,11 @@ def load_calibration(folder: Path) -> Calibration:
     file = folder / FILE_NAME
     if not file.exists():
         return {}
-    value = read_json(file, "write it anew with llavacot calibrate")
+    value = read_json(file)
     try:
-        return {
-            judge: {Stage(stage): _moments(numbers) for stage, numbers in stages.items()}
-            for judge, stages in value["judges"].items()
-        }
-    except (AttributeError, KeyError, TypeError, ValueError) as problem:
-        said = f"{type(problem).__name__}: {problem}"
-        raise UserError(
-            f"{file} is no calibration ({said}); write it anew with llavacot calibrate"
-        ) from None
+        return checked(_File, value, KeyRules(unknown=None)).judges
+    except UserError as problem:
+        raise UserError(f"{file}: {problem}; write it anew with llavacot calibrate") from None
 
 
 def save_calibration(folder: Path, calibration: Calibration) -> Path:
@@ -85,10 +84,3 @@ def scores_of(trace: Trace) -> dict[Stage, list[float]]:
         if node.stage is not None and node.score is not None:
             scores.setdefault(node.stage, []).append(node.score)
     return scores
-
-
-def _moments(numbers: Mapping[str, float]) -> Moments:
-    mean, std, count = float(numbers["mean"]), float(numbers["std"]), int(numbers["count"])
-    if not (math.isfinite(mean) and math.isfinite(std) and std >= 0 and count > 0):
-        raise ValueError(f"{dict(numbers)}")
-    return Moments(mean, std, count)

@@ -1,17 +1,315 @@
-"""Plain values out of JSON and YAML files, read with one clear error for whatever is wrong."""
+"""Typed values out of JSON and YAML files, with one clear error for whatever is wrong.
+
+A schema is a dataclass; `Annotated` narrows a field further:
+
+    @dataclass(frozen=True)
+    class Layer:
+        heads: Annotated[int, Spelled("attention_heads", "heads"), Range(min=1)]
+        activation: Annotated[str, OneOf("silu")] = "silu"
+
+`checked(Layer, value)` returns a Layer, or raises an error that names the value by its path of
+keys, such as `layers[3].heads: expected a whole number of at least 1, not 0`.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import difflib
+import enum
+import functools
 import json
+import math
 import re
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from .errors import UserError
 
 _MAX_JSON_BYTES = 100_000_000  # a tokenizer.json has 17 MB
-_MAX_YAML_BYTES = 1_000_000  # what people write by hand has a few hundred
+_MAX_YAML_BYTES = 1_000_000  # what people write by hand has a few hundred bytes
+_MAX_SHOWN = 40  # characters of a wrong value that an error repeats
+
+_FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a field takes; `above` and `below` exclude their bounds."""
+
+    min: float | None = None
+    max: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            (self.min is None or value >= self.min)
+            and (self.max is None or value <= self.max)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        if self.min is not None and self.max is not None:
+            return f"from {self.min} to {self.max}"
+        words = {"of at least": self.min, "of at most": self.max}
+        words |= {"above": self.above, "below": self.below}
+        return " and ".join(f"{word} {bound}" for word, bound in words.items() if bound is not None)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """The only values that a field takes."""
+
+    options: tuple[Any, ...]
+
+    def __init__(self, *options: Any) -> None:
+        object.__setattr__(self, "options", options)
+
+    def __contains__(self, value: Any) -> bool:
+        return any(option == value for option in self.options)  # a value may be unhashable
+
+    def __str__(self) -> str:
+        return " or ".join(map(str, self.options))
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """The keys that a field may stand under, the first of them preferred; all must agree."""
+
+    keys: tuple[str, ...]
+
+    def __init__(self, *keys: str) -> None:
+        object.__setattr__(self, "keys", keys)
+
+
+PositiveInt = Annotated[int, Range(min=1, max=2**31 - 1)]
+PositiveFloat = Annotated[float, Range(above=0)]
+
+
+@dataclass(frozen=True)
+class KeyRules:
+    """What a kind of file does with keys that are missing or unknown."""
+
+    unknown: str | None = ""
+    """Ends the error about an unknown key. When it is empty, the error offers the nearest known
+    key; None lets unknown keys pass."""
+    missing: str = ""
+    """Ends the error about a missing key."""
+    defaults: bool = True
+    """Whether a field's default stands in for a missing key."""
+    null_is_missing: bool = False
+    dashes: bool = False
+    """Whether keys may be written with dashes, as flags are."""
+    float_texts: bool = False
+    """Whether a text such as `1e-5` is a number where one is wanted: PyYAML reads it as a text."""
+    ignored: frozenset[str] = frozenset()
+    """Keys that may be anywhere."""
+
+
+_USUAL = KeyRules()
+
+
+def checked(kind: type[T], value: Any, rules: KeyRules = _USUAL, path: str = "") -> T:
+    """`value`, out of JSON or YAML, as `kind`.
+
+    `kind` is a dataclass, `tuple[X, ...]`, `dict[K, V]`, a union, an enum, Any, or a plain type;
+    `Annotated` adds a Range, OneOf or Spelled. A float may be written as a whole number, and has to
+    be finite. `path` names the value, such as `search.nodes[3]`; it is empty for the outermost one.
+
+    Raises UserError that names the key which is missing, unknown, or not as its type wants it.
+    """
+    return cast(T, _value(kind, value, rules, path))
+
+
+@contextlib.contextmanager
+def named(where: object) -> Iterator[None]:
+    """Puts `where`, such as the file, in front of a UserError from its block."""
+    try:
+        yield
+    except UserError as problem:
+        raise UserError(f"{where}: {problem}") from None
+
+
+def nearest(name: str, known: Collection[str]) -> str | None:
+    """The known name that somebody who wrote `name` may have meant."""
+    return next(iter(difflib.get_close_matches(name, known, n=1)), None)
+
+
+def shown(value: Any) -> str:
+    """A value as JSON, cut off where it gets long: a small YAML file can hold a billion values."""
+    encoder = json.JSONEncoder(ensure_ascii=False, default=str, skipkeys=True, check_circular=False)
+    said = ""
+    for piece in encoder.iterencode(value):
+        said += piece
+        if len(said) > _MAX_SHOWN:
+            return f"{said[:_MAX_SHOWN]}…"
+    return said
+
+
+def _value(kind: Any, value: Any, rules: KeyRules, path: str) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if kind is float and rules.float_texts:
+        value = _number(value)
+    if origin is Annotated:
+        inner, *narrowings = arguments
+        limits = [limit for limit in narrowings if isinstance(limit, Range | OneOf)]
+        if limits and inner is float and rules.float_texts:
+            value = _number(value)
+        if limits and not _fits(inner, value):
+            raise _unexpected(kind, value, path)
+        result = _value(inner, value, rules, path)
+        if any(result not in limit for limit in limits):
+            raise _unexpected(kind, value, path)
+        return result
+    if origin in (Union, types.UnionType):
+        return _union(arguments, value, rules, path)
+    if not _fits(kind, value):
+        raise _unexpected(kind, value, path)
+    if dataclasses.is_dataclass(kind):
+        return _object(kind, value, rules, path)
+    if origin is tuple:
+        item = arguments[0]
+        return tuple(_value(item, each, rules, f"{path}[{n}]") for n, each in enumerate(value))
+    if origin is dict:
+        before = f"{path}." if path else ""
+        return {
+            _value(arguments[0], key, rules, f"{before}{key}"): _value(
+                arguments[1], each, rules, f"{before}{key}"
+            )
+            for key, each in value.items()
+        }
+    return kind(value) if isinstance(kind, type) and issubclass(kind, enum.Enum | float) else value
+
+
+def _union(options: tuple[Any, ...], value: Any, rules: KeyRules, path: str) -> Any:
+    if value is None and type(None) in options:
+        return None
+    options = tuple(option for option in options if option is not type(None))
+    fitting = [option for option in options if _fits(option, value)] or options
+    if len(options) > 1 and fitting == options:
+        raise _unexpected(Union[options], value, path)  # noqa: UP007
+    return _value(fitting[0], value, rules, path)
+
+
+def _number(value: Any) -> Any:
+    is_float = isinstance(value, str) and _FLOAT.fullmatch(value)
+    return float(value) if is_float else value
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    """Whether a value is of the kind, whatever is inside it."""
+    origin = get_origin(kind)
+    if origin is Annotated:
+        return _fits(get_args(kind)[0], value)
+    if origin in (Union, types.UnionType):
+        return any(_fits(option, value) for option in get_args(kind))
+    if kind is Any:
+        return True
+    if origin is tuple:
+        return isinstance(value, list | tuple)
+    if dataclasses.is_dataclass(kind) or origin is dict:
+        return isinstance(value, dict)
+    if issubclass(kind, enum.Enum):
+        return value in list(kind)
+    if kind is float:
+        return type(value) in (int, float) and abs(value) < math.inf
+    return type(value) is kind
+
+
+def _object(kind: Any, value: dict[Any, Any], rules: KeyRules, path: str) -> Any:
+    before = f"{path}." if path else ""
+    if rules.dashes:
+        value = {str(key).replace("-", "_"): each for key, each in value.items()}
+    fields = _fields(kind)
+    known = {key for field in fields for key in field.keys}
+    for key in value:
+        if rules.unknown is not None and key not in known and key not in rules.ignored:
+            raise UserError(f"{before}{key}: unknown key{rules.unknown or _hint(key, fields)}")
+    found = {}
+    for field in fields:
+        given = [
+            key
+            for key in field.keys
+            if key in value and not (rules.null_is_missing and value[key] is None)
+        ]
+        for key in given[1:]:
+            if value[key] != value[given[0]]:
+                raise UserError(
+                    f"{before}{key} is {shown(value[key])}, but {given[0]} is "
+                    f"{shown(value[given[0]])}"
+                )
+        if given:
+            found[field.name] = _value(field.kind, value[given[0]], rules, before + given[0])
+        elif field.is_needed or not rules.defaults:
+            raise UserError(f"{before}{' or '.join(field.keys)} is missing{rules.missing}")
+    return kind(**found)
+
+
+def _hint(key: Any, fields: tuple[_Field, ...]) -> str:
+    names = [field.keys[0] for field in fields]
+    close = nearest(str(key), names)
+    return f"; did you mean {close}?" if close else f"; there are {', '.join(names)}"
+
+
+@dataclass(frozen=True)
+class _Field:
+    name: str
+    kind: Any
+    keys: tuple[str, ...]
+    is_needed: bool
+
+
+@functools.cache
+def _fields(kind: Any) -> tuple[_Field, ...]:
+    hints = get_type_hints(kind, include_extras=True)
+    found = []
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        spelled = [each for each in get_args(hint) if isinstance(each, Spelled)]
+        keys = spelled[0].keys if spelled else (field.name,)
+        missing = (field.default, field.default_factory)
+        is_needed = all(each is dataclasses.MISSING for each in missing)
+        found.append(_Field(field.name, hint, keys, is_needed))
+    return tuple(found)
+
+
+def _unexpected(kind: Any, value: Any, path: str) -> UserError:
+    return UserError(f"{path}{path and ': '}expected {_said(kind)}, not {shown(value)}")
+
+
+_SAID = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def _said(kind: Any) -> str:
+    """A kind in words, such as `a whole number of at least 1`."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        inner, *narrowings = arguments
+        limits = [str(each) for each in narrowings if isinstance(each, Range)]
+        options = [str(each) for each in narrowings if isinstance(each, OneOf)]
+        return options[0] if options else " ".join([_said(inner), *limits])
+    if origin in (Union, types.UnionType):
+        return " or ".join(_said(option) for option in arguments if option is not type(None))
+    if origin is tuple:
+        return "a list"
+    if origin is dict:
+        return "an object"
+    if dataclasses.is_dataclass(kind):
+        described: Any = kind
+        keys = [field.keys[0] for field in _fields(described)]
+        return f"an object with {'keys such as ' if len(keys) > 3 else ''}{', '.join(keys[:3])}"
+    if issubclass(kind, enum.Enum):
+        return " or ".join(str(member.value) for member in kind)
+    return _SAID[kind]
 
 
 def read_json(file: Path, hint: str = "") -> Any:
@@ -24,30 +322,18 @@ def read_json(file: Path, hint: str = "") -> Any:
 
 
 def read_yaml(file: Path) -> Any:
-    """The parsed content of a YAML file, in which `1e-5` is a number.
+    """The parsed content of a YAML file.
 
     Raises UserError when the file cannot be read, is too large, or is not YAML in UTF-8.
     """
-    return _parsed(file, "YAML", parse_yaml, _read_bytes(file, _MAX_YAML_BYTES, ""))
+    return _parsed(file, "YAML", _parse_yaml, _read_bytes(file, _MAX_YAML_BYTES, ""))
 
 
-def parse_yaml(text: str) -> Any:
-    """The value of a YAML text, in which `1e-5` is a number, as in JSON and YAML 1.2.
-
-    Raises ValueError when it is not YAML.
-    """
+def _parse_yaml(text: str) -> Any:
     import yaml  # only commands that are given such a file pay for it
 
-    class Loader(yaml.SafeLoader):
-        """YAML 1.1 as PyYAML has it wants a dot in a float, and a sign in its exponent."""
-
-    Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+\Z"),
-        list("-+.0123456789"),
-    )
     try:
-        return yaml.load(text, Loader)
+        return yaml.safe_load(text)
     except yaml.YAMLError as problem:
         raise ValueError(problem) from None
 

@@ -7,11 +7,22 @@ error that names it: a default picked in silence gives fluent nonsense.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from .checked import read_json
+from .checked import (
+    KeyRules,
+    OneOf,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    Spelled,
+    checked,
+    named,
+    read_json,
+    shown,
+)
 from .errors import UserError
 from .model.config import (
     Llama3Scaling,
@@ -45,67 +56,87 @@ _WITHOUT_EFFECT = frozenset({
 _MOST_LAYERS = 1000  # a slip of the pen beyond it would build modules for minutes
 
 
-class _Section:
-    """One object of config.json, read key by key; what was not read is named at the end."""
+_RULES = KeyRules(
+    unknown="; its effect would be lost",
+    missing=", and the result depends on it",
+    null_is_missing=True,
+    ignored=_WITHOUT_EFFECT,
+)
+_STRICT_RULES = replace(_RULES, ignored=frozenset())
+_LayerCount = Annotated[int, Range(min=1, max=_MOST_LAYERS)]
 
-    def __init__(self, file: Path, prefix: str, values: Any) -> None:
-        if not isinstance(values, dict):
-            raise UserError(f"{file}: {prefix.rstrip('.') or 'the file'} is not a JSON object")
-        self.file, self.prefix, self.values = file, prefix, values
-        self.read: set[str] = set()
 
-    def error(self, key: str, problem: str) -> UserError:
-        return UserError(f"{self.file}: {self.prefix}{key} {problem}")
+@dataclass(frozen=True)
+class _Text:
+    vocab_size: PositiveInt
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_hidden_layers: _LayerCount
+    num_attention_heads: PositiveInt
+    num_key_value_heads: PositiveInt
+    rms_norm_eps: PositiveFloat
+    cross_attention_layers: tuple[int, ...]
+    max_position_embeddings: PositiveInt
+    rope_parameters: dict[str, Any] | None = None
+    rope_theta: PositiveFloat | None = None
+    rope_scaling: dict[str, Any] | None = None
+    rope_traditional: Annotated[bool, OneOf(False)] = False
+    hidden_act: Annotated[str, OneOf("silu")] = "silu"
+    head_dim: int | None = None
 
-    def has(self, key: str) -> bool:
-        return self.values.get(key) is not None
 
-    def get(self, *spellings: str) -> Any:
-        """The value under any of the spellings; where several are there, they must agree."""
-        self.read.update(spellings)
-        present = [key for key in spellings if self.has(key)]
-        for key in present:
-            if self.values[key] != self.values[present[0]]:
-                raise self.error(key, f"is {self.values[key]!r}, but {present[0]} says otherwise")
-        if present:
-            return self.values[present[0]]
-        raise self.error(" or ".join(spellings), "is missing, and the result depends on it")
+@dataclass(frozen=True)
+class _Vision:
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_hidden_layers: _LayerCount
+    num_global_layers: _LayerCount
+    num_attention_heads: Annotated[PositiveInt, Spelled("attention_heads", "num_attention_heads")]
+    num_channels: Annotated[int, OneOf(3)]
+    image_size: PositiveInt
+    patch_size: PositiveInt
+    max_num_tiles: PositiveInt
+    supported_aspect_ratios: tuple[Any, ...]
+    intermediate_layers_indices: tuple[int, ...]
+    norm_eps: PositiveFloat
+    hidden_act: Annotated[str, OneOf("gelu")] = "gelu"
+    vision_output_dim: int | None = None
+    max_aspect_ratio_id: int | None = None
 
-    def integer(self, *spellings: str, most: int = 2**31 - 1) -> int:
-        value = self.get(*spellings)
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-            raise self.error(
-                spellings[0], f"must be a whole number from 1 to {most}, not {value!r}"
-            )
-        return value
 
-    def number(self, *spellings: str) -> float:
-        value = self.get(*spellings)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 < value < float("inf"):
-            raise self.error(spellings[0], f"must be a positive number, not {value!r}")
-        return float(value)
+@dataclass(frozen=True)
+class _File:
+    text_config: _Text
+    vision_config: _Vision
+    image_token_id: Annotated[int, Spelled("image_token_index", "image_token_id")]
+    quantization: Any = None
+    quantization_config: Any = None
 
-    def indices(self, key: str, below: int) -> tuple[int, ...]:
-        value = self.get(key)
-        if not isinstance(value, list) or not all(
-            isinstance(index, int) and 0 <= index < below for index in value
-        ):
-            raise self.error(key, f"must be a list of layer numbers below {below}, not {value!r}")
-        return tuple(value)
 
-    def only(self, key: str, value: Any) -> None:
-        """A key that may be left out, but has one value that this program can run."""
-        self.read.add(key)
-        if self.has(key) and self.values[key] != value:
-            raise self.error(key, f"is {self.values[key]!r}; only {value!r} can be run")
+@dataclass(frozen=True)
+class _RopeType:
+    rope_type: Annotated[str, Spelled("rope_type", "type"), OneOf("default", "llama3")]
 
-    def finish(self, ignored: Iterable[str] = _WITHOUT_EFFECT) -> None:
-        unknown = sorted(set(self.values) - self.read - set(ignored))
-        if unknown:
-            raise self.error(
-                unknown[0], "is not known to this program, so its effect would be lost"
-            )
+
+@dataclass(frozen=True)
+class _DefaultRope(_RopeType):
+    rope_theta: PositiveFloat | None = None
+    partial_rotary_factor: Annotated[float, OneOf(1.0)] = 1.0
+
+
+@dataclass(frozen=True)
+class _Llama3Rope(_DefaultRope):
+    factor: PositiveFloat = field(kw_only=True)
+    low_freq_factor: PositiveFloat = field(kw_only=True)
+    high_freq_factor: PositiveFloat = field(kw_only=True)
+    original_max_position_embeddings: PositiveInt = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class _Quantization:
+    group_size: PositiveInt
+    bits: PositiveInt
+    mode: str = "affine"
 
 
 def load_config(folder: Path) -> ModelConfig:
@@ -120,167 +151,157 @@ def load_config(folder: Path) -> ModelConfig:
 
 def parse_config(values: Any, file: Path) -> ModelConfig:
     """The configuration in the parsed JSON `values`; `file` is named in errors."""
-    top = _Section(file, "", values)
-    model_type = values.get("model_type")
-    if model_type != "mllama":
-        raise UserError(
-            f"{file}: the model is of type {model_type!r}; this program runs 'mllama' "
-            "(Llama 3.2 Vision and LLaVA-CoT)"
-        )
-    text = _text_config(_Section(file, "text_config.", top.get("text_config")))
-    vision_section = _Section(file, "vision_config.", top.get("vision_config"))
-    vision = _vision_config(vision_section)
-    image_token_id = top.integer("image_token_index", "image_token_id")
-    if not text.vocab_size <= image_token_id < text.vocab_size + 8:
-        raise top.error(
-            "image_token_index",
-            f"is {image_token_id}; the rows for it are {text.vocab_size} to {text.vocab_size + 7}",
-        )
-    quantization = _quantization(top)
-    top.finish()
-    return ModelConfig(text, vision, image_token_id, quantization)
+    with named(file):
+        if isinstance(values, dict) and values.get("model_type") != "mllama":
+            raise UserError(
+                f"the model is of type {values.get('model_type')!r}; this program runs 'mllama' "
+                "(Llama 3.2 Vision and LLaVA-CoT)"
+            )
+        found = checked(_File, values, _RULES)
+        text, vision = _text_config(found.text_config), _vision_config(found.vision_config)
+        image_token_id = found.image_token_id
+        if not text.vocab_size <= image_token_id < text.vocab_size + 8:
+            raise UserError(
+                f"image_token_index: {image_token_id} has no row in the embedding; the rows for it "
+                f"are {text.vocab_size} to {text.vocab_size + 7}"
+            )
+        return ModelConfig(text, vision, image_token_id, _quantization(found))
 
 
-def _text_config(section: _Section) -> TextConfig:
-    theta, scaling = _rope(section)
-    layers = section.integer("num_hidden_layers", most=_MOST_LAYERS)
+def _text_config(text: _Text) -> TextConfig:
+    theta, scaling = _rope(text)
     config = TextConfig(
-        vocab_size=section.integer("vocab_size"),
-        hidden_size=section.integer("hidden_size"),
-        intermediate_size=section.integer("intermediate_size"),
-        num_hidden_layers=layers,
-        num_attention_heads=section.integer("num_attention_heads"),
-        num_key_value_heads=section.integer("num_key_value_heads"),
-        rms_norm_eps=section.number("rms_norm_eps"),
-        cross_attention_layers=section.indices("cross_attention_layers", layers),
+        vocab_size=text.vocab_size,
+        hidden_size=text.hidden_size,
+        intermediate_size=text.intermediate_size,
+        num_hidden_layers=text.num_hidden_layers,
+        num_attention_heads=text.num_attention_heads,
+        num_key_value_heads=text.num_key_value_heads,
+        rms_norm_eps=text.rms_norm_eps,
+        cross_attention_layers=text.cross_attention_layers,
         rope_theta=theta,
         rope_scaling=scaling,
-        max_position_embeddings=section.integer("max_position_embeddings"),
+        max_position_embeddings=text.max_position_embeddings,
     )
-    section.only("hidden_act", "silu")
-    if config.hidden_size % config.num_attention_heads:
-        raise section.error("num_attention_heads", f"does not divide {config.hidden_size}")
-    if config.num_attention_heads % config.num_key_value_heads:
-        raise section.error(
-            "num_key_value_heads", f"does not divide {config.num_attention_heads} heads"
-        )
-    section.only("head_dim", config.head_dim)
-    section.finish()
+    _check_indices("text_config.cross_attention_layers", config.cross_attention_layers, config)
+    _check_divides("text_config.num_attention_heads", text.num_attention_heads, text.hidden_size)
+    _check_divides(
+        "text_config.num_key_value_heads", text.num_key_value_heads, text.num_attention_heads
+    )
+    _check_same("text_config.head_dim", text.head_dim, config.head_dim)
     return config
 
 
-def _rope(section: _Section) -> tuple[float, Llama3Scaling | None]:
+def _rope(text: _Text) -> tuple[float, Llama3Scaling | None]:
     """RoPE's base and scaling in either spelling; where both are there, they must agree."""
-    section.read |= {"rope_parameters", "rope_theta", "rope_scaling", "rope_traditional"}
-    section.only("rope_traditional", False)
-    old_scaling = None
-    if section.has("rope_scaling"):
-        old_scaling = _rope_scaling(_nested(section, "rope_scaling"))
-    if not section.has("rope_parameters"):
-        return section.number("rope_theta", "rope_parameters"), old_scaling
-    rope = _nested(section, "rope_parameters")
-    theta, scaling = rope.number("rope_theta"), _rope_scaling(rope)
-    if section.has("rope_theta") and section.number("rope_theta") != theta:
-        raise section.error("rope_theta", f"is not rope_parameters.rope_theta, which is {theta}")
-    if section.has("rope_scaling") and old_scaling != scaling:
-        raise section.error("rope_scaling", "is not what rope_parameters says")
-    return theta, scaling
+    theta, old_scaling = text.rope_theta, None
+    if text.rope_scaling is not None:
+        old_theta, old_scaling = _rope_object(text.rope_scaling, "text_config.rope_scaling")
+        _check_same("text_config.rope_scaling.rope_theta", old_theta, theta)
+    if text.rope_parameters is None:
+        if theta is None:
+            raise UserError(f"text_config.rope_theta or rope_parameters is missing{_RULES.missing}")
+        return theta, old_scaling
+    new_theta, scaling = _rope_object(text.rope_parameters, "text_config.rope_parameters")
+    if new_theta is None:
+        raise UserError(f"text_config.rope_parameters.rope_theta is missing{_RULES.missing}")
+    _check_same("text_config.rope_theta", theta, new_theta)
+    if text.rope_scaling is not None and old_scaling != scaling:
+        raise UserError("text_config.rope_scaling is not what rope_parameters says")
+    return new_theta, scaling
 
 
-def _nested(section: _Section, key: str) -> _Section:
-    return _Section(section.file, f"{section.prefix}{key}.", section.values[key])
-
-
-def _rope_scaling(rope: _Section) -> Llama3Scaling | None:
-    kind = rope.get("rope_type", "type")
-    if kind == "default":
-        scaling = None
-    elif kind == "llama3":
-        scaling = Llama3Scaling(
-            factor=rope.number("factor"),
-            low_freq_factor=rope.number("low_freq_factor"),
-            high_freq_factor=rope.number("high_freq_factor"),
-            original_max_position_embeddings=rope.integer("original_max_position_embeddings"),
-        )
-    else:
-        raise rope.error("rope_type", f"is {kind!r}; 'default' and 'llama3' can be run")
-    rope.only("partial_rotary_factor", 1.0)
-    rope.finish(ignored=())
-    return scaling
-
-
-def _vision_config(section: _Section) -> VisionConfig:
-    layers = section.integer("num_hidden_layers", most=_MOST_LAYERS)
-    tiles = section.integer("max_num_tiles")
-    config = VisionConfig(
-        hidden_size=section.integer("hidden_size"),
-        intermediate_size=section.integer("intermediate_size"),
-        num_hidden_layers=layers,
-        num_global_layers=section.integer("num_global_layers", most=_MOST_LAYERS),
-        num_attention_heads=section.integer("attention_heads", "num_attention_heads"),
-        num_channels=section.integer("num_channels"),
-        image_size=section.integer("image_size"),
-        patch_size=section.integer("patch_size"),
-        max_num_tiles=tiles,
-        num_aspect_ratios=_aspect_ratios(section, tiles),
-        intermediate_layers_indices=section.indices("intermediate_layers_indices", layers),
-        norm_eps=section.number("norm_eps"),
+def _rope_object(values: dict[str, Any], path: str) -> tuple[float | None, Llama3Scaling | None]:
+    if checked(_RopeType, values, replace(_RULES, unknown=None), path).rope_type == "default":
+        return checked(_DefaultRope, values, _STRICT_RULES, path).rope_theta, None
+    rope = checked(_Llama3Rope, values, _STRICT_RULES, path)
+    scaling = Llama3Scaling(
+        factor=rope.factor,
+        low_freq_factor=rope.low_freq_factor,
+        high_freq_factor=rope.high_freq_factor,
+        original_max_position_embeddings=rope.original_max_position_embeddings,
     )
-    section.only("hidden_act", "gelu")
-    section.only("num_channels", 3)
-    section.only("vision_output_dim", config.output_size)
-    section.only("max_aspect_ratio_id", config.num_aspect_ratios)
-    if config.hidden_size % config.num_attention_heads:
-        raise section.error("attention_heads", f"does not divide {config.hidden_size}")
-    if config.image_size % config.patch_size:
-        raise section.error("patch_size", f"does not divide a tile of {config.image_size} pixels")
-    section.finish()
+    return rope.rope_theta, scaling
+
+
+def _vision_config(vision: _Vision) -> VisionConfig:
+    config = VisionConfig(
+        hidden_size=vision.hidden_size,
+        intermediate_size=vision.intermediate_size,
+        num_hidden_layers=vision.num_hidden_layers,
+        num_global_layers=vision.num_global_layers,
+        num_attention_heads=vision.num_attention_heads,
+        num_channels=vision.num_channels,
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+        max_num_tiles=vision.max_num_tiles,
+        num_aspect_ratios=_aspect_ratios(vision),
+        intermediate_layers_indices=vision.intermediate_layers_indices,
+        norm_eps=vision.norm_eps,
+    )
+    _check_indices(
+        "vision_config.intermediate_layers_indices", config.intermediate_layers_indices, config
+    )
+    _check_same("vision_config.vision_output_dim", vision.vision_output_dim, config.output_size)
+    _check_same(
+        "vision_config.max_aspect_ratio_id", vision.max_aspect_ratio_id, config.num_aspect_ratios
+    )
+    _check_divides("vision_config.attention_heads", vision.num_attention_heads, vision.hidden_size)
+    _check_divides("vision_config.patch_size", vision.patch_size, vision.image_size)
     return config
 
 
-def _aspect_ratios(section: _Section, tiles: int) -> int:
+def _aspect_ratios(vision: _Vision) -> int:
     """How many arrangements have an embedding.
 
     transformers' picture processor numbers the arrangements by itself (see
     `pictures.tile_arrangements`), so a shorter list would leave some pictures without a row.
     """
-    ratios = section.get("supported_aspect_ratios")
+    count, tiles = len(vision.supported_aspect_ratios), vision.max_num_tiles
     # One row of tiles alone makes as many arrangements as there are tiles.
-    if (
-        not isinstance(ratios, list)
-        or len(ratios) < tiles
-        or len(ratios) < sum(tiles // rows for rows in range(1, tiles + 1))
-    ):
-        raise section.error(
-            "supported_aspect_ratios", f"leaves out arrangements of up to {tiles} tiles"
+    if count < tiles or count < sum(tiles // rows for rows in range(1, tiles + 1)):
+        raise UserError(
+            f"vision_config.supported_aspect_ratios leaves out arrangements of up to {tiles} tiles"
         )
-    return len(ratios)
+    return count
 
 
-def _quantization(top: _Section) -> QuantizationMap | None:
-    top.read |= {"quantization", "quantization_config"}
-    values = top.values.get("quantization") or top.values.get("quantization_config")
+def _quantization(found: _File) -> QuantizationMap | None:
+    values = found.quantization or found.quantization_config
     if values is None:
         return None
     if not isinstance(values, dict) or "quant_method" in values:
         method = values.get("quant_method") if isinstance(values, dict) else values
-        raise top.error(
-            "quantization_config",
-            f"says {method!r}, which MLX cannot read: start from the unquantised checkpoint",
+        raise UserError(
+            f"quantization_config says {method!r}, which MLX cannot read: start from the "
+            "unquantised checkpoint"
         )
     shared = {key: value for key, value in values.items() if not isinstance(value, dict | bool)}
-    default = _one_quantization(_Section(top.file, "quantization.", shared))
     overrides = {
-        module: _one_quantization(_Section(top.file, f"quantization.{module}.", value))
+        module: _one_quantization(value, f"quantization.{module}")
         for module, value in values.items()
         if isinstance(value, dict)
     }
-    return QuantizationMap(default, overrides)
+    return QuantizationMap(_one_quantization(shared, "quantization"), overrides)
 
 
-def _one_quantization(section: _Section) -> Quantization:
-    mode = section.get("mode") if section.has("mode") else "affine"
-    section.read.add("mode")
-    quantization = Quantization(section.integer("group_size"), section.integer("bits"), mode)
-    section.finish(ignored=())
-    return quantization
+def _one_quantization(values: dict[str, Any], path: str) -> Quantization:
+    found = checked(_Quantization, values, _STRICT_RULES, path)
+    return Quantization(found.group_size, found.bits, found.mode)
+
+
+def _check_indices(key: str, indices: tuple[int, ...], config: TextConfig | VisionConfig) -> None:
+    layers = config.num_hidden_layers
+    if not all(0 <= index < layers for index in indices):
+        raise UserError(f"{key}: expected layer numbers below {layers}, not {shown(indices)}")
+
+
+def _check_divides(key: str, divisor: int, value: int) -> None:
+    if value % divisor:
+        raise UserError(f"{key}: {divisor} does not divide {value}")
+
+
+def _check_same(key: str, value: float | None, expected: float | None) -> None:
+    """Of two keys that say the same thing, the other may be left out."""
+    if value is not None and value != expected:
+        raise UserError(f"{key} is {value}; by the other keys it is {expected}")

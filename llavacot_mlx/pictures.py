@@ -10,12 +10,12 @@ import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .checked import read_json
+from .checked import KeyRules, OneOf, Range, checked, named, read_json
 from .errors import UserError
 from .model.config import VisionConfig
 
@@ -67,7 +67,8 @@ class TileCutter:
             settings = settings.get("image_processor") if isinstance(settings, dict) else None
         if not isinstance(settings, dict):
             raise UserError(f"{file} holds no settings of a picture processor")
-        return _cutter(file, settings, vision)
+        with named(file):
+            return _cutter(settings, vision)
 
     def cut(self, image: Image.Image) -> Tiles:
         """Cuts an upright picture of any mode and size."""
@@ -121,43 +122,59 @@ def tile_arrangements(max_tiles: int) -> list[tuple[int, int]]:
     ]
 
 
-def _cutter(file: Path, settings: dict[str, Any], vision: VisionConfig) -> TileCutter:
-    def get(key: str) -> Any:
-        if settings.get(key) is None:
-            raise UserError(f"{file}: {key} is missing, and the result depends on it")
-        return settings[key]
+_Level = Annotated[float, Range(above=-1e30, below=1e30)]
+_Factor = Annotated[float, Range(above=0, below=1e30)]
+_OnlyTrue = Annotated[bool, OneOf(True)]
 
-    def numbers(key: str, least: float) -> np.ndarray:
-        values = get(key) if isinstance(get(key), list) else [get(key)]
-        if not all(type(value) in (int, float) and least < value < 1e30 for value in values):
-            raise UserError(f"{file}: {key} is {get(key)!r}, which makes no colours")
-        return np.array(values, dtype=np.float64)
 
-    size, max_tiles, resample = get("size"), get("max_image_tiles"), get("resample")
-    if not isinstance(size, dict) or not (
-        size.get("height") == size.get("width") == vision.image_size
-    ):
-        raise UserError(f"{file}: size {size} is not config.json's tile of {vision.image_size} px")
-    if resample not in list(Image.Resampling):
-        raise UserError(f"{file}: resample is {resample!r}; PIL's filters are 0 to 5")
+@dataclass(frozen=True)
+class _Size:
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What is read of the settings of a picture processor."""
+
+    size: _Size
+    max_image_tiles: int
+    resample: Annotated[int, OneOf(*map(int, Image.Resampling))]
+    image_mean: _Level | tuple[_Level, ...]
+    image_std: _Factor | tuple[_Factor, ...]
+    rescale_factor: _Factor | tuple[_Factor, ...]
+    do_resize: _OnlyTrue = True
+    do_pad: _OnlyTrue = True
+    do_rescale: _OnlyTrue = True
+    do_normalize: _OnlyTrue = True
+    do_convert_rgb: _OnlyTrue = True
+
+
+_RULES = KeyRules(unknown=None, missing=", and the result depends on it")
+
+
+def _cutter(values: dict[str, Any], vision: VisionConfig) -> TileCutter:
+    settings = checked(_Settings, values, _RULES)
+    size, max_tiles = settings.size, settings.max_image_tiles
+    if not size.height == size.width == vision.image_size:
+        raise UserError(
+            f"size {size.height} × {size.width} is not config.json's tile of {vision.image_size} px"
+        )
     if max_tiles != vision.max_num_tiles:
         raise UserError(
-            f"{file}: max_image_tiles is {max_tiles}, and config.json's max_num_tiles is "
+            f"max_image_tiles is {max_tiles}, and config.json's max_num_tiles is "
             f"{vision.max_num_tiles}"
         )
-    for key in ("do_resize", "do_pad", "do_rescale", "do_normalize", "do_convert_rgb"):
-        if settings.get(key, True) is not True:
-            raise UserError(f"{file}: {key} is {settings[key]!r}; only true can be run")
-    mean, std = numbers("image_mean", least=-1e30), numbers("image_std", least=0)
+    mean, std = np.atleast_1d(settings.image_mean), np.atleast_1d(settings.image_std)
     if not len(mean) == len(std) == vision.num_channels:
-        raise UserError(f"{file}: image_mean and image_std need {vision.num_channels} values each")
+        raise UserError(f"image_mean and image_std need {vision.num_channels} values each")
     # The reference multiplies in float64, stores float32, and normalises in float32.
-    factor = numbers("rescale_factor", least=0)
+    factor = np.atleast_1d(settings.rescale_factor)
     if len(factor) != 1:
-        raise UserError(f"{file}: rescale_factor must be one number, not {get('rescale_factor')}")
+        raise UserError("rescale_factor must be one number")
     rescaled = (np.arange(256, dtype=np.float64) * factor).astype(np.float32)
     levels = (rescaled[:, None] - mean.astype(np.float32)) / std.astype(np.float32)
-    return TileCutter(vision.image_size, max_tiles, resample, levels)
+    return TileCutter(vision.image_size, max_tiles, settings.resample, levels)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -24,11 +24,12 @@ or sentence after sentence (`sentences`). Every key but `steps` and `write` may 
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from .checked import KeyRules, Range, checked, named, read_yaml
 from .errors import UserError
 from .plans import (
     MOST_RETRACES,
@@ -46,49 +47,62 @@ from .stages import Stage
 
 _STAGES = [stage.value for stage in Stage]
 _TO_THE_END = {"answer": Unit.ANSWER, "sentences": Unit.SENTENCE}
-_PLAN_KEYS = ("method", "judge", "temperature", "top_p", "steps", "retrace")
-_STEP_KEYS = ("write", "candidates", "keep", "judge", "temperature", "top_p", "max_tokens")
-_RETRACE_KEYS = ("after", "to", "most", "rank", "threshold", "deviations")
-_LARGEST_FILE = 1_000_000  # bytes; a plan has a few hundred
+
+
+@dataclass(frozen=True)
+class _Retrace:
+    after: str
+    to: str
+    most: Annotated[int, Range(min=0, max=MOST_RETRACES)] = 3
+    rank: int | None = None
+    threshold: float | None = None
+    deviations: float | None = None
+
+
+@dataclass(frozen=True)
+class _Step:
+    write: str
+    candidates: int = 1
+    keep: int = 1
+    judge: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: Annotated[int, Range(min=1)] | None = None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    method: str = "plan"
+    judge: str = SELF
+    temperature: float = PUBLISHED_SAMPLING.temperature
+    top_p: float = PUBLISHED_SAMPLING.top_p
+    steps: tuple[_Step, ...] = ()
+    retrace: _Retrace | None = None
 
 
 def read_plan(file: Path) -> Plan:
     """The plan in a YAML file. Raises UserError that names the file and the key for any mistake."""
-    import yaml  # read by those alone who have such a file
-
-    try:
-        if file.stat().st_size > _LARGEST_FILE:
-            raise UserError(f"{file}: too large for a plan")
-        value = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise UserError(f"{file}: {problem.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as problem:
-        said = " ".join(str(problem).split())
-        raise UserError(f"{file}: not a YAML file: {said}") from None
-    try:
+    value = read_yaml(file)
+    with named(file):
         return plan_from(value)
-    except UserError as problem:
-        raise UserError(f"{file}: {problem}") from None
 
 
 def plan_from(value: Any) -> Plan:
     """The plan that an object says. Raises UserError that names the key for any mistake."""
-    keys = _Keys(value, "the plan", _PLAN_KEYS)
-    listed = keys.given("steps")
-    if not isinstance(listed, list) or not listed:
+    read = checked(_Plan, value, KeyRules(float_texts=True))
+    if not read.steps:
         raise UserError("steps: a list of what is written, such as `- write: summary`")
-    usual = Sampling(
-        keys.number("temperature", PUBLISHED_SAMPLING.temperature),
-        keys.number("top_p", PUBLISHED_SAMPLING.top_p),
-    )
-    _checked(keys, lambda: check_sampling(usual))
-    steps = tuple(_step(entry, index, len(listed), usual) for index, entry in enumerate(listed))
-    plan = Plan(keys.text("method", "plan"), steps, usual, keys.text("judge", SELF))
-    if keys.given("retrace") is None:
-        return plan
-    return Plan(
-        plan.method, steps, plan.sampling, plan.judge, _retrace(keys.given("retrace"), steps)
-    )
+    usual = Sampling(read.temperature, read.top_p)
+    check_sampling(usual)
+    steps = []
+    for index, entry in enumerate(read.steps):
+        with named(f"steps[{index}]"):
+            steps.append(_step(entry, index, len(read.steps), usual))
+    retrace = None
+    if read.retrace is not None:
+        with named("retrace"):
+            retrace = _retrace(read.retrace, steps)
+    return Plan(read.method, tuple(steps), usual, read.judge, retrace)
 
 
 def plan_object(plan: Plan) -> dict[str, Any]:
@@ -134,103 +148,46 @@ def _written(step: Step, index: int) -> str:
     return next(name for name, unit in _TO_THE_END.items() if unit is step.unit)
 
 
-def _step(value: Any, index: int, count: int, usual: Sampling) -> Step:
-    keys = _Keys(value, f"steps[{index}]", _STEP_KEYS)
-    write = keys.text("write", None)
+def _step(read: _Step, index: int, count: int, usual: Sampling) -> Step:
     last = index == count - 1
-    if write in _TO_THE_END:
+    if read.write in _TO_THE_END:
         if not last:
-            raise UserError(f"steps[{index}]: {write} goes to the end, so nothing follows it")
-        unit = _TO_THE_END[write]
+            raise UserError(f"{read.write} goes to the end, so nothing follows it")
+        unit = _TO_THE_END[read.write]
     else:
         expected = _STAGES[index] if index < len(_STAGES) else None
-        if write != expected:
+        if read.write != expected:
             wanted = [name for name in (expected, *_TO_THE_END) if name]
-            raise UserError(f"steps[{index}]: write {write!r}; here it is {' or '.join(wanted)}")
+            raise UserError(f"write {read.write!r}; here it is {' or '.join(wanted)}")
         unit = Unit.ANSWER if index == len(_STAGES) - 1 else Unit.STAGE
         if last and unit is Unit.STAGE:
-            raise UserError("steps: the last one must write the conclusion, answer or sentences")
-    candidates, keep = keys.whole("candidates", 1), keys.whole("keep", 1)
-    _checked(keys, lambda: check_candidates(candidates))
-    _checked(keys, lambda: check_keep(keep, candidates))
+            raise UserError("the last one must write the conclusion, answer or sentences")
+    check_candidates(read.candidates)
+    check_keep(read.keep, read.candidates)
     sampling = None
-    if keys.given("temperature") is not None or keys.given("top_p") is not None:
+    if read.temperature is not None or read.top_p is not None:
         sampling = Sampling(
-            keys.number("temperature", usual.temperature), keys.number("top_p", usual.top_p)
+            usual.temperature if read.temperature is None else read.temperature,
+            usual.top_p if read.top_p is None else read.top_p,
         )
-        _checked(keys, lambda: check_sampling(sampling))
-    max_tokens = keys.whole("max_tokens", 0) if keys.given("max_tokens") is not None else None
-    if max_tokens is not None and max_tokens < 1:
-        raise UserError(f"{keys.where}: max_tokens {max_tokens}: at least 1")
-    judge = keys.text("judge", "") or None
-    return Step(unit, candidates, keep, judge, sampling, max_tokens)
+        check_sampling(sampling)
+    return Step(unit, read.candidates, read.keep, read.judge or None, sampling, read.max_tokens)
 
 
-def _retrace(value: Any, steps: tuple[Step, ...]) -> Retrace:
-    keys = _Keys(value, "retrace", _RETRACE_KEYS)
+def _retrace(read: _Retrace, steps: Sequence[Step]) -> Retrace:
     names = [_written(step, index) for index, step in enumerate(steps)]
-    places = {}
-    for key in ("after", "to"):
-        name = keys.text(key, None)
+    for key, name in (("after", read.after), ("to", read.to)):
         if name not in names:
-            raise UserError(f"retrace: {key} {name!r} is no step; there are {', '.join(names)}")
-        places[key] = names.index(name)
-    after, to = places["after"], places["to"]
+            raise UserError(f"{key} {name!r} is no step; there are {', '.join(names)}")
+    after, to = names.index(read.after), names.index(read.to)
     if to > after:
-        raise UserError("retrace: it goes from a step back to one that comes no later")
+        raise UserError("it goes from a step back to one that comes no later")
     if after == len(steps) - 1:
-        raise UserError("retrace: after the last step the answer is there; go back before it")
-    most, rank = keys.whole("most", 3), keys.whole("rank", steps[after].keep)
-    if not 0 <= most <= MOST_RETRACES:
-        raise UserError(f"retrace: most {most}: take 0 to {MOST_RETRACES}")
+        raise UserError("after the last step the answer is there; go back before it")
+    rank = steps[after].keep if read.rank is None else read.rank
     if not 1 <= rank <= steps[after].candidates:
-        raise UserError(f"retrace: rank {rank}: that step has {steps[after].candidates} candidates")
-    threshold = keys.number("threshold", 0.0) if keys.given("threshold") is not None else None
-    if threshold is not None and keys.given("deviations") is not None:
-        raise UserError("retrace: threshold and deviations both say how good is good enough")
-    deviations = keys.number("deviations", PUBLISHED_DEVIATIONS)
-    return Retrace(after, to, most, rank, threshold, deviations)
-
-
-class _Keys:
-    """The keys of one object, each read with its type checked."""
-
-    def __init__(self, value: Any, where: str, known: Collection[str]) -> None:
-        self.where = where
-        if not isinstance(value, dict):
-            raise UserError(f"{where}: expected keys such as {', '.join(list(known)[:3])}")
-        for key in value:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"; is it {near[0]}?" if near else f"; there are {', '.join(known)}"
-                raise UserError(f"{where}: unknown key {key!r}{hint}")
-        self._value = value
-
-    def given(self, key: str) -> Any:
-        return self._value.get(key)
-
-    def text(self, key: str, default: str | None) -> str:
-        value = self._value.get(key, default)
-        if not isinstance(value, str) or (default is None and not value):
-            said = "is missing" if value is None else f"{value!r}: expected a word"
-            raise UserError(f"{self.where}: {key} {said}")
-        return value
-
-    def whole(self, key: str, default: int) -> int:
-        value = self._value.get(key, default)
-        if type(value) is not int:
-            raise UserError(f"{self.where}: {key} {value!r}: expected a whole number")
-        return value
-
-    def number(self, key: str, default: float) -> float:
-        value = self._value.get(key, default)
-        if type(value) not in (int, float) or value != value:
-            raise UserError(f"{self.where}: {key} {value!r}: expected a number")
-        return float(value)
-
-
-def _checked(keys: _Keys, check: Any) -> None:
-    try:
-        check()
-    except UserError as problem:
-        raise UserError(f"{keys.where}: {problem}") from None
+        raise UserError(f"rank {rank}: that step has {steps[after].candidates} candidates")
+    if read.threshold is not None and read.deviations is not None:
+        raise UserError("threshold and deviations both say how good is good enough")
+    deviations = PUBLISHED_DEVIATIONS if read.deviations is None else read.deviations
+    return Retrace(after, to, read.most, rank, read.threshold, deviations)

@@ -11,8 +11,9 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from .checked import read_json
+from .checked import KeyRules, Range, checked, named, read_json
 from .errors import UserError
 
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -74,16 +75,29 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     return entries
 
 
+_Count = Annotated[int, Range(min=0)]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor in the table of a header."""
+
+    dtype: str
+    shape: tuple[_Count, ...]
+    data_offsets: tuple[_Count, ...]
+
+
 def _entry(file: Path, name: str, fields: object, data: int) -> TensorEntry:
     try:
-        assert isinstance(fields, dict)
-        dtype, shape = fields["dtype"], tuple(fields["shape"])
-        start, end = fields["data_offsets"]
-        well_typed = all(type(n) is int and n >= 0 for n in (*shape, start, end))
-        if not well_typed or not isinstance(dtype, str) or start > end:
-            raise ValueError
-    except (AssertionError, KeyError, TypeError, ValueError):
-        raise UserError(f"{file}: the header's entry for {name!r} is malformed") from None
+        entry = checked(_Entry, fields, KeyRules(unknown=None))
+        start, end = entry.data_offsets
+        if start > end:
+            raise ValueError("data_offsets run backwards")
+    except (UserError, ValueError) as problem:
+        raise UserError(
+            f"{file}: the header's entry for {name!r} is malformed: {problem}"
+        ) from None
+    dtype, shape = entry.dtype, entry.shape
     if dtype not in _BITS:
         raise UserError(f"{file}: {name!r} is of the unknown type {dtype!r}")
     nbytes = math.prod(shape) * _BITS[dtype] // 8
@@ -141,11 +155,15 @@ def list_tensors(folder: Path) -> dict[str, TensorEntry]:
     return tensors
 
 
+@dataclass(frozen=True)
+class _Index:
+    weight_map: dict[str, str]
+
+
 def _list_indexed(folder: Path, index_file: Path) -> dict[str, TensorEntry]:
     index = read_json(index_file, "")
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise UserError(f"{index_file}: there is no weight_map from names to files")
+    with named(index_file):
+        weight_map = checked(_Index, index, KeyRules(unknown=None)).weight_map
     headers: dict[str, dict[str, TensorEntry]] = {}
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard or not shard.endswith(".safetensors"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as HFTokenizer
 
-from .checked import read_json
+from .checked import KeyRules, checked, named, read_json
 from .errors import UserError
 from .model.config import ModelConfig
 
@@ -165,14 +165,18 @@ class TextStream:
         return self._decoder.decode(b"", final=True)
 
 
+@dataclass(frozen=True)
+class _Generation:
+    """What is read of generation_config.json."""
+
+    eos_token_id: int | tuple[int | None, ...] | None = None
+
+
 def _stop_ids(folder: Path, tokenizer: HFTokenizer) -> frozenset[int]:
     ids = {tokenizer.token_to_id(token) for token in _STOP_TOKENS}
     file = folder / "generation_config.json"
     if file.exists():
-        settings = read_json(file, "")
-        listed = settings.get("eos_token_id") if isinstance(settings, dict) else settings
-        listed = listed if isinstance(listed, list) else [listed]
-        if not all(token_id is None or type(token_id) is int for token_id in listed):
-            raise UserError(f"{file}: eos_token_id must be one token's id or a list of them")
-        ids |= set(listed)
+        with named(file):
+            listed = checked(_Generation, read_json(file), KeyRules(unknown=None)).eos_token_id
+        ids |= set(listed) if isinstance(listed, tuple) else {listed}
     return frozenset(token_id for token_id in ids if token_id is not None)

@@ -7,11 +7,18 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from .checked import KeyRules, checked
 from .errors import UserError
 from .plan_file import plan_from
-from .records import record_of
 from .stages import Closed, Stage, StageParser, StageRecord
 from .usage import Timings, Usage
+
+RULES = KeyRules(
+    unknown="; a newer llavacot may have written it",
+    missing="; an older llavacot may have written it",
+    defaults=False,
+)
+"""What an object that this program wrote does with its keys."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,7 @@ class Trace:
             raise UserError("not a trace: it has no question, stages and search")
         rest = {key: part for key, part in value.items() if key != "answer"}
         rest.setdefault("adapter", None)  # written before there were adapters
-        trace: Trace = record_of(cls, rest, "")
+        trace = checked(cls, rest, RULES)
         if value.get("answer") != trace.answer:
             raise UserError("answer: not the text of the last conclusion among stages")
         _check_stages(trace)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from .atomic import write_file
+from .checked import checked
 from .errors import UserError
-from .records import record_of
-from .trace import Trace
+from .trace import RULES, Trace
 
 _LARGEST = 10**9  # bytes; what no search and hardly any picture comes near
 
@@ -113,7 +113,7 @@ def _picture(value: Any) -> bytes | None:
     """Takes the picture out of the object that was read."""
     if not isinstance(value, dict) or "picture" not in value:
         return None
-    stored = record_of(_Picture, value.pop("picture"), "picture")
+    stored = checked(_Picture, value.pop("picture"), RULES, "picture")
     try:
         return base64.b64decode(stored.base64, validate=True)
     except ValueError as problem:

@@ -116,7 +116,7 @@ def test_search_and_sampling_flags_mean(flags: list[str], meant: str) -> None:
         (["--search", "swires", "--threshold", "nan"], "--search swires --threshold nan: "),
         (["--search", "swires", "--max-retraces", "-1"], "--search swires --max-retraces -1: "),
         (["--search", "swires", "--judge", " "], "--search swires --judge : "),
-        (["--plan", "nix.yaml"], "nix.yaml: No such file"),
+        (["--plan", "nix.yaml"], "nix.yaml is missing"),
         (["--plan", "nix.yaml", "--keep", "2"], "--plan nix.yaml with --keep 2: drop one"),
         (["--kv-bits", "3"], "--kv-bits 3: must be 8 or 4"),
         (["--kv-budget", "much"], "--kv-budget: 'much' is no number of bytes"),

@@ -282,7 +282,7 @@ def test_bad_rows_are_listed_before_anything_is_written(data: Path, tmp_path: Pa
         (["--fine-tune-type", "qlora"], "--fine-tune-type qlora: there are lora, dora, full"),
         (["--iters", "3", "--epochs", "1"], "--iters and --epochs"),
         (["--resume"], "start without --resume"),
-        (["-c", "nowhere.yaml"], "nowhere.yaml: No such file"),
+        (["-c", "nowhere.yaml"], "nowhere.yaml is missing"),
         (["--cache-features", "much"], "--cache-features: 'much'"),
         (["--max-seq-length", "64"], "12 of 12 rows have problems"),
         (["--report-to", "paper"], "--report-to paper"),

@@ -125,17 +125,17 @@ def test_a_recipe_of_ones_own(wide: Path, tmp_path: Path) -> None:
         ("- 4bit", "a recipe is a mapping"),
         ("a: [", "not valid YAML"),
         ("1: 4bit", "1 is no pattern"),
-        ("'*': 4bits", "'4bits' is no scheme; there are 2bit"),
-        ("'*': {bit: 4}", "bit is not known"),
-        ("'*': {bits: four}", "bits must be a whole number"),
-        ("'*': {bits: true}", "bits must be a whole number"),
-        ("'*': {mode: fp3}", "no mode 'fp3'; use affine"),
+        ("'*': 4bits", '"4bits" is no scheme; there are 2bit'),
+        ("'*': {bit: 4}", "bit: unknown key; did you mean bits"),
+        ("'*': {bits: four}", "bits: expected a whole number"),
+        ("'*': {bits: true}", "bits: expected a whole number"),
+        ("'*': {mode: fp3}", "mode: expected affine or"),
     ],
 )
 def test_a_recipe_that_cannot_be_read(text: str, says: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=rf"mine\.yaml: .*{says}") as problem:
+    with pytest.raises(UserError, match=rf"mine\.yaml.*{says}") as problem:
         read_recipe(file)
     assert "\n" not in str(problem.value)
 
@@ -163,7 +163,7 @@ def test_a_recipe_that_does_not_fit(text: str, says: str, wide: Path, tmp_path: 
 def test_a_name_nearly_right() -> None:
     with pytest.raises(UserError, match="--recipe mixed-4-9: did you mean mixed-4-8"):
         recipe_called("mixed-4-9")
-    with pytest.raises(UserError, match=r"no-such\.yaml: cannot be read"):
+    with pytest.raises(UserError, match=r"no-such\.yaml is missing"):
         recipe_called("no-such.yaml")
 
 

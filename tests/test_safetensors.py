@@ -225,9 +225,9 @@ def test_an_index_that_points_elsewhere(shard: str, tmp_path: Path) -> None:
         ({"v": "a.safetensors", "w": "a.safetensors"}, r"'w' is in a\.safetensors, but"),
         ({"v": "a.safetensors", "u": "b.safetensors"}, r"'u' is in b\.safetensors, but"),
         ({"v": "a.safetensors"}, None),
-        ({"w": "b.safetensors", "v": 3}, "no weight_map"),
-        (["a.safetensors"], "no weight_map"),
-        (None, "no weight_map"),
+        ({"w": "b.safetensors", "v": 3}, "weight_map.v: expected a text"),
+        (["a.safetensors"], "weight_map: expected an object"),
+        (None, "weight_map: expected an object"),
     ],
 )
 def test_an_index_that_is_wrong(weight_map: object, says: str | None, tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_stop_ids_without_a_generation_config(folder: Path) -> None:
 @pytest.mark.parametrize("content", ["[[3]]", '{"eos_token_id": "</s>"}', '{"eos_token_id": {}}'])
 def test_a_generation_config_of_nonsense(content: str, folder: Path) -> None:
     (folder / "generation_config.json").write_text(content)
-    with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id"):
+    with pytest.raises(UserError, match=r"generation_config\.json: .*eos_token_id"):
         load(folder)
 
 

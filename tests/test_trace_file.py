@@ -109,7 +109,7 @@ CHANGES: list[tuple[Change, str]] = [
     (put([2, 1], "search", "choices", 1, "nodes"), "search.choices[1].nodes: not the next ones"),
     (put([9, 10, 11], "search", "choices", 5, "nodes"), "search.choices[5].nodes: 11 does not"),
     (put(4, "search", "choices", 5, "step"), "search.choices[5].step: 4 is no step"),
-    (put("quick", "search", "plan", "mode"), "search.plan: the plan: unknown key 'mode'"),
+    (put("quick", "search", "plan", "mode"), "search.plan: mode: unknown key"),
     (put([], "search", "plan", "steps"), "search.plan: steps: "),
     (put("picture.png", "picture"), "picture: expected an object"),
     (put({"media_type": "image/png"}, "picture"), "picture.base64 is missing"),

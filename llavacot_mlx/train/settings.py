@@ -7,7 +7,6 @@ follow from these fields. Names and defaults are mlx-lm's where it has the same 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from llavacot_mlx.adapter_config import FineTuneType
+from llavacot_mlx.checked import KeyRules, checked, named
 from llavacot_mlx.errors import UserError
 
 
@@ -344,7 +344,8 @@ def settings_from(values: dict[str, Any], where: str) -> TrainSettings:
     `where` begins the error that names a wrong key. Raises UserError for an unknown setting, a
     value of the wrong type, and a value out of range.
     """
-    settings = _build(TrainSettings, values, where)
+    with named(where):
+        settings = checked(TrainSettings, values, KeyRules(dashes=True, float_texts=True))
     _check(settings)
     if settings.cache_features and settings.train_vision:
         raise UserError(
@@ -362,60 +363,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def _build(kind: type, values: Any, where: str) -> Any:
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: expected keys with values, not {values!r}")
-    hints = typing.get_type_hints(kind)
-    known = [entry.name for entry in dataclasses.fields(kind)]
-    given = {}
-    for key, value in values.items():
-        name = str(key).replace("-", "_")
-        if name not in known:
-            raise UserError(f"{where}: {key} is no setting{_suggestion(name, known)}")
-        given[name] = _converted(hints[name], value, f"{where}: {key}")
-    try:
-        return kind(**given)
-    except TypeError as problem:
-        raise UserError(f"{where}: {problem}") from None
-
-
-def _suggestion(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
-
-
-def _converted(hint: Any, value: Any, where: str) -> Any:
-    kind = _without_none(hint)
-    if value is None and kind is not hint:
-        return None
-    if dataclasses.is_dataclass(kind):
-        return _build(typing.cast(type, kind), value, where)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_converted(arguments[0], inner, where) for inner in value)
-    if origin is dict and isinstance(value, dict):
-        return {
-            _converted(arguments[0], key, where): _converted(arguments[1], inner, where)
-            for key, inner in value.items()
-        }
-    if kind is Any:
-        return value
-    # YAML reads 1e-5 as a string, and 1 as an integer where a float is meant.
-    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    elif kind is not float and origin is None and type(value) is kind:
-        return value
-    raise UserError(f"{where}: {value!r} is not {_KINDS.get(kind, 'as it should be')}")
-
-
-_KINDS = {
-    int: "a whole number", float: "a number", str: "a text", bool: "true or false"
-}  # fmt: skip
 
 
 def _check(group: Any, prefix: str = "") -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from llavacot_mlx.checked import read_yaml
 from llavacot_mlx.errors import UserError
 
 from .settings import About, TrainSettings, settings_object, settings_of
@@ -21,13 +22,7 @@ def read_settings(file: Path) -> dict[str, Any]:
 
     Raises UserError, which names the file, when it cannot be read or is not a mapping.
     """
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise UserError(f"{file}: {problem.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as problem:
-        said = " ".join(str(problem).split())
-        raise UserError(f"{file}: not a YAML file: {said}") from None
+    values = read_yaml(file)
     if not isinstance(values, dict):
         raise UserError(f"{file}: expected a line like `learning_rate: 1e-5` for each setting")
     return {str(key): value for key, value in values.items()}
