@@ -67,20 +67,20 @@ def _ids(arguments: argparse.Namespace, image_token_id: int) -> np.ndarray:
 def _ours(arguments: argparse.Namespace) -> dict[str, Callable[[], None]]:
     """Vision tower of one picture, and the step of a batch whose pictures are known."""
     from llavacot_mlx.pictures import TileCutter, open_picture
-    from llavacot_mlx.train.adapt import AdapterSettings, adapt
+    from llavacot_mlx.train.adapt import AdapterSettings, apply_lora
     from llavacot_mlx.train.features import Features, compute_features
     from llavacot_mlx.train.forward import loss_and_gradients
     from llavacot_mlx.train.inputs import Inputs
-    from llavacot_mlx.train.sample import Target
+    from llavacot_mlx.train.sample import TokenKind
     from llavacot_mlx.weights import load_model
 
     model = load_model(arguments.model)
     cutter = TileCutter.load(arguments.model, model.config.vision)
     tiles = cutter.cut(open_picture(arguments.picture))
-    adapt(model, AdapterSettings(rank=RANK, scale=ALPHA / RANK))
+    apply_lora(model, AdapterSettings(rank=RANK, scale=ALPHA / RANK))
     ids = _ids(arguments, model.config.image_token_id)
-    targets = np.full(ids.shape, Target.REASONING, dtype=np.uint8)
-    targets[:, :PROMPT_TOKENS] = Target.MASKED
+    token_kinds = np.full(ids.shape, TokenKind.REASONING, dtype=np.uint8)
+    token_kinds[:, :PROMPT_TOKENS] = TokenKind.MASKED
     optimizer = optim.AdamW(1e-4)
     vision = model.config.vision
     size = (1, vision.max_num_tiles * vision.tokens_per_tile, model.config.text.hidden_size)
@@ -90,9 +90,9 @@ def _ours(arguments: argparse.Namespace) -> dict[str, Callable[[], None]]:
         known[:] = [compute_features(model, tiles)]
 
     def step() -> None:
-        inputs = Inputs.of(ids, targets, known * len(ids), model.config)
+        inputs = Inputs.of(ids, token_kinds, known * len(ids), model.config)
         sums, gradients = loss_and_gradients(model, inputs, arguments.checkpoint)
-        learned = sums.learned
+        learned = sums.tokens
         gradients = tree_map(lambda gradient: gradient / learned, gradients)
         optimizer.update(model, gradients)
         mx.eval(model.trainable_parameters(), optimizer.state)

@@ -107,7 +107,7 @@ def _run(settings: TrainSettings, *, resume: bool) -> None:
 
     workers = Workers.all()
     view = TrainingView(
-        sys.stdout, steps_per_report=settings.steps_per_report, quiet=not workers.leads
+        sys.stdout, steps_per_report=settings.steps_per_report, quiet=not workers.is_main
     )
     model = model_named(settings.model)
     try:
@@ -116,15 +116,15 @@ def _run(settings: TrainSettings, *, resume: bool) -> None:
             TrainingBase.of(model.name, model.folder),
             workers,
             resume=resume,
-            progress=_with_bar if workers.leads else _without_bar,
+            progress=_with_bar if workers.is_main else _without_bar,
         )
     except BadRowsError as bad:
-        if workers.leads:
+        if workers.is_main:
             _list(bad.problems)
         raise
     view.show_start(prepared)
-    reporter = _reporter(settings) if workers.leads else None
-    if workers.leads:
+    reporter = _reporter(settings) if workers.is_main else None
+    if workers.is_main:
         write_settings(settings)
     _train(prepared, view, reporter)
 
@@ -158,9 +158,9 @@ def _train(prepared: Prepared, view: TrainingView, reporter: Any) -> None:
     from llavacot_mlx.train.plots import draw_curve
 
     training, settings = prepared.training, prepared.settings
-    leads = training.workers.leads
+    is_main = training.workers.is_main
     folder = Path(settings.adapter_path)
-    log = TrainingLog(folder, training.done) if leads else None
+    log = TrainingLog(folder, training.done) if is_main else None
     try:
         with view, _stopping_kindly(training, view):
             view.begin(training)
@@ -177,14 +177,14 @@ def _train(prepared: Prepared, view: TrainingView, reporter: Any) -> None:
             f"step {training.done + 1}: out of memory; try {advice(settings)}. The last "
             "checkpoint is kept"
         ) from None
-    if leads:
+    if is_main:
         try:
             draw_curve(read_log(folder), folder / CURVE_NAME)
         except UserError as problem:  # what was learned is safe, and worth more than its picture
             view.say(f"note: {problem}")
     if training.done < training.steps:
         view.say(f"stopped at step {training.done}; go on: add --resume to the same command")
-        if leads:
+        if is_main:
             sys.exit(INTERRUPTED)
         return
     view.say(f"wrote {typed(folder)}; now: {next_command(model=settings.model, adapter=folder)}")

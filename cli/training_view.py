@@ -16,25 +16,25 @@ from llavacot_mlx.cli.render import Bar
 from llavacot_mlx.train.events import (
     Answer,
     Event,
-    KindFigures,
+    KindMetrics,
     Saved,
     Stepped,
     Validated,
     Validating,
 )
-from llavacot_mlx.train.sample import Target
+from llavacot_mlx.train.sample import TokenKind
 
 if TYPE_CHECKING:
     from llavacot_mlx.train.loop import Training
     from llavacot_mlx.train.prepare import Prepared
 
 _COLOURS = {
-    Target.MASKED: "dim",
-    Target.SUMMARY: "cyan",
-    Target.CAPTION: "blue",
-    Target.REASONING: "magenta",
-    Target.CONCLUSION: "green",
-    Target.TAGS: "yellow",
+    TokenKind.MASKED: "dim",
+    TokenKind.SUMMARY: "cyan",
+    TokenKind.CAPTION: "blue",
+    TokenKind.REASONING: "magenta",
+    TokenKind.CONCLUSION: "green",
+    TokenKind.TAGS: "yellow",
 }
 _LONGEST_ANSWER = 300  # characters; an answer in a validation is there to be glanced at
 
@@ -94,7 +94,7 @@ class TrainingView:
             self._console.print(_coloured(prepared.example.runs))
         else:
             for target, text in prepared.example.runs:
-                name = "not learned" if target is Target.MASKED else target.name.lower()
+                name = "not learned" if target is TokenKind.MASKED else target.name.lower()
                 self._console.print(f"  {name:<12}{printable(text)!r}", soft_wrap=True)
         self._console.print()
 
@@ -136,13 +136,13 @@ class TrainingView:
         for heading in ("loss", "accuracy", "tokens"):
             table.add_column(heading, justify="right", style="dim")
         for kind, figures in seen.kinds.items():
-            name = "tags" if kind is Target.TAGS else kind.name
+            name = "tags" if kind is TokenKind.TAGS else kind.name
             table.add_row(Text(name, _COLOURS[kind]), *_figures(figures))
         total = sum(figures.tokens for figures in seen.kinds.values())
         hits = sum(figures.tokens * figures.accuracy for figures in seen.kinds.values())
         if total:
             table.add_row(
-                Text("all", "bold"), *_figures(KindFigures(seen.loss, hits / total, total))
+                Text("all", "bold"), *_figures(KindMetrics(seen.loss, hits / total, total))
             )
         self._console.print(table)
         if seen.answers:
@@ -183,13 +183,13 @@ def _summary(prepared: Prepared) -> list[tuple[str, str]]:
 
 def _legend() -> Text:
     legend = Text()
-    for target in Target:
-        name = "not learned" if target is Target.MASKED else target.name.lower()
+    for target in TokenKind:
+        name = "not learned" if target is TokenKind.MASKED else target.name.lower()
         legend.append(f"■ {name}  ", _COLOURS[target])
     return legend
 
 
-def _coloured(runs: list[tuple[Target, str]]) -> Text:
+def _coloured(runs: list[tuple[TokenKind, str]]) -> Text:
     text = Text()
     for target, words in runs:
         text.append(printable(words), _COLOURS[target])
@@ -214,7 +214,7 @@ def _short(text: str) -> str:
     return line if len(line) <= _LONGEST_ANSWER else line[: _LONGEST_ANSWER - 1] + "…"
 
 
-def _figures(figures: KindFigures) -> tuple[str, str, str]:
+def _figures(figures: KindMetrics) -> tuple[str, str, str]:
     return f"{figures.loss:.4f}", f"{100 * figures.accuracy:.1f}%", f"{figures.tokens:,}"
 
 

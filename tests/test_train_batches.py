@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llavacot_mlx.train.batches import batch_order, batches_from, pad_batch, steps_of
-from llavacot_mlx.train.sample import Sample, Target
+from llavacot_mlx.train.sample import Sample, TokenKind
 from llavacot_mlx.train.settings import TrainSettings
 
 LENGTHS = np.random.default_rng(0).integers(10, 900, 200).tolist()
@@ -56,19 +56,19 @@ def test_an_epoch_draws_other_neighbours_and_another_sequence() -> None:
 
 def sample(count: int) -> Sample:
     ids = np.arange(1, count + 1, dtype=np.int32)
-    return Sample("", ids, np.full(count, Target.TAGS, dtype=np.uint8), None)
+    return Sample("", ids, np.full(count, TokenKind.TAGS, dtype=np.uint8), None)
 
 
 @pytest.mark.parametrize(("longest", "padded"), [(1, 64), (64, 64), (65, 128)])
 def test_padding_is_on_the_right_and_masked(longest: int, padded: int) -> None:
     batch = pad_batch((5, 2), [sample(longest), sample(1)], [None, None])
     assert batch.rows == (5, 2)
-    assert batch.ids.shape == batch.targets.shape == (2, padded)
+    assert batch.ids.shape == batch.token_kinds.shape == (2, padded)
     assert batch.ids[0].tolist() == [*range(1, longest + 1), *[0] * (padded - longest)]
-    assert batch.targets[0].tolist() == [Target.TAGS] * longest + [0] * (padded - longest)
+    assert batch.token_kinds[0].tolist() == [TokenKind.TAGS] * longest + [0] * (padded - longest)
     assert batch.ids[1].tolist() == [1] + [0] * (padded - 1)
-    assert np.count_nonzero(batch.targets[1]) == 1
-    assert (batch.ids.dtype, batch.targets.dtype) == (np.int32, np.uint8)
+    assert np.count_nonzero(batch.token_kinds[1]) == 1
+    assert (batch.ids.dtype, batch.token_kinds.dtype) == (np.int32, np.uint8)
 
 
 def test_another_multiple() -> None:

@@ -18,8 +18,8 @@ from llavacot_mlx.reader import Reader
 from llavacot_mlx.stages import Stage
 from llavacot_mlx.tokenizer import Tokenizer, Turn
 from llavacot_mlx.train.conversation import Conversation
-from llavacot_mlx.train.encoding import answer_targets, encode
-from llavacot_mlx.train.sample import Sample, Target
+from llavacot_mlx.train.encoding import answer_token_kinds, encode
+from llavacot_mlx.train.sample import Sample, TokenKind
 
 
 @pytest.fixture(scope="module", params=["demo", "llama"])
@@ -39,16 +39,16 @@ def conversation(*texts: str, image: str | None = "a.png") -> Conversation:
     return Conversation("rows, row 1", "", image, tuple(turns))
 
 
-Piece = tuple[str, Target]
+Piece = tuple[str, TokenKind]
 
 
 def tagged(texts: dict[Stage, str], between: str = "\n\n") -> list[Piece]:
-    """An answer in pieces whose targets are known."""
+    """An answer in pieces whose token_kinds are known."""
     pieces: list[Piece] = []
     for stage, text in texts.items():
-        pieces += [(between, Target.TAGS)] if pieces else []
-        pieces += [(stage.opening, Target.TAGS), (text, Target[stage.name])]
-        pieces.append((stage.closing, Target.TAGS))
+        pieces += [(between, TokenKind.TAGS)] if pieces else []
+        pieces += [(stage.opening, TokenKind.TAGS), (text, TokenKind[stage.name])]
+        pieces.append((stage.closing, TokenKind.TAGS))
     return pieces
 
 
@@ -56,25 +56,25 @@ def text_of(pieces: list[Piece]) -> str:
     return "".join(text for text, _ in pieces)
 
 
-def expected_targets(pieces: list[Piece], tokenizer: Tokenizer) -> list[Target]:
+def expected_token_kinds(pieces: list[Piece], tokenizer: Tokenizer) -> list[TokenKind]:
     """By the places of the tokens that the tokenizer's library tells."""
     answer = text_of(pieces)
     characters = [target for text, target in pieces for _ in text]
     offsets: list[tuple[int, int]] = tokenizer._tokenizer.encode(
         answer, add_special_tokens=False
     ).offsets
-    targets = []
+    token_kinds = []
     for start, stop in offsets:
         visible = [place for place in range(start, stop) if not answer[place].isspace()]
-        targets.append(characters[visible[0] if visible else start])
-    return targets
+        token_kinds.append(characters[visible[0] if visible else start])
+    return token_kinds
 
 
 # Letters of one to four bytes, what shares tokens with tags, and white space of several kinds.
 texts = st.text("ab Z.,:'\"0123\n\t>/=Üß這🙂\u3000", max_size=40)
 said = texts.map(str.strip).filter(bool)
 answers = st.fixed_dictionaries(dict.fromkeys(Stage, texts)).map(tagged)
-plain = said.map(lambda text: [(text, Target.TAGS)])
+plain = said.map(lambda text: [(text, TokenKind.TAGS)])
 replies = st.lists(answers | plain, min_size=1, max_size=3)
 
 
@@ -93,20 +93,20 @@ def test_every_answer_is_learned_and_nothing_else(
         # Up to an answer the ids are what inference is given, earlier answers and all.
         prompt = tokenizer.prompt(whole.turns[:place])
         assert sample.ids[: len(prompt)].tolist() == prompt
-        assert set(sample.targets[done : len(prompt)]) == {Target.MASKED}
+        assert set(sample.token_kinds[done : len(prompt)]) == {TokenKind.MASKED}
         ids = tokenizer.encode(text_of(reply))
         done = len(prompt) + len(ids) + 1
         assert sample.ids[len(prompt) : done - 1].tolist() == ids
         assert sample.ids[done - 1] in tokenizer.stop_ids
-        expected = [*expected_targets(reply, tokenizer), Target.TAGS]
-        assert sample.targets[len(prompt) : done].tolist() == expected
-    assert len(sample.ids) == len(sample.targets) == done
+        expected = [*expected_token_kinds(reply, tokenizer), TokenKind.TAGS]
+        assert sample.token_kinds[len(prompt) : done].tolist() == expected
+    assert len(sample.ids) == len(sample.token_kinds) == done
     assert sample.ids.dtype == np.int32
-    assert sample.targets.dtype == np.uint8
+    assert sample.token_kinds.dtype == np.uint8
 
 
-def said_as(sample: Sample, target: Target, tokenizer: Tokenizer) -> str:
-    return tokenizer.decode(sample.ids[sample.targets == target].tolist())
+def said_as(sample: Sample, target: TokenKind, tokenizer: Tokenizer) -> str:
+    return tokenizer.decode(sample.ids[sample.token_kinds == target].tolist())
 
 
 def test_a_sample_by_eye(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -123,12 +123,12 @@ def test_a_sample_by_eye(tokenizer: Tokenizer, tmp_path: Path) -> None:
     sample = encode(conversation("How many?", reply), tokenizer, tmp_path)
     assert sample.where == "rows, row 1"
     assert sample.image == tmp_path / "a.png"
-    assert said_as(sample, Target.MASKED, tokenizer) == "user\n\nHow many?assistant\n\n"
-    assert said_as(sample, Target.SUMMARY, tokenizer) == " I count."
-    assert said_as(sample, Target.CAPTION, tokenizer) == " Two."
-    assert said_as(sample, Target.REASONING, tokenizer) == " 1, 2."
-    assert said_as(sample, Target.CONCLUSION, tokenizer) == " 2"
-    assert said_as(sample, Target.TAGS, tokenizer) == (
+    assert said_as(sample, TokenKind.MASKED, tokenizer) == "user\n\nHow many?assistant\n\n"
+    assert said_as(sample, TokenKind.SUMMARY, tokenizer) == " I count."
+    assert said_as(sample, TokenKind.CAPTION, tokenizer) == " Two."
+    assert said_as(sample, TokenKind.REASONING, tokenizer) == " 1, 2."
+    assert said_as(sample, TokenKind.CONCLUSION, tokenizer) == " 2"
+    assert said_as(sample, TokenKind.TAGS, tokenizer) == (
         "<SUMMARY> </SUMMARY>\n\n<CAPTION> </CAPTION>\n\n<REASONING> </REASONING>\n\n"
         "<CONCLUSION> </CONCLUSION>"
     )
@@ -140,8 +140,8 @@ def test_the_pictures_token_and_the_line_breaks_before_an_answer_are_masked(
     """The published collator learns the line breaks, which at inference are given."""
     sample = encode(conversation("?", "!", "??", "!!"), tokenizer, None)
     (picture,) = np.flatnonzero(sample.ids == tokenizer._image_id)
-    assert sample.targets[picture] == Target.MASKED
-    learned = sample.ids[sample.targets != Target.MASKED]
+    assert sample.token_kinds[picture] == TokenKind.MASKED
+    learned = sample.ids[sample.token_kinds != TokenKind.MASKED]
     assert set(tokenizer.encode("\n\n")).isdisjoint(learned.tolist())
 
 
@@ -164,10 +164,10 @@ def test_the_pictures_token_and_the_line_breaks_before_an_answer_are_masked(
     ],
 )
 def test_odd_answers(tokenizer: Tokenizer, pieces: list[Any], why: str) -> None:
-    known = [(text, Target(target)) for text, target in pieces]
+    known = [(text, TokenKind(target)) for text, target in pieces]
     answer = text_of(known)
-    found = answer_targets(answer, tokenizer.encode(answer), tokenizer)
-    assert found.tolist() == expected_targets(known, tokenizer), why
+    found = answer_token_kinds(answer, tokenizer.encode(answer), tokenizer)
+    assert found.tolist() == expected_token_kinds(known, tokenizer), why
 
 
 def test_the_stages_are_those_that_are_read_from_the_answer(tokenizer: Tokenizer) -> None:
@@ -176,14 +176,14 @@ def test_the_stages_are_those_that_are_read_from_the_answer(tokenizer: Tokenizer
         content = scene(number)
         for asked in questions(content, random.Random(number)):
             ids = tokenizer.encode(asked.reply())
-            targets = answer_targets(asked.reply(), ids, tokenizer)
+            token_kinds = answer_token_kinds(asked.reply(), ids, tokenizer)
             reader = Reader.after(tokenizer, ids)
             reader.finish()
             for record in reader.records:
                 of_stage = [
                     token
-                    for token, target in zip(ids, targets, strict=True)
-                    if target == Target[record.stage.name]
+                    for token, target in zip(ids, token_kinds, strict=True)
+                    if target == TokenKind[record.stage.name]
                 ]
                 assert tokenizer.decode(of_stage).strip() == record.text
 
@@ -193,5 +193,5 @@ def test_a_conversation_begins_with_a_system_turn(tokenizer: Tokenizer) -> None:
     sample = encode(Conversation("", "", None, turns), tokenizer, None)
     prompt = tokenizer.prompt(turns[:2])
     assert sample.ids[: len(prompt)].tolist() == prompt
-    assert np.flatnonzero(sample.targets).tolist() == [len(prompt), len(prompt) + 1]
+    assert np.flatnonzero(sample.token_kinds).tolist() == [len(prompt), len(prompt) + 1]
     assert sample.image is None

@@ -22,11 +22,11 @@ from llavacot_mlx.pictures import Tiles
 from llavacot_mlx.prefill import PromptImages
 from llavacot_mlx.prompt import open_images
 from llavacot_mlx.train import attention, forward
-from llavacot_mlx.train.adapt import AdapterSettings, adapt
+from llavacot_mlx.train.adapt import AdapterSettings, apply_lora
 from llavacot_mlx.train.features import compute_features
-from llavacot_mlx.train.forward import Gradients, loss_and_gradients, sums
+from llavacot_mlx.train.forward import Gradients, loss_and_gradients, loss_sums
 from llavacot_mlx.train.inputs import Inputs
-from llavacot_mlx.train.sample import Target
+from llavacot_mlx.train.sample import TokenKind
 from llavacot_mlx.usage import Usage
 
 # Length of a row, where its image token stands, and its picture's tiles; None without a picture.
@@ -42,24 +42,24 @@ def tiles(count: int, seed: int) -> Tiles:
 def batch(
     rows: Sequence[Row], padding: int = 3
 ) -> tuple[np.ndarray, np.ndarray, list[Tiles | None]]:
-    """Ids, targets and pictures: about half of the later tokens are learned."""
+    """Ids, token_kinds and pictures: about half of the later tokens are learned."""
     shape = (len(rows), max(length for length, _ in rows) + padding)
-    ids, targets = np.zeros(shape, np.int32), np.zeros(shape, np.uint8)
+    ids, token_kinds = np.zeros(shape, np.int32), np.zeros(shape, np.uint8)
     pictures: list[Tiles | None] = []
     for row, (length, picture) in enumerate(rows):
         numbers = np.random.default_rng([length, 3])
         ids[row, :length] = numbers.integers(0, 100, length)
         kinds = numbers.integers(1, 6, length) * numbers.integers(0, 2, length)
-        targets[row, 10:length] = kinds[10:]
+        token_kinds[row, 10:length] = kinds[10:]
         if picture is not None:
             ids[row, picture[0]] = IMAGE_TOKEN_ID
         pictures.append(None if picture is None else tiles(picture[1], length))
-    return ids, targets, pictures
+    return ids, token_kinds, pictures
 
 
-def inputs(model: Mllama, ids: np.ndarray, targets: np.ndarray, pictures: list) -> Inputs:
+def inputs(model: Mllama, ids: np.ndarray, token_kinds: np.ndarray, pictures: list) -> Inputs:
     features = [None if p is None else compute_features(model, p) for p in pictures]
-    return Inputs.of(ids, targets, features, CONFIG)
+    return Inputs.of(ids, token_kinds, features, CONFIG)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def fresh(model: Mllama) -> Mllama:
 
 def changed(model: Mllama, kind: FineTuneType = FineTuneType.LORA, dropout: float = 0.0) -> Mllama:
     """With LoRA layers whose changes are not zero."""
-    adapt(model, AdapterSettings(kind, rank=3, scale=2.0, dropout=dropout))
+    apply_lora(model, AdapterSettings(kind, rank=3, scale=2.0, dropout=dropout))
     for path, layer in model.named_modules():
         if isinstance(layer, LoRALinear):
             key = mx.random.key(len(path))
@@ -84,7 +84,7 @@ def logits_of(model: Mllama, rows: Sequence[Row], ids: np.ndarray, padding: int 
     """(rows, tokens - 1, vocabulary): what training computes where every token is learned."""
     _, _, pictures = batch(rows, padding)
     everything = inputs(model, ids, np.ones_like(ids, np.uint8), pictures)
-    states = forward._learned_rows(model, everything, forward._run, None)
+    states = forward._hidden_states(model, everything, forward._run_layer, None)
     logits = np.array(model.logits(states)).reshape(len(rows), ids.shape[1] - 1, -1)
     # Rows with pictures come first; back in their order.
     order = sorted(range(len(rows)), key=lambda row: rows[row][1] is None)
@@ -138,12 +138,12 @@ def test_a_token_changes_no_logit_before_it(model: Mllama, count: int, place: in
 def test_padding_changes_nothing(fresh: Mllama) -> None:
     """Neither its length nor what stands in it."""
     model = changed(fresh)
-    ids, targets, pictures = batch(ROWS, padding=0)
-    expected = loss_and_gradients(model, inputs(model, ids, targets, pictures))
-    ids, targets, pictures = batch(ROWS, padding=29)
+    ids, token_kinds, pictures = batch(ROWS, padding=0)
+    expected = loss_and_gradients(model, inputs(model, ids, token_kinds, pictures))
+    ids, token_kinds, pictures = batch(ROWS, padding=29)
     for row, (length, _) in enumerate(ROWS):
         ids[row, length:] = 7
-    got = loss_and_gradients(model, inputs(model, ids, targets, pictures))
+    got = loss_and_gradients(model, inputs(model, ids, token_kinds, pictures))
     assert got[0].loss.item() == pytest.approx(expected[0].loss.item(), rel=1e-5)
     check_same(expected[1], got[1])
 
@@ -163,14 +163,14 @@ def test_a_batch_is_the_sum_of_its_rows(fresh: Mllama) -> None:
 
 def test_the_reports_are_of_the_learned_tokens(model: Mllama) -> None:
     """Loss, count and hits of every kind, worked out from the logits of inference."""
-    got = sums(model, inputs(model, *batch(ROWS)))
-    loss, count, correct = np.zeros((3, len(Target)))
+    got = loss_sums(model, inputs(model, *batch(ROWS)))
+    loss, count, correct = np.zeros((3, len(TokenKind)))
     for row in ROWS:
-        ids, targets, _ = batch([row], padding=0)
+        ids, token_kinds, _ = batch([row], padding=0)
         logits = alone(model, row).astype(np.float64)
         logs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-        for place in np.flatnonzero(targets[0]):
-            kind, token = targets[0, place], ids[0, place]
+        for place in np.flatnonzero(token_kinds[0]):
+            kind, token = token_kinds[0, place], ids[0, place]
             loss[kind] -= logs[place - 1, token]
             count[kind] += 1
             correct[kind] += logs[place - 1].argmax() == token
@@ -178,7 +178,7 @@ def test_the_reports_are_of_the_learned_tokens(model: Mllama) -> None:
     assert np.array_equal(np.array(got.count_by_kind), count)
     assert np.array_equal(np.array(got.correct_by_kind), correct)
     assert got.loss.item() == pytest.approx(loss.sum(), rel=1e-4)
-    assert got.learned.item() == count.sum()
+    assert got.tokens.item() == count.sum()
 
 
 @pytest.mark.parametrize("kind", list(FineTuneType))
@@ -193,7 +193,7 @@ def test_checkpointing_changes_no_gradient(fresh: Mllama, kind: FineTuneType) ->
 
 
 def test_checkpointing_of_the_vision_tower(fresh: Mllama) -> None:
-    adapt(fresh, AdapterSettings(rank=3, train_vision=True))
+    apply_lora(fresh, AdapterSettings(rank=3, train_vision=True))
     read = Inputs.of(*batch(ROWS), CONFIG)
     kept, again = (loss_and_gradients(fresh, read, checkpoint=c)[1] for c in (False, True))
     # lora_a has no gradient while lora_b is zero.
@@ -202,8 +202,8 @@ def test_checkpointing_of_the_vision_tower(fresh: Mllama) -> None:
 
 
 def test_a_trained_tower_sees_what_a_frozen_one_does(model: Mllama) -> None:
-    frozen = sums(model, inputs(model, *batch(ROWS)))
-    trained = sums(model, Inputs.of(*batch(ROWS), CONFIG))
+    frozen = loss_sums(model, inputs(model, *batch(ROWS)))
+    trained = loss_sums(model, Inputs.of(*batch(ROWS), CONFIG))
     assert trained.loss.item() == pytest.approx(frozen.loss.item(), rel=1e-5)
 
 
@@ -218,7 +218,7 @@ def test_dropout_follows_from_the_key(fresh: Mllama) -> None:
 
     assert loss(1) == loss(1)
     assert loss(1) != loss(2)
-    assert loss(None) == pytest.approx(sums(model, read).loss.item(), rel=1e-6) != loss(1)
+    assert loss(None) == pytest.approx(loss_sums(model, read).loss.item(), rel=1e-6) != loss(1)
 
 
 @pytest.mark.parametrize("kind", [FineTuneType.LORA, FineTuneType.FULL])
@@ -228,7 +228,7 @@ def test_blocks_of_learned_tokens_are_the_whole(
     model = changed(fresh, kind)
     read = inputs(model, *batch(ROWS))
     expected = loss_and_gradients(model, read)
-    monkeypatch.setattr(forward, "_LEARNED_AT_ONCE", 7)
+    monkeypatch.setattr(forward, "_TOKENS_PER_BLOCK", 7)
     got = loss_and_gradients(model, read)
     for some, others in zip(expected[0].arrays, got[0].arrays, strict=True):
         np.testing.assert_allclose(np.array(some), np.array(others), rtol=1e-5)
@@ -243,7 +243,7 @@ def test_blocks_of_attention_are_the_whole(causal: bool, size: int) -> None:
     shapes = ((rows, heads, n, 8), (rows, kv_heads, m, 8), (rows, kv_heads, m, 8))
     keys = mx.random.split(mx.random.key(0), 4)
     operands = [2 * mx.random.normal(s, key=k) for s, k in zip(shapes, keys[:3], strict=True)]
-    slopes = mx.random.normal(shapes[0], key=keys[3])
+    grad = mx.random.normal(shapes[0], key=keys[3])
 
     def mine(*operands: mx.array) -> mx.array:
         with use(replace(CPU, training_scores_bytes=size)):
@@ -254,7 +254,7 @@ def test_blocks_of_attention_are_the_whole(causal: bool, size: int) -> None:
             *operands, scale=8**-0.5, mask="causal" if causal else None
         )
 
-    got, expected = (mx.vjp(attend, operands, [slopes]) for attend in (mine, theirs))
+    got, expected = (mx.vjp(attend, operands, [grad]) for attend in (mine, theirs))
     for some, others in zip(got[0] + got[1], expected[0] + expected[1], strict=True):
         np.testing.assert_allclose(np.array(some), np.array(others), rtol=1e-3, atol=1e-5)
 
@@ -293,9 +293,9 @@ def test_16_bits_learn(fresh: Mllama) -> None:
 
 def test_nothing_learned_is_no_gradient(fresh: Mllama) -> None:
     model = changed(fresh)
-    ids, targets, pictures = batch(ROWS[:2])
-    got, gradients = loss_and_gradients(model, inputs(model, ids, 0 * targets, pictures))
-    assert got.learned.item() == got.loss.item() == 0
+    ids, token_kinds, pictures = batch(ROWS[:2])
+    got, gradients = loss_and_gradients(model, inputs(model, ids, 0 * token_kinds, pictures))
+    assert got.tokens.item() == got.loss.item() == 0
     assert not any(gradient.any() for gradient in by_name(gradients).values())
 
 
@@ -303,14 +303,14 @@ def test_only_a_block_of_logits_is_in_memory(
     fresh: Mllama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trainer that keeps all logits takes, in the 11B, a gigabyte a thousand tokens and copy."""
-    monkeypatch.setattr(forward, "_LEARNED_AT_ONCE", 16)
+    monkeypatch.setattr(forward, "_TOKENS_PER_BLOCK", 16)
     vocabulary = 50_000
     fresh.language_model.lm_head.weight = mx.random.normal((vocabulary, 48))
     model = changed(fresh)
     row: Row = (600, (0, 1))
-    ids, targets, pictures = batch([row])
-    targets[:, 10:600] = 1
-    read = inputs(model, ids, targets, pictures)
+    ids, token_kinds, pictures = batch([row])
+    token_kinds[:, 10:600] = 1
+    read = inputs(model, ids, token_kinds, pictures)
     mx.eval(model.parameters(), read.ids)
     mx.clear_cache()
     mx.reset_peak_memory()

@@ -16,7 +16,7 @@ from llavacot_mlx.config_json import load_config
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.pictures import TileCutter, open_picture
 from llavacot_mlx.tokenizer import Tokenizer
-from llavacot_mlx.train.ahead import ahead
+from llavacot_mlx.train.ahead import prefetch
 from llavacot_mlx.train.batches import Batch, batch_order
 from llavacot_mlx.train.dataset import Dataset
 from llavacot_mlx.train.encoding import encode
@@ -51,7 +51,7 @@ def order_of(dataset: Dataset) -> list[tuple[int, ...]]:
 def check_same(one: Batch, other: Batch) -> None:
     assert one.rows == other.rows
     np.testing.assert_array_equal(one.ids, other.ids)
-    np.testing.assert_array_equal(one.targets, other.targets)
+    np.testing.assert_array_equal(one.token_kinds, other.token_kinds)
     for tiles, others in zip(one.pictures, other.pictures, strict=True):
         if tiles is None or others is None:
             assert tiles is others
@@ -69,7 +69,7 @@ def test_batches_hold_the_rows_they_are_asked_for(dataset: Dataset) -> None:
             sample = encode(dataset.conversation(row), TOKENIZER, dataset.images)
             length = len(sample.ids)
             assert batch.ids[place, :length].tolist() == sample.ids.tolist()
-            assert batch.targets[place, :length].tolist() == sample.targets.tolist()
+            assert batch.token_kinds[place, :length].tolist() == sample.token_kinds.tolist()
             tiles = batch.pictures[place]
             assert (tiles is None) == (row == 12)
             if tiles is not None and sample.image is not None:
@@ -109,7 +109,7 @@ def test_a_picture_that_cannot_be_read_names_its_row(dataset: Dataset, tmp_path:
 
 
 def threads_at_work() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("ahead")]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 def test_closing_stops_the_threads(dataset: Dataset) -> None:
@@ -129,7 +129,7 @@ def test_results_come_in_order_and_never_far_ahead() -> None:
         time.sleep(0.02 if item % 3 == 0 else 0)
         return item * item
 
-    results = ahead(work, range(30), threads=3)
+    results = prefetch(work, range(30), threads=3)
     for item in range(30):
         assert next(results) == item * item
         time.sleep(0.002)

@@ -42,7 +42,7 @@ class AdapterSettings:
     """Also all linear layers of the vision tower and the projector; with "full", all there is."""
 
 
-def adapt(model: Mllama, settings: AdapterSettings, seed: int = 0) -> None:
+def apply_lora(model: Mllama, settings: AdapterSettings, seed: int = 0) -> None:
     """Freezes `model` but for what the settings name, and puts LoRA or DoRA layers there.
 
     A quantised layer stays as it is inside a LoRA layer (QLoRA, arXiv 2305.14314). The matrices

@@ -11,14 +11,16 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ahead(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Generator[Result]:
+def prefetch(
+    work: Callable[[Item], Result], items: Iterable[Item], threads: int
+) -> Generator[Result]:
     """`work` of each item, in the items' order, whichever thread is done first.
 
     At most 2 × `threads` results are made or wait before they are asked for. What `work` raises is
     raised in its item's place. Closing the iterator waits for the work under way and drops the
     rest.
     """
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="ahead")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="prefetch")
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:

@@ -11,23 +11,23 @@ import numpy as np
 
 from llavacot_mlx.pictures import Tiles
 
-from .sample import Sample, Target
+from .sample import Sample, TokenKind
 from .settings import TrainSettings
 
 PADDED_TO = 64
-"""Batches are as long as a multiple of this many tokens: fewer shapes, and little padding."""
+"""Batches are padded to a multiple of this many tokens: few shapes, and little padding."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples side by side, the shorter ones padded on the right."""
+    """A batch of samples, the shorter ones padded on the right."""
 
     rows: tuple[int, ...]
-    """Which rows of the dataset they are."""
+    """Indices of the rows in the dataset."""
     ids: np.ndarray
     """(rows, tokens) int32; 0 where it is padding."""
-    targets: np.ndarray
-    """(rows, tokens) uint8, of `Target`; MASKED where it is padding."""
+    token_kinds: np.ndarray
+    """(rows, tokens) uint8: the `TokenKind` of each token; MASKED where it is padding."""
     pictures: tuple[Tiles | None, ...]
     """The picture of each row."""
 
@@ -35,11 +35,11 @@ class Batch:
 def batch_order(
     lengths: Sequence[int], batch_size: int, seed: int, epoch: int
 ) -> list[tuple[int, ...]]:
-    """The batches of one epoch, as indices into `lengths`, the rows' numbers of tokens.
+    """The batches of one epoch, as indices into `lengths`, the number of tokens of each row.
 
-    Every row comes once. Rows that are padded to the same length are together as far as that goes;
-    which of them are, and when a batch comes, is drawn anew from (seed, epoch), both 0 or more.
-    All batches have `batch_size` rows, but for one where the rows do not divide evenly.
+    Every row comes once. Rows that are padded to the same length share batches as far as possible.
+    The rows that share a batch and the order of the batches are random, seeded by (seed, epoch),
+    both 0 or more. All batches have `batch_size` rows, except one if the rows do not divide evenly.
     """
     generator = np.random.default_rng([seed, epoch])
     shuffled = generator.permutation(len(lengths))
@@ -49,7 +49,7 @@ def batch_order(
         tuple(rows[start : start + batch_size].tolist())
         for start in range(0, len(rows), batch_size)
     ]
-    return [batches[place] for place in generator.permutation(len(batches))]
+    return [batches[index] for index in generator.permutation(len(batches))]
 
 
 def steps_of(lengths: Sequence[int], settings: TrainSettings) -> int:
@@ -83,14 +83,14 @@ def pad_batch(
     pictures: Sequence[Tiles | None],
     multiple: int = PADDED_TO,
 ) -> Batch:
-    """Puts samples, one of each row, into one batch of a multiple of `multiple` tokens."""
+    """Pads the samples of `rows` to a multiple of `multiple` tokens, and stacks them."""
     length = int(_padded(np.array([max(len(sample.ids) for sample in samples)]), multiple)[0])
     ids = np.zeros((len(samples), length), dtype=np.int32)
-    targets = np.full((len(samples), length), Target.MASKED, dtype=np.uint8)
+    token_kinds = np.full((len(samples), length), TokenKind.MASKED, dtype=np.uint8)
     for row, sample in enumerate(samples):
         ids[row, : len(sample.ids)] = sample.ids
-        targets[row, : len(sample.ids)] = sample.targets
-    return Batch(tuple(rows), ids, targets, tuple(pictures))
+        token_kinds[row, : len(sample.ids)] = sample.token_kinds
+    return Batch(tuple(rows), ids, token_kinds, tuple(pictures))
 
 
 def _padded(lengths: np.ndarray, multiple: int = PADDED_TO) -> np.ndarray:

@@ -12,7 +12,7 @@ from llavacot_mlx.errors import UserError
 from llavacot_mlx.pictures import TileCutter, open_picture
 from llavacot_mlx.tokenizer import Tokenizer
 
-from .ahead import ahead
+from .ahead import prefetch
 from .answer_rules import Found, leaks, stage_problems
 from .conversation import Conversation
 from .dataset import Dataset
@@ -85,7 +85,7 @@ def check_rows(
     def check(index: int) -> CheckedRow:
         return _check_row(dataset, index, tokenizer, cutter, max_tokens)
 
-    return ahead(check, range(len(dataset)), threads)
+    return prefetch(check, range(len(dataset)), threads)
 
 
 def _check_row(

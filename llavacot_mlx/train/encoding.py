@@ -12,9 +12,9 @@ from llavacot_mlx.stages import Opened, Stage, StageEvent, StageParser, Text
 from llavacot_mlx.tokenizer import Tokenizer
 
 from .conversation import Conversation
-from .sample import Sample, Target
+from .sample import Sample, TokenKind
 
-_TARGETS = {stage: Target[stage.name] for stage in Stage}
+_KINDS = {stage: TokenKind[stage.name] for stage in Stage}
 # Every tag, in either spelling, ends with one of these and has none of them before its end.
 _UP_TO_A_TAGS_END = re.compile(r"[^>)]*[>)]|[^>)]+")
 
@@ -32,58 +32,58 @@ def encode(conversation: Conversation, tokenizer: Tokenizer, images: Path | None
     `images` is the folder that the picture is named relative to.
     """
     turns = conversation.turns
-    first = next(place for place, turn in enumerate(turns) if turn.role == "assistant")
+    first = next(index for index, turn in enumerate(turns) if turn.role == "assistant")
     ids = tokenizer.prompt(turns[:first])
-    targets = [np.full(len(ids), Target.MASKED, dtype=np.uint8)]
-    for place in range(first, len(turns), 2):
-        answer = turns[place].text
+    token_kinds = [np.full(len(ids), TokenKind.MASKED, dtype=np.uint8)]
+    for index in range(first, len(turns), 2):
+        answer = turns[index].text
         answer_ids = tokenizer.encode(answer)
         # `next_turn` begins with the end of the answer's turn, which is learned.
-        following = tokenizer.next_turn(turns[place + 1].text if place + 1 < len(turns) else "")
-        if place + 1 == len(turns):
+        following = tokenizer.next_turn(turns[index + 1].text if index + 1 < len(turns) else "")
+        if index + 1 == len(turns):
             following = following[:1]
         ids += answer_ids + following
-        after = np.full(len(following), Target.MASKED, dtype=np.uint8)
-        after[0] = Target.TAGS
-        targets += [answer_targets(answer, answer_ids, tokenizer), after]
+        after = np.full(len(following), TokenKind.MASKED, dtype=np.uint8)
+        after[0] = TokenKind.TAGS
+        token_kinds += [answer_token_kinds(answer, answer_ids, tokenizer), after]
     image = conversation.image
     return Sample(
         conversation.where,
         np.array(ids, dtype=np.int32),
-        np.concatenate(targets),
+        np.concatenate(token_kinds),
         None if image is None else (images or Path()) / image,
     )
 
 
-def answer_targets(answer: str, ids: list[int], tokenizer: Tokenizer) -> np.ndarray:
+def answer_token_kinds(answer: str, ids: list[int], tokenizer: Tokenizer) -> np.ndarray:
     """(tokens,) uint8: what each token of an answer is, by its first character that is no space.
 
     So a token that a tag's end shares with the line breaks or the text after it is of TAGS, and so
     is one that a space shares with the beginning of a tag.
     """
     stream = tokenizer.stream()
-    places = []
+    offsets = []
     start = 0  # of the token; amid a character, that character
     for token_id in ids:
         text = stream.push(token_id)
         blank = len(text) - len(text.lstrip())
-        places.append(start + (blank if blank < len(text) else 0))
+        offsets.append(start + (blank if blank < len(text) else 0))
         start += len(text)
-    return _character_targets(answer)[places]
+    return _character_kinds(answer)[offsets]
 
 
-def _character_targets(answer: str) -> np.ndarray:
+def _character_kinds(answer: str) -> np.ndarray:
     """(characters,) uint8: the stage whose text a character is in, or TAGS."""
-    targets = np.full(len(answer), Target.TAGS, dtype=np.uint8)
+    token_kinds = np.full(len(answer), TokenKind.TAGS, dtype=np.uint8)
     done = 0  # characters that the events so far account for
     for event, read in _events(answer):
         if isinstance(event, Text):
             if event.stage is not None:
-                targets[done : done + len(event.text)] = _TARGETS[event.stage]
+                token_kinds[done : done + len(event.text)] = _KINDS[event.stage]
             done += len(event.text)
         elif isinstance(event, Opened) or event.by_tag:
             done = read  # the last character that was read completed the tag
-    return targets
+    return token_kinds
 
 
 def _events(answer: str) -> Iterator[tuple[StageEvent, int]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .sample import Target
+from .sample import TokenKind
 
 
 @dataclass(frozen=True)
-class KindFigures:
+class KindMetrics:
     """How well the tokens of one kind are known."""
 
     loss: float
@@ -62,7 +62,7 @@ class Validated:
     step: int
     loss: float
     seconds: float
-    kinds: dict[Target, KindFigures]
+    kinds: dict[TokenKind, KindMetrics]
     answers: tuple[Answer, ...]
 
 

@@ -1,4 +1,4 @@
-"""One sample as text, in runs of what is learned of it."""
+"""One sample as text, split into runs of one token kind."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 
 from llavacot_mlx.tokenizer import Tokenizer
 
-from .sample import Sample, Target
+from .sample import Sample, TokenKind
 
 
 @dataclass(frozen=True)
 class Example:
     where: str
-    runs: list[tuple[Target, str]]
-    """Neighbouring tokens of one kind, as text with special tokens spelled out."""
+    runs: list[tuple[TokenKind, str]]
+    """Consecutive tokens of one kind as text; special tokens are spelled out."""
 
 
 def example_of(sample: Sample, tokenizer: Tokenizer) -> Example:
-    tokens = zip(sample.targets.tolist(), sample.ids.tolist(), strict=True)
+    tokens = zip(sample.token_kinds.tolist(), sample.ids.tolist(), strict=True)
     runs = [
-        (Target(target), tokenizer.spelled([token for _, token in group]))
-        for target, group in itertools.groupby(tokens, key=lambda pair: pair[0])
+        (TokenKind(kind), tokenizer.spelled([token for _, token in group]))
+        for kind, group in itertools.groupby(tokens, key=lambda pair: pair[0])
     ]
     return Example(sample.where, runs)

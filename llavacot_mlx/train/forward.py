@@ -1,9 +1,10 @@
 """Loss and gradients of a batch.
 
-A row's logits are those that inference computes for it alone: causal, whatever stands beside it,
-and blind to padding, which is on the right. Three things keep memory low: logits exist only where
-a token is learned, and there some rows at a time; attention keeps no scores; and with `checkpoint`
-a layer keeps its input alone and is computed a second time on the way back (arXiv 1604.06174).
+The logits of a row are those that inference computes for the row alone: attention is causal, other
+rows have no influence, and padding is on the right, where no token sees it. Three things keep
+memory low: logits are computed only for tokens that have a loss, and block by block; attention
+keeps no scores; and with `checkpoint` a layer keeps only its input and is computed a second time in
+the backward pass (arXiv 1604.06174).
 """
 
 from __future__ import annotations
@@ -23,26 +24,29 @@ from llavacot_mlx.model.text import CrossAttentionLayer
 from llavacot_mlx.model.vision import VisionLayer
 
 from .attention import attend
-from .head import Learned, Sums, learn, score
+from .head import HeadGrads, LossSums, loss_and_grads_of_block, loss_of_block
 from .inputs import Inputs, View
 
 Gradients = dict[str, Any]
 """A tree with an array for each trainable parameter."""
 
-_LEARNED_AT_ONCE = 128
+_TOKENS_PER_BLOCK = 128
 """Tokens whose logits exist at once: 66 MB in float32 with a vocabulary of 128256."""
 
-_Run = Callable[..., mx.array]
-"""Has a layer do some work: the layer, a key for its dropout, the work, and what it is done on."""
+_RunLayer = Callable[..., mx.array]
+"""Runs a layer: takes the layer, a key for its dropout, the computation, and its operands."""
 
 
-def sums(model: Mllama, inputs: Inputs) -> Sums:
-    """Loss and hits of a batch, without gradients and without dropout. It is evaluated."""
-    rows = _learned_rows(model, inputs, _run, None)
-    total = Sums.zero()
+def loss_sums(model: Mllama, inputs: Inputs) -> LossSums:
+    """Loss and correct tokens of a batch, without gradients or dropout. Evaluates the result."""
+    hidden_states = _hidden_states(model, inputs, _run_layer, None)
+    total = LossSums.zero()
     for block in _blocks(inputs):
-        total = total + score(
-            model.language_model.lm_head, rows[block], inputs.targets[block], inputs.kinds[block]
+        total = total + loss_of_block(
+            model.language_model.lm_head,
+            hidden_states[block],
+            inputs.labels[block],
+            inputs.token_kinds[block],
         )
         mx.eval(total.arrays)
     return total
@@ -50,42 +54,48 @@ def sums(model: Mllama, inputs: Inputs) -> Sums:
 
 def loss_and_gradients(
     model: Mllama, inputs: Inputs, checkpoint: bool = False, key: mx.array | None = None
-) -> tuple[Sums, Gradients]:
-    """Loss and hits of a batch, and gradients of the loss's sum over its learned tokens.
+) -> tuple[LossSums, Gradients]:
+    """Loss and correct tokens of a batch, and the gradients of its summed loss.
 
-    Dropout follows from `key`; without one there is none. Everything is evaluated.
+    `key` seeds dropout; without it there is none. Evaluates everything that it returns.
     """
     trainable = model.trainable_parameters()
-    if not inputs.targets.size:
-        return Sums.zero(), tree_map(mx.zeros_like, trainable)
+    if not inputs.labels.size:
+        return LossSums.zero(), tree_map(mx.zeros_like, trainable)
     head = model.language_model.lm_head
-    learned: list[Learned] = []
+    blocks: list[HeadGrads] = []
 
     def surrogate(parameters: Gradients) -> mx.array:
-        """Has the loss's gradient up to the head, and no meaning beside that."""
+        """Has the gradient of the loss up to the head; its value means nothing."""
         model.update(parameters)
-        rows = _learned_rows(model, inputs, _run_twice if checkpoint else _run, key)
-        fixed = mx.stop_gradient(rows)
+        run = _run_checkpointed if checkpoint else _run_layer
+        hidden_states = _hidden_states(model, inputs, run, key)
+        fixed = mx.stop_gradient(hidden_states)
         for block in _blocks(inputs):
-            learned.append(learn(head, fixed[block], inputs.targets[block], inputs.kinds[block]))
-        slopes = mx.concatenate([block.slopes for block in learned])
-        return mx.sum(rows * mx.stop_gradient(slopes))
+            labels, token_kinds = inputs.labels[block], inputs.token_kinds[block]
+            blocks.append(loss_and_grads_of_block(head, fixed[block], labels, token_kinds))
+        grad = mx.concatenate([block.hidden_grad for block in blocks])
+        return mx.sum(hidden_states * mx.stop_gradient(grad))
 
     gradients = mx.grad(surrogate)(trainable)
-    model.update(trainable)  # instead of what was traced
+    model.update(trainable)  # in place of the traced arrays
     drop_by(model, None)
 
-    # Nothing was computed so far. MLX allocates far ahead of what it computes, so what must not be
-    # in memory together is evaluated apart: each block of logits, then layers from the last back.
-    # (A step compiled as a whole could not be; and on a Linux CPU each fused kernel costs 2.5 s of
-    # the C++ compiler, for nothing: products and powers of two take the time, and stay as long.)
-    total, of_head = Sums.zero(), None
-    for block in learned:
+    # Nothing has been computed so far. MLX allocates far ahead of what it computes, so arrays that
+    # must not be in memory together are evaluated apart: each block of logits, then the layers from
+    # the last to the first. (This rules out compiling the whole step. On a Linux CPU, each fused
+    # kernel would also cost 2.5 s of the C++ compiler and gain nothing, because matrix products and
+    # powers of two take the time.)
+    total, head_grads = LossSums.zero(), None
+    for block in blocks:
         total = total + block.sums
-        of_head = block.of_head if of_head is None else tree_map(mx.add, of_head, block.of_head)
-        mx.eval(block.slopes, total.arrays, of_head)
-    if of_head:
-        gradients["language_model"]["lm_head"] = of_head
+        if head_grads is None:
+            head_grads = block.head_grads
+        else:
+            head_grads = tree_map(mx.add, head_grads, block.head_grads)
+        mx.eval(block.hidden_grad, total.arrays, head_grads)
+    if head_grads:
+        gradients["language_model"]["lm_head"] = head_grads
     for layer in reversed(gradients["language_model"]["model"].get("layers", [])):
         mx.eval(layer)
     mx.eval(gradients)
@@ -93,61 +103,66 @@ def loss_and_gradients(
 
 
 def _blocks(inputs: Inputs) -> list[slice]:
-    count = inputs.targets.size
+    count = inputs.labels.size
     return [
-        slice(start, min(start + _LEARNED_AT_ONCE, count))
-        for start in range(0, count, _LEARNED_AT_ONCE)
+        slice(start, min(start + _TOKENS_PER_BLOCK, count))
+        for start in range(0, count, _TOKENS_PER_BLOCK)
     ]
 
 
-def _learned_rows(model: Mllama, inputs: Inputs, run: _Run, key: mx.array | None) -> mx.array:
-    """The normed last hidden states before the learned tokens, (learned, hidden)."""
+def _hidden_states(model: Mllama, inputs: Inputs, run: _RunLayer, key: mx.array | None) -> mx.array:
+    """(labels, hidden): the normed last hidden states that predict the labels."""
     text = model.language_model.model
     keys = _keys(key)
     features = [
-        _features(model, image, view, run, keys)
+        _image_features(model, image, view, run, keys)
         for image, view in zip(inputs.images, inputs.views, strict=True)
     ]
-    rows = text.embed_tokens(inputs.ids)  # (rows, tokens, hidden)
-    pictures, tokens = len(features), rows.shape[1]
+    hidden_states = text.embed_tokens(inputs.ids)  # (rows, tokens, hidden)
+    with_image, tokens = len(features), hidden_states.shape[1]
     rotation = text.rotation(0, tokens)
     for layer in text.layers:
         if not isinstance(layer, CrossAttentionLayer):
-            work = partial(_self_attention, layer, rotation)
-            rows = run(layer, next(keys), work, rows)
+            compute = partial(_self_attention, layer, rotation)
+            hidden_states = run(layer, next(keys), compute, hidden_states)
         elif features:
-            work = partial(_cross_attention, layer, inputs.views)
-            seeing = run(layer, next(keys), work, rows[:pictures], *features)
-            # As in inference, these layers are skipped where there is no picture.
-            rows = mx.concatenate([seeing, rows[pictures:]]) if pictures < len(rows) else seeing
-    return text.norm(rows.reshape(-1, rows.shape[-1])[inputs.places])
+            compute = partial(_cross_attention, layer, inputs.views)
+            attended = run(layer, next(keys), compute, hidden_states[:with_image], *features)
+            # As in inference, rows without an image skip these layers.
+            rest = hidden_states[with_image:]
+            hidden_states = mx.concatenate([attended, rest]) if len(rest) else attended
+    flat = hidden_states.reshape(-1, hidden_states.shape[-1])
+    return text.norm(flat[inputs.positions])
 
 
-def _features(
-    model: Mllama, image: mx.array, view: View, run: _Run, keys: Iterator[mx.array | None]
+def _image_features(
+    model: Mllama,
+    image: mx.array,
+    view: View,
+    run: _RunLayer,
+    keys: Iterator[mx.array | None],
 ) -> mx.array:
-    """(1, all tiles' tokens, hidden)."""
+    """(1, image tokens, hidden)."""
     if not view.aspect_ratio_id:
         return image
 
-    def run_layer(layer: VisionLayer, rows: mx.array, real: int) -> mx.array:
-        work = partial(_vision, layer, real)
-        return run(layer, next(keys), work, rows)
+    def run_layer(layer: VisionLayer, x: mx.array, real: int) -> mx.array:
+        return run(layer, next(keys), partial(_vision, layer, real), x)
 
     drop_by(model.multi_modal_projector, next(keys))
     return model.image_features(image, view.aspect_ratio_id, run_layer)
 
 
-def _vision(layer: VisionLayer, real: int, rows: mx.array) -> mx.array:
-    return layer(rows, real, partial(attend, causal=False))
+def _vision(layer: VisionLayer, real: int, x: mx.array) -> mx.array:
+    return layer(x, real, partial(attend, causal=False))
 
 
-def _self_attention(layer: nn.Module, rotation: Rotation, rows: mx.array) -> mx.array:
-    return layer(rows, rotation, _Causal(), 0)
+def _self_attention(layer: nn.Module, rotation: Rotation, x: mx.array) -> mx.array:
+    return layer(x, rotation, _Causal(), 0)
 
 
 class _Causal:
-    """A cache that keeps nothing: every token is in the pass that it is seen in."""
+    """Stands in for the KV cache, and keeps nothing: one pass has all tokens."""
 
     offset = 0
 
@@ -159,55 +174,56 @@ class _Causal:
 
 
 def _cross_attention(
-    layer: CrossAttentionLayer, views: Sequence[View], rows: mx.array, *features: mx.array
+    layer: CrossAttentionLayer, views: Sequence[View], x: mx.array, *features: mx.array
 ) -> mx.array:
-    """Rows with a picture each, (pictures, tokens, hidden)."""
-    memories = [layer.cross_attn.project(picture) for picture in features]
+    """A cross-attention layer on rows that have an image each; `x` is (images, tokens, hidden)."""
+    image_kv = [layer.cross_attn.project(each) for each in features]
 
-    def look(queries: mx.array) -> mx.array:  # (pictures, heads, tokens, head_dim)
+    def attend_rows(queries: mx.array) -> mx.array:  # (images, heads, tokens, head_dim)
         return mx.concatenate(
             [
-                _look(queries[index : index + 1], *memory, view)
-                for index, (memory, view) in enumerate(zip(memories, views, strict=True))
+                _attend_row(queries[index : index + 1], *kv, view)
+                for index, (kv, view) in enumerate(zip(image_kv, views, strict=True))
             ]
         )
 
-    closed = mx.array([view.closed for view in views])[:, None]
-    open_rows = mx.arange(rows.shape[1]) >= closed  # (pictures, tokens)
-    return layer(rows, look, open_rows[..., None])
+    image_index = mx.array([view.image_index for view in views])[:, None]
+    after_image = mx.arange(x.shape[1]) >= image_index  # (images, tokens)
+    return layer(x, attend_rows, after_image[..., None])
 
 
-def _look(queries: mx.array, keys: mx.array, values: mx.array, view: View) -> mx.array:
-    """One row's queries: closed ones see all tiles, the others the real ones."""
-    closed, seen = view.closed, view.seen
-    if closed == 0 or seen == keys.shape[2]:
-        return attend(queries, keys[:, :, :seen], values[:, :, :seen], causal=False)
-    of_closed = attend(queries[:, :, :closed], keys, values, causal=False)
-    of_open = attend(queries[:, :, closed:], keys[:, :, :seen], values[:, :, :seen], causal=False)
-    return mx.concatenate([of_closed, of_open], axis=2)
+def _attend_row(queries: mx.array, keys: mx.array, values: mx.array, view: View) -> mx.array:
+    """Attention of one row: tokens before the image see all tiles, the others the real ones."""
+    index, visible = view.image_index, view.visible
+    keys_after, values_after = keys[:, :, :visible], values[:, :, :visible]
+    if index == 0 or visible == keys.shape[2]:
+        return attend(queries, keys_after, values_after, causal=False)
+    before = attend(queries[:, :, :index], keys, values, causal=False)
+    after = attend(queries[:, :, index:], keys_after, values_after, causal=False)
+    return mx.concatenate([before, after], axis=2)
 
 
-def _run(
-    layer: nn.Module, key: mx.array | None, work: Callable[..., mx.array], *arrays: mx.array
+def _run_layer(
+    layer: nn.Module, key: mx.array | None, compute: Callable[..., mx.array], *arrays: mx.array
 ) -> mx.array:
     drop_by(layer, key)
-    return work(*arrays)
+    return compute(*arrays)
 
 
-def _run_twice(
-    layer: nn.Module, key: mx.array | None, work: Callable[..., mx.array], *arrays: mx.array
+def _run_checkpointed(
+    layer: nn.Module, key: mx.array | None, compute: Callable[..., mx.array], *arrays: mx.array
 ) -> mx.array:
-    """Keeps nothing for the way back but what goes in."""
+    """Keeps only the operands for the backward pass, which computes the layer again."""
 
-    def again(parameters: Gradients, *arrays: mx.array) -> mx.array:
+    def recompute(parameters: Gradients, *arrays: mx.array) -> mx.array:
         layer.update(parameters)
-        return _run(layer, key, work, *arrays)
+        return _run_layer(layer, key, compute, *arrays)
 
-    return mx.checkpoint(again)(layer.trainable_parameters(), *arrays)
+    return mx.checkpoint(recompute)(layer.trainable_parameters(), *arrays)
 
 
 def _keys(key: mx.array | None) -> Iterator[mx.array | None]:
-    """One key after the other, each of which follows from the first."""
+    """Yields random keys that all derive from the first one; Nones without one."""
     while True:
         own = None
         if key is not None:

@@ -1,7 +1,8 @@
-"""Cross-entropy of hidden states under an output head, with its gradient, some rows at a time.
+"""Cross-entropy of hidden states under the output head, with its gradient, block by block.
 
-The gradient is written out and comes with the loss, so that logits are computed once and dropped;
-recording them would keep, for 512 tokens of a vocabulary of 128256, several arrays of 263 MB.
+The gradient is written out and computed together with the loss, so that logits are computed once
+and dropped. Recording them for autograd would keep several arrays of 263 MB for 512 tokens of a
+vocabulary of 128256.
 """
 
 from __future__ import annotations
@@ -16,28 +17,28 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from llavacot_mlx.model.linear import plain_weight
 
-from .sample import Target
+from .sample import TokenKind
 
 _LOG2_E = math.log2(math.e)
 
 
 @dataclass(frozen=True)
-class Sums:
-    """Sums over learned tokens, apart by what they are: index k is that of `Target` k."""
+class LossSums:
+    """Sums over the tokens that have a loss, by kind: index k is that of `TokenKind` k."""
 
     loss_by_kind: mx.array
-    """(6,) float32: cross-entropies, in nats."""
+    """(6,) float32: sum of the cross-entropies, in nats."""
     count_by_kind: mx.array
-    """(6,) float32"""
+    """(6,) float32: number of tokens."""
     correct_by_kind: mx.array
-    """(6,) float32: tokens than which no other was likelier."""
+    """(6,) float32: number of tokens that the model ranks first (the argmax is the label)."""
 
     @classmethod
-    def zero(cls) -> Sums:
-        return cls(*(mx.zeros(len(Target)) for _ in range(3)))
+    def zero(cls) -> LossSums:
+        return cls(*(mx.zeros(len(TokenKind)) for _ in range(3)))
 
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(*(a + b for a, b in zip(self.arrays, other.arrays, strict=True)))
+    def __add__(self, other: LossSums) -> LossSums:
+        return LossSums(*(a + b for a, b in zip(self.arrays, other.arrays, strict=True)))
 
     @property
     def arrays(self) -> tuple[mx.array, mx.array, mx.array]:
@@ -45,82 +46,98 @@ class Sums:
 
     @property
     def loss(self) -> mx.array:
+        """The sum of the cross-entropies of all kinds."""
         return mx.sum(self.loss_by_kind)
 
     @property
-    def learned(self) -> mx.array:
-        """How many tokens they are over."""
+    def tokens(self) -> mx.array:
+        """The number of tokens of all kinds."""
         return mx.sum(self.count_by_kind)
 
 
 @dataclass(frozen=True)
-class Learned:
-    """What a block of rows gives."""
+class HeadGrads:
+    """The loss of a block of tokens, and its gradients."""
 
-    sums: Sums
-    slopes: mx.array
-    """Gradient of the loss's sum in the rows, (rows, hidden)."""
-    of_head: dict[str, Any]
-    """Gradients of the head's trainable parameters, a tree."""
-
-    @property
-    def arrays(self) -> list[mx.array]:
-        return [*self.sums.arrays, self.slopes, *(a for _, a in tree_flatten(self.of_head))]
+    sums: LossSums
+    hidden_grad: mx.array
+    """(tokens, hidden): gradient of the summed loss with respect to the hidden states."""
+    head_grads: dict[str, Any]
+    """Gradients of the head's trainable parameters, as a tree."""
 
 
-def score(head: nn.Module, rows: mx.array, targets: mx.array, kinds: mx.array) -> Sums:
-    """`rows` is (rows, hidden), `targets` the token that follows each, `kinds` what it is."""
-    return _Scored.of(head, rows, targets, kinds).sums
+def loss_of_block(
+    head: nn.Module, hidden_states: mx.array, labels: mx.array, token_kinds: mx.array
+) -> LossSums:
+    """Loss of a block of tokens.
+
+    `hidden_states` is (tokens, hidden); `labels` (tokens,) has the token that follows each, and
+    `token_kinds` (tokens,) its `TokenKind`.
+    """
+    return _Softmax.of(head, hidden_states, labels, token_kinds).sums
 
 
-def learn(head: nn.Module, rows: mx.array, targets: mx.array, kinds: mx.array) -> Learned:
-    """Like `score`, with gradients: softmax minus one at the target, brought back by the head."""
-    scored = _Scored.of(head, rows, targets, kinds)
+def loss_and_grads_of_block(
+    head: nn.Module, hidden_states: mx.array, labels: mx.array, token_kinds: mx.array
+) -> HeadGrads:
+    """Like `loss_of_block`, with gradients.
+
+    The gradient of the logits is softmax(logits) minus the one-hot label; the head's own backward
+    pass takes it to the hidden states.
+    """
+    softmax = _Softmax.of(head, hidden_states, labels, token_kinds)
     trainable = tree_flatten(head.trainable_parameters())
+    dtype = hidden_states.dtype
     if not trainable:
-        # Normalised after the product, where there is least to divide, and the target's row of
-        # the weight stands for the one.
-        _, (slopes,) = mx.vjp(head, [rows], [scored.exponentials.astype(rows.dtype)])
-        slopes = slopes.astype(mx.float32) / scored.total - plain_weight(head, targets)
-        return Learned(scored.sums, slopes.astype(rows.dtype), {})
-    change = scored.exponentials / scored.total
-    change = change.at[mx.arange(len(targets)), targets].add(-1.0).astype(rows.dtype)
+        # Normalise after the matrix product, where the array is smallest. The one-hot label's
+        # product with the weight is the label's row of the weight.
+        _, (grad,) = mx.vjp(head, [hidden_states], [softmax.exponentials.astype(dtype)])
+        grad = grad.astype(mx.float32) / softmax.total - plain_weight(head, labels)
+        return HeadGrads(softmax.sums, grad.astype(dtype), {})
+    logits_grad = softmax.exponentials / softmax.total
+    logits_grad = logits_grad.at[mx.arange(len(labels)), labels].add(-1.0).astype(dtype)
     names = [name for name, _ in trainable]
 
-    def logits(rows: mx.array, *parameters: mx.array) -> mx.array:
+    def logits(hidden_states: mx.array, *parameters: mx.array) -> mx.array:
         head.update(tree_unflatten(list(zip(names, parameters, strict=True))))
-        return head(rows)
+        return head(hidden_states)
 
-    _, (slopes, *of_head) = mx.vjp(logits, [rows, *(array for _, array in trainable)], [change])
+    operands = [hidden_states, *(array for _, array in trainable)]
+    _, (grad, *head_grads) = mx.vjp(logits, operands, [logits_grad])
     head.update(tree_unflatten(trainable))
-    return Learned(scored.sums, slopes, tree_unflatten(list(zip(names, of_head, strict=True))))
+    grads = tree_unflatten(list(zip(names, head_grads, strict=True)))
+    return HeadGrads(softmax.sums, grad, grads)
 
 
 @dataclass(frozen=True)
-class _Scored:
-    sums: Sums
+class _Softmax:
+    """The softmax of a block's logits before normalisation, and the loss."""
+
+    sums: LossSums
     exponentials: mx.array
-    """(rows, vocabulary) float32, of the logits less the highest."""
+    """(tokens, vocabulary) float32: exp(logits - max logit)."""
     total: mx.array
-    """(rows, 1): their sum."""
+    """(tokens, 1): the sum of `exponentials`."""
 
     @classmethod
-    def of(cls, head: nn.Module, rows: mx.array, targets: mx.array, kinds: mx.array) -> _Scored:
-        # Everything is to the base 2, whose power takes MLX half as long on a CPU. In 16 bits the
-        # rows would be rounded by the change of base; there the logits are multiplied.
-        if rows.dtype == mx.float32:
-            logits = head(rows * _LOG2_E)
+    def of(
+        cls, head: nn.Module, hidden_states: mx.array, labels: mx.array, token_kinds: mx.array
+    ) -> _Softmax:
+        # Everything is in base 2, because MLX computes powers of 2 in half the time on a CPU. In
+        # 16 bits, scaling the hidden states would round them, so there the logits are scaled.
+        if hidden_states.dtype == mx.float32:
+            logits = head(hidden_states * _LOG2_E)
         else:
-            logits = head(rows).astype(mx.float32) * _LOG2_E
+            logits = head(hidden_states).astype(mx.float32) * _LOG2_E
         highest = mx.max(logits, axis=-1, keepdims=True)
         exponentials = mx.power(2.0, logits - highest)
         total = mx.sum(exponentials, axis=-1, keepdims=True)
-        of_target = mx.take_along_axis(logits, targets[:, None], axis=-1)
-        losses = (mx.log2(total) + highest - of_target) / _LOG2_E  # (rows, 1)
-        members = kinds[:, None] == mx.arange(len(Target))  # (rows, kinds)
-        sums = Sums(
-            mx.sum(members * losses, axis=0),
-            mx.sum(members.astype(mx.float32), axis=0),
-            mx.sum(members * (of_target == highest).astype(mx.float32), axis=0),
+        label_logits = mx.take_along_axis(logits, labels[:, None], axis=-1)
+        losses = (mx.log2(total) + highest - label_logits) / _LOG2_E  # (tokens, 1)
+        one_hot = token_kinds[:, None] == mx.arange(len(TokenKind))  # (tokens, kinds)
+        sums = LossSums(
+            mx.sum(one_hot * losses, axis=0),
+            mx.sum(one_hot.astype(mx.float32), axis=0),
+            mx.sum(one_hot * (label_logits == highest).astype(mx.float32), axis=0),
         )
         return cls(sums, exponentials, total)

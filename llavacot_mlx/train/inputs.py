@@ -1,4 +1,4 @@
-"""What one training step reads: a batch as arrays, in the order in which it is computed."""
+"""The inputs of one training step: a batch as arrays, in the order in which it is computed."""
 
 from __future__ import annotations
 
@@ -12,81 +12,82 @@ from llavacot_mlx.model.config import ModelConfig
 from llavacot_mlx.pictures import Tiles
 
 from .features import Features
-from .sample import Target
+from .sample import TokenKind
 
 Picture = Features | Tiles
-"""What the frozen vision tower made of a picture, or its tiles where the tower is trained."""
+"""An image's features from the frozen vision tower, or its tiles where the tower is trained."""
 
 
 @dataclass(frozen=True)
 class View:
-    """Which tokens of a row see how much of its picture."""
+    """What the tokens of a row see of its image."""
 
-    closed: int
-    """Tokens before the image token. They see all tiles, absent ones included, and their MLPs in
-    the cross-attention layers are idle, see `cache.Sight.open`."""
-    seen: int
-    """Image tokens of the real tiles, which come first: what all later tokens see."""
+    image_index: int
+    """Index of the image token. Tokens before it attend to all tiles, absent ones included, and
+    skip the MLPs of the cross-attention layers, as in inference."""
+    visible: int
+    """Number of image tokens of the real tiles, which come first: what the image token and the
+    tokens after it attend to."""
     aspect_ratio_id: int
-    """Of tiles that are yet to go through the vision tower; else 0."""
+    """Of tiles that are yet to go through the vision tower; 0 for features."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """A batch whose rows with pictures come first; of its tokens, only the learned ones count."""
+    """A batch, its rows with an image first. Only tokens that have a loss are listed as labels."""
 
     ids: mx.array
     """(rows, tokens) int32, padded on the right."""
     images: tuple[mx.array, ...]
-    """Of the first rows: features (1, all tiles' tokens, hidden), or pixels as in `Tiles`."""
+    """The images of the first rows: features (1, image tokens, hidden), or pixels as in `Tiles`."""
     views: tuple[View, ...]
-    """One an image."""
-    places: mx.array
-    """(learned,) int32: where in the flattened ids the token before a learned one is."""
-    targets: mx.array
-    """(learned,) int32: the learned tokens."""
-    kinds: mx.array
-    """(learned,) int32, of `Target`."""
+    """One per image."""
+    positions: mx.array
+    """(labels,) int32: index into the flattened ids of the token before each label."""
+    labels: mx.array
+    """(labels,) int32: the tokens that have a loss."""
+    token_kinds: mx.array
+    """(labels,) int32: the `TokenKind` of each label."""
 
     @classmethod
     def of(
         cls,
         ids: np.ndarray,
-        targets: np.ndarray,
+        token_kinds: np.ndarray,
         pictures: Sequence[Picture | None],
         config: ModelConfig,
     ) -> Inputs:
-        """From ids and targets as `Batch` has them, with the picture of each row.
+        """Takes ids and token kinds as `Batch` has them, and the image of each row.
 
-        A row that has a picture must have an image token, and only such a row. A target at the
-        first position is not learned, because nothing comes before it.
+        A row has an image exactly if it has an image token. The first token of a row never has a
+        loss, because no token comes before it.
         """
         order = sorted(range(len(ids)), key=lambda row: pictures[row] is None)
-        ids, targets = ids[order], targets[order]
+        ids, token_kinds = ids[order], token_kinds[order]
         views, images = [], []
         for row, index in enumerate(order):
             picture = pictures[index]
             assert (picture is not None) == (config.image_token_id in ids[row]), index
             if picture is not None:
-                closed = int(np.argmax(ids[row] == config.image_token_id))
-                views.append(_view(picture, closed, config))
+                image_index = int(np.argmax(ids[row] == config.image_token_id))
+                views.append(_view(picture, image_index, config))
                 images.append(
                     picture.array if isinstance(picture, Features) else mx.array(picture.pixels)
                 )
-        learned = targets[:, 1:] != Target.MASKED
-        rows, before = np.nonzero(learned)
+        loss_mask = token_kinds[:, 1:] != TokenKind.MASKED
+        rows, before = np.nonzero(loss_mask)
         return cls(
             ids=mx.array(ids),
             images=tuple(images),
             views=tuple(views),
-            places=mx.array((rows * ids.shape[1] + before).astype(np.int32)),
-            targets=mx.array(ids[:, 1:][learned].astype(np.int32)),
-            kinds=mx.array(targets[:, 1:][learned].astype(np.int32)),
+            positions=mx.array((rows * ids.shape[1] + before).astype(np.int32)),
+            labels=mx.array(ids[:, 1:][loss_mask].astype(np.int32)),
+            token_kinds=mx.array(token_kinds[:, 1:][loss_mask].astype(np.int32)),
         )
 
 
-def _view(picture: Picture, closed: int, config: ModelConfig) -> View:
+def _view(picture: Picture, image_index: int, config: ModelConfig) -> View:
     if isinstance(picture, Features):
-        return View(closed, picture.tiles * config.vision.tokens_per_tile, 0)
-    seen = len(picture.pixels) * config.vision.tokens_per_tile
-    return View(closed, seen, picture.aspect_ratio_id)
+        return View(image_index, picture.tiles * config.vision.tokens_per_tile, 0)
+    visible = len(picture.pixels) * config.vision.tokens_per_tile
+    return View(image_index, visible, picture.aspect_ratio_id)

@@ -13,7 +13,7 @@ from llavacot_mlx.errors import UserError
 from llavacot_mlx.pictures import TileCutter, Tiles, open_picture
 from llavacot_mlx.tokenizer import Tokenizer
 
-from .ahead import ahead
+from .ahead import prefetch
 from .batches import Batch, pad_batch
 from .dataset import Dataset
 from .encoding import encode
@@ -40,7 +40,7 @@ class Loader:
         at the batch of a row that cannot be read.
         """
         wanted, again = itertools.tee(order)
-        read = ahead(self._read, (row for rows in again for row in rows), self.threads)
+        read = prefetch(self._read, (row for rows in again for row in rows), self.threads)
         with contextlib.closing(read):
             for rows in wanted:
                 samples, pictures = zip(*itertools.islice(read, len(rows)), strict=True)

@@ -10,7 +10,7 @@ from llavacot_mlx.atomic import write_file
 from llavacot_mlx.errors import UserError
 
 from .events import Stepped, Validated
-from .sample import Target
+from .sample import TokenKind
 
 FILE_NAME = "log.jsonl"
 
@@ -86,7 +86,7 @@ def _validation_row(event: Validated) -> dict[str, Any]:
     return row
 
 
-def _name(kind: Target) -> str:
+def _name(kind: TokenKind) -> str:
     return kind.name.lower()
 
 

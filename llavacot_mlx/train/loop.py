@@ -1,4 +1,4 @@
-"""Training, step by step."""
+"""The training loop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from llavacot_mlx.model.mllama import Mllama
 from .checkpoint import Checkpoint, save_checkpoint
 from .events import Event, Saved, Stepped, Validating
 from .forward import loss_and_gradients
-from .head import Sums
+from .head import LossSums
 from .rows import Rows
 from .settings import TrainSettings
 from .validation import Validation
@@ -30,29 +30,29 @@ from .workers import Workers
 
 @dataclass
 class Training:
-    """A training on its way. `run` is to be called once."""
+    """A training in progress. Call `run` once."""
 
     model: Mllama
     optimizer: Any
     settings: TrainSettings
     steps: int
-    """How many it has in all."""
+    """Total number of steps."""
     rows: Rows
     validation: Validation | None
     adapter: AdapterConfig
     origin: dict[str, Any]
-    """What it was begun with, for a resumption to compare."""
+    """What each step depends on; a resumption compares it."""
     workers: Workers
     done: int = 0
-    """Steps that are done."""
+    """Number of steps done."""
     stopping: bool = field(default=False, init=False)
-    """Set from outside: the step that is being computed is the last one."""
+    """Set from outside to stop after the current step."""
 
     def run(self) -> Iterator[Event]:
-        """Trains to the last step. What was reached is on disk whenever Saved is yielded.
+        """Trains to the last step. When it yields Saved, the adapter and a checkpoint are on disk.
 
-        Raises UserError when the loss or a gradient is no number any more; the last checkpoint is
-        then as it was.
+        Raises UserError when the loss or a gradient is NaN or infinite; the last checkpoint is then
+        left as it was.
         """
         saved = self.done
         with self.rows.batches(self.model, self.settings, self.done, self.workers) as batches:
@@ -62,7 +62,9 @@ class Training:
                 yield stepped
                 if self._is_time_for(self.settings.steps_per_eval) and self.validation:
                     yield Validating(self.done)
-                    yield self.validation.look(self.model, self.settings, self.done, self.workers)
+                    yield self.validation.evaluate(
+                        self.model, self.settings, self.done, self.workers
+                    )
                 if self._is_time_for(self.settings.save_every):
                     yield self._save()
                     saved = self.done
@@ -73,7 +75,7 @@ class Training:
         return self.done % every == 0 or self.done == self.steps
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Goes on where a checkpoint stands; all that a step depends on comes from it."""
+        """Restores the weights, the optimizer state and the step from a checkpoint."""
         self.model.load_weights(list(checkpoint.weights.items()), strict=False)
         self.optimizer.state = tree_unflatten(list(checkpoint.optimizer.items()))
         self.done = checkpoint.step
@@ -82,12 +84,12 @@ class Training:
         started = time.perf_counter()
         mx.reset_peak_memory()
         sums, gradients = self._gradients(batches)
-        learned = float(sums.learned)
-        gradients = tree_map(lambda gradient: gradient / learned, gradients)
+        tokens = float(sums.tokens)
+        gradients = tree_map(lambda gradient: gradient / tokens, gradients)
         gradients, norm = optimizers.clip_grad_norm(
             gradients, self.settings.max_grad_norm or math.inf
         )
-        loss, grad_norm = float(sums.loss) / learned, float(norm)
+        loss, grad_norm = float(sums.loss) / tokens, float(norm)
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise UserError(
                 f"step {self.done + 1}: the loss is {loss} and the gradient's norm {grad_norm}; "
@@ -99,42 +101,45 @@ class Training:
         return Stepped(
             step=self.done + 1,
             loss=loss,
-            learned_tokens=int(learned),
-            learning_rate=float(self.optimizer.learning_rate),  # set by the update, for itself
+            learned_tokens=int(tokens),
+            learning_rate=float(self.optimizer.learning_rate),  # set by the update
             grad_norm=grad_norm,
             seconds=time.perf_counter() - started,
             peak_memory_bytes=mx.get_peak_memory(),
         )
 
-    def _gradients(self, batches: Iterator[Any]) -> tuple[Sums, Any]:
-        """Of the sum of losses over all batches of a step and all workers."""
-        sums, gradients = Sums.zero(), None
+    def _gradients(self, batches: Iterator[Any]) -> tuple[LossSums, Any]:
+        """The summed loss of all batches of a step and of all workers, and its gradients."""
+        sums, gradients = LossSums.zero(), None
         for batch in range(self.settings.grad_accumulation_steps):
             inputs = next(batches)
             if inputs is None:  # fewer rows than workers
                 continue
-            more, change = loss_and_gradients(
+            batch_sums, batch_gradients = loss_and_gradients(
                 self.model, inputs, self.settings.grad_checkpoint, self._dropout_key(batch)
             )
-            sums = sums + more
-            gradients = change if gradients is None else tree_map(mx.add, gradients, change)
-            mx.eval(gradients, sums.arrays)  # or the batches of a step would be in memory together
+            sums = sums + batch_sums
+            if gradients is None:
+                gradients = batch_gradients
+            else:
+                gradients = tree_map(mx.add, gradients, batch_gradients)
+            mx.eval(gradients, sums.arrays)  # otherwise all batches of the step would be in memory
         if gradients is None:
             gradients = tree_map(mx.zeros_like, self.model.trainable_parameters())
-        total = self.workers.sum({"sums": sums.arrays, "gradients": gradients})
+        total = self.workers.all_sum({"sums": sums.arrays, "gradients": gradients})
         mx.eval(total)
-        return Sums(*total["sums"]), total["gradients"]
+        return LossSums(*total["sums"]), total["gradients"]
 
     def _dropout_key(self, batch: int) -> mx.array | None:
-        """What dropout draws follows from a batch's place, so that a resumption draws the same."""
+        """A function of seed, step, batch and rank alone, so that a resumed run draws the same."""
         if not self.settings.lora_parameters.dropout:
             return None
-        place = f"{self.settings.seed} {self.done} {batch} {self.workers.rank}"
-        return mx.random.key(int.from_bytes(hashlib.sha256(place.encode()).digest()[:8]))
+        identity = f"{self.settings.seed} {self.done} {batch} {self.workers.rank}"
+        return mx.random.key(int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8]))
 
     def _save(self) -> Saved:
         folder = Path(self.settings.adapter_path)
-        if self.workers.leads:
+        if self.workers.is_main:
             weights = dict(tree_flatten(self.model.trainable_parameters()))
             state = dict(tree_flatten(self.optimizer.state))
             save_checkpoint(folder, Checkpoint(self.done, weights, state, self.origin))

@@ -20,7 +20,7 @@ from llavacot_mlx.pictures import TileCutter
 from llavacot_mlx.tokenizer import Tokenizer
 from llavacot_mlx.weights import load_model
 
-from .adapt import LINEARS, AdapterSettings, adapt, trainable_count
+from .adapt import LINEARS, AdapterSettings, apply_lora, trainable_count
 from .batches import steps_of
 from .check import Checked, CheckedRow, check_rows
 from .checkpoint import FILE_NAME, Checkpoint, differences, load_checkpoint
@@ -201,7 +201,7 @@ def _check_inputs(
 def _load_model(settings: TrainSettings, base: TrainingBase) -> Mllama:
     """Loads the model and selects what is trained of it."""
     model = load_model(base.folder, settings.dtype)
-    adapt(model, _adapter_settings(settings), settings.seed)
+    apply_lora(model, _adapter_settings(settings), settings.seed)
     model.train()
     return model
 

@@ -63,19 +63,19 @@ class Rows:
         order: Iterator[tuple[int, ...]],
         workers: Workers,
     ) -> Generator[Inputs | None, None, None]:
-        shares, sizes = itertools.tee(
-            tuple(self.rows[index] for index in workers.share(batch)) for batch in order
+        shards, sizes = itertools.tee(
+            tuple(self.rows[index] for index in workers.shard(batch)) for batch in order
         )
-        with closing(self.loader.batches(share for share in shares if share)) as batches:
-            for share in sizes:
-                yield self._of(model, settings, next(batches)) if share else None
+        with closing(self.loader.batches(shard for shard in shards if shard)) as batches:
+            for shard in sizes:
+                yield self._of(model, settings, next(batches)) if shard else None
 
     def _of(self, model: Mllama, settings: TrainSettings, batch: Batch) -> Inputs:
         pictures = [
             tiles if tiles is None or settings.train_vision else self._seen(model, tiles)
             for tiles in batch.pictures
         ]
-        return Inputs.of(batch.ids, batch.targets, pictures, model.config)
+        return Inputs.of(batch.ids, batch.token_kinds, pictures, model.config)
 
     def _seen(self, model: Mllama, tiles: Tiles) -> Features:
         if self.features is None:

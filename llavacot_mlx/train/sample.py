@@ -1,4 +1,4 @@
-"""What is learned from one conversation: its token ids, and what each of them is as a target."""
+"""A training sample: the token ids of one conversation, and the kind of each token."""
 
 from __future__ import annotations
 
@@ -9,31 +9,30 @@ from pathlib import Path
 import numpy as np
 
 
-class Target(enum.IntEnum):
-    """What a token is as a target of the loss. Reports are kept apart by it."""
+class TokenKind(enum.IntEnum):
+    """What a token is in an answer. The loss is reported by kind; masked tokens have none."""
 
     MASKED = 0
-    """Not learned: prompts, headers, images, padding."""
+    """No loss: prompts, headers, images, padding."""
     SUMMARY = 1
     CAPTION = 2
     REASONING = 3
     CONCLUSION = 4
     TAGS = 5
-    """A stage's tags, what stands between stages, and the end of a turn."""
+    """Stage tags, text between stages, and the end of a turn."""
 
 
 @dataclass(frozen=True)
 class Sample:
     """One conversation as the model reads it.
 
-    `targets[t]` says what token t is; where it is not MASKED, the model learns to write `ids[t]`
-    after `ids[:t]`.
+    Where `token_kinds[t]` is not MASKED, the model is trained to predict `ids[t]` from `ids[:t]`.
     """
 
     where: str
-    """Such as `train.jsonl, row 3`."""
+    """File and line for messages, such as `train.jsonl, row 3`."""
     ids: np.ndarray
     """(tokens,) int32."""
-    targets: np.ndarray
-    """(tokens,) uint8, of `Target`."""
+    token_kinds: np.ndarray
+    """(tokens,) uint8: the `TokenKind` of each token."""
     image: Path | None

@@ -13,11 +13,11 @@ import numpy as np
 from llavacot_mlx.stages import Stage
 
 from .check import CheckedRow
-from .sample import Target
+from .sample import TokenKind
 
 NO_FOLDER = "(no folder)"
 NO_PICTURE = "(no picture)"
-_TARGETS = {stage: Target[stage.name] for stage in Stage}
+_KINDS = {stage: TokenKind[stage.name] for stage in Stage}
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ class Stats:
             rows += 1
             answers += len(row.conversation.answers)
             tokens.append(len(row.sample.ids))
-            learned.append(int(np.count_nonzero(row.sample.targets)))
-            for counts in _counts_by_answer(row.sample.targets):
-                for stage, target in _TARGETS.items():
-                    if counts[target]:
-                        stages[stage].append(int(counts[target]))
+            learned.append(int(np.count_nonzero(row.sample.token_kinds)))
+            for counts in _counts_by_answer(row.sample.token_kinds):
+                for stage, kind in _KINDS.items():
+                    if counts[kind]:
+                        stages[stage].append(int(counts[kind]))
             sources[_source(row.conversation.image)] += 1
             if row.tiles:
                 tiles[row.tiles] += 1
@@ -106,14 +106,14 @@ def _summary(counts: np.ndarray) -> dict[str, float] | None:
     }
 
 
-def _counts_by_answer(targets: np.ndarray) -> Iterator[np.ndarray]:
-    """Of each answer, the number of its tokens by target: (targets,).
+def _counts_by_answer(token_kinds: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields the number of tokens of each kind, (kinds,), for every answer.
 
-    Answers are the runs of tokens that are learned; a question is always between two of them.
+    Answers are the runs of unmasked tokens; there is always a question between two of them.
     """
-    edges = np.flatnonzero(np.diff(targets != Target.MASKED, prepend=False, append=False))
+    edges = np.flatnonzero(np.diff(token_kinds != TokenKind.MASKED, prepend=False, append=False))
     for start, stop in edges.reshape(-1, 2):
-        yield np.bincount(targets[start:stop], minlength=len(Target))
+        yield np.bincount(token_kinds[start:stop], minlength=len(TokenKind))
 
 
 def _source(image: str | None) -> str:

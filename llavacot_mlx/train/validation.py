@@ -1,4 +1,4 @@
-"""How a model does on rows that it does not learn from."""
+"""Validation: the loss on held-out rows, and answers to some of their questions."""
 
 from __future__ import annotations
 
@@ -15,55 +15,55 @@ from llavacot_mlx.plans import Settings, plan_of
 from llavacot_mlx.request import Request
 from llavacot_mlx.stages import Stage, StageParser, Text
 
-from .events import Answer, KindFigures, Validated
-from .forward import sums
-from .head import Sums
+from .events import Answer, KindMetrics, Validated
+from .forward import loss_sums
+from .head import LossSums
 from .rows import Question, Rows
-from .sample import Target
+from .sample import TokenKind
 from .settings import TrainSettings
 from .workers import Workers
 
 
 @dataclass(frozen=True)
 class Validation:
-    """The rows that are looked at, and the questions of them that are answered as well."""
+    """The held-out rows, and those of their questions that the model answers."""
 
     rows: Rows
     batches: int
     questions: Sequence[Question]
     loaded: LoadedModel
-    """The model that learns, with what it needs to answer."""
+    """The model in training, with what it needs to answer."""
     max_tokens: int
 
-    def look(
+    def evaluate(
         self, model: Mllama, settings: TrainSettings, step: int, workers: Workers
     ) -> Validated:
-        """Without dropout, and without a change to anything."""
+        """Computes loss and answers without dropout; changes nothing."""
         started = time.perf_counter()
         model.eval()
         try:
-            seen = self._sums(model, settings, workers)
+            sums = self._loss_sums(model, settings, workers)
             answers = tuple(self._answer(question) for question in self.questions)
         finally:
             model.train()
         return Validated(
             step,
-            float(seen.loss) / max(1.0, float(seen.learned)),
+            float(sums.loss) / max(1.0, float(sums.tokens)),
             time.perf_counter() - started,
-            kind_figures(seen),
+            kind_metrics(sums),
             answers,
         )
 
-    def _sums(self, model: Mllama, settings: TrainSettings, workers: Workers) -> Sums:
-        total = Sums.zero()
+    def _loss_sums(self, model: Mllama, settings: TrainSettings, workers: Workers) -> LossSums:
+        total = LossSums.zero()
         with self.rows.batches(model, settings, 0, workers) as batches:
             for _ in range(self.batches):
                 inputs = next(batches)
                 if inputs is not None:
-                    total = total + sums(model, inputs)
-        arrays = workers.sum(total.arrays)
+                    total = total + loss_sums(model, inputs)
+        arrays = workers.all_sum(total.arrays)
         mx.eval(arrays)
-        return Sums(*arrays)
+        return LossSums(*arrays)
 
     def _answer(self, question: Question) -> Answer:
         request = Request(question.image, question.text, plan_of(Settings()), self.max_tokens)
@@ -82,17 +82,17 @@ class Validation:
         )
 
 
-def kind_figures(seen: Sums) -> dict[Target, KindFigures]:
-    """The figures of every kind of token that there was."""
-    figures: dict[Target, KindFigures] = {}
-    losses, counts, hits = (np.array(array) for array in seen.arrays)
-    for kind in Target:
-        if kind is not Target.MASKED and counts[kind]:
+def kind_metrics(sums: LossSums) -> dict[TokenKind, KindMetrics]:
+    """The metrics of every token kind that occurred."""
+    metrics: dict[TokenKind, KindMetrics] = {}
+    losses, counts, correct = (np.array(array) for array in sums.arrays)
+    for kind in TokenKind:
+        if kind is not TokenKind.MASKED and counts[kind]:
             count = int(counts[kind])
-            figures[kind] = KindFigures(
-                float(losses[kind]) / count, float(hits[kind]) / count, count
+            metrics[kind] = KindMetrics(
+                float(losses[kind]) / count, float(correct[kind]) / count, count
             )
-    return figures
+    return metrics
 
 
 def conclusion_of(text: str) -> str | None:

@@ -1,6 +1,6 @@
-"""The processes that train together, each on its share of every batch.
+"""The processes that train together, each on its shard of every batch.
 
-MLX starts them (`mlx.launch`) and carries the sums between them; without it there is one.
+`mlx.launch` starts them, and MLX sums arrays across them. Otherwise there is a single process.
 """
 
 from __future__ import annotations
@@ -14,32 +14,28 @@ from mlx.utils import tree_map
 
 @dataclass(frozen=True)
 class Workers:
+    """The group of processes, and this process's rank in it."""
+
     rank: int
     size: int
 
     @classmethod
     def all(cls) -> Workers:
-        """Those that this process belongs to."""
+        """The group that this process belongs to."""
         group = mx.distributed.init()
         return cls(group.rank(), group.size())
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the process that writes and shows; the others only compute."""
+    def is_main(self) -> bool:
+        """Whether this process writes files and output; the others only compute."""
         return self.rank == 0
 
-    def share(self, rows: tuple[int, ...]) -> tuple[int, ...]:
-        """The rows of a batch that are this process's."""
+    def shard(self, rows: tuple[int, ...]) -> tuple[int, ...]:
+        """This process's rows of a batch."""
         return rows[self.rank :: self.size]
 
-    def sum(self, tree: Any) -> Any:
+    def all_sum(self, tree: Any) -> Any:
         """The sum of a tree of arrays over all processes."""
         if self.size == 1:
             return tree
         return tree_map(mx.distributed.all_sum, tree)
-
-    def same(self, tree: Any) -> Any:
-        """The first process's arrays, in every process."""
-        if self.size == 1:
-            return tree
-        return self.sum(tree if self.leads else tree_map(mx.zeros_like, tree))

@@ -17,7 +17,7 @@ from PIL import Image
 
 from llavacot_mlx.adapter_config import FineTuneType
 from llavacot_mlx.model.lora import LoRALinear
-from llavacot_mlx.train.adapt import AdapterSettings, adapt
+from llavacot_mlx.train.adapt import AdapterSettings, apply_lora
 from llavacot_mlx.train.features import compute_features
 from llavacot_mlx.train.forward import loss_and_gradients
 from llavacot_mlx.train.inputs import Inputs
@@ -81,13 +81,13 @@ class Encoded:
         return cls(rows, ids, [len(question) for question in questions])
 
     def padded(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and targets, (rows, tokens), longer than the longest row."""
+        """Ids and token_kinds, (rows, tokens), longer than the longest row."""
         shape = (len(self.ids), max(map(len, self.ids)) + 5)
-        ids, targets = np.zeros(shape, np.int32), np.zeros(shape, np.uint8)
+        ids, token_kinds = np.zeros(shape, np.int32), np.zeros(shape, np.uint8)
         for row, (its, first) in enumerate(zip(self.ids, self.first, strict=True)):
             ids[row, : len(its)] = its
-            targets[row, first : len(its)] = 1 + np.arange(len(its) - first) % 5
-        return ids, targets
+            token_kinds[row, first : len(its)] = 1 + np.arange(len(its) - first) % 5
+        return ids, token_kinds
 
     def inputs(self, ours: Ours, train_vision: bool) -> Inputs:
         pictures = []
@@ -168,7 +168,7 @@ def check_low_rank(
 ) -> None:
     """Every gradient of every adapted layer, and the loss."""
     ours, oracle = sides
-    adapt(
+    apply_lora(
         ours.model,
         AdapterSettings(FineTuneType(kind), RANK, SCALE, train_vision=train_vision),
     )
@@ -202,7 +202,7 @@ def check_low_rank(
     loss = encoded.loss(oracle, model)
     loss.backward()
 
-    learned = sums.learned.item()
+    learned = sums.tokens.item()
     assert sums.loss.item() / learned == pytest.approx(loss.item(), rel=TOLERANCE)
     seen = any(row.picture is not None for row in rows)
     for name, their_name in names.items():
@@ -231,13 +231,13 @@ def test_lora_of_the_vision_tower_too(sides: tuple[Ours, Oracle]) -> None:
 def test_full(sides: tuple[Ours, Oracle]) -> None:
     """Every weight of the language model: embedding, norms, gates and output head as well."""
     ours, oracle = sides
-    adapt(ours.model, AdapterSettings(FineTuneType.FULL))
+    apply_lora(ours.model, AdapterSettings(FineTuneType.FULL))
     encoded = Encoded.of(BATCHES["five rows"], oracle)
     sums, gradients = loss_and_gradients(ours.model, encoded.inputs(ours, train_vision=False))
     loss = encoded.loss(oracle, oracle.model)
     loss.backward()
     parameters = dict(oracle.model.named_parameters())
-    learned = sums.learned.item()
+    learned = sums.tokens.item()
     assert sums.loss.item() / learned == pytest.approx(loss.item(), rel=TOLERANCE)
     flat = dict(tree_flatten(gradients))
     assert {theirs(name) for name in flat} == {
