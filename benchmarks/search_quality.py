@@ -30,7 +30,7 @@ from llavacot_mlx.calibration import Calibration, load_calibration
 from llavacot_mlx.config_json import load_config
 from llavacot_mlx.demo import model_path
 from llavacot_mlx.demo.world import SPLITS, Question, Split, draw, questions, scene
-from llavacot_mlx.judges import Judge
+from llavacot_mlx.judges.base import Judge
 from llavacot_mlx.judges.logprob import LogprobJudge
 from llavacot_mlx.judges.majority import MajorityJudge
 from llavacot_mlx.judges.self_judge import SelfJudge
@@ -206,8 +206,8 @@ class Examiner:
         if contender.judge == ORACLE:
             threshold = 0.5
         else:
-            moments = self._calibration[contender.judge][list(Stage)[plan.retrace.after]]
-            threshold = moments.cut_off(plan.retrace.deviations)
+            stats = self._calibration[contender.judge][list(Stage)[plan.retrace.after]]
+            threshold = stats.threshold(plan.retrace.deviations)
         return replace(plan, retrace=replace(plan.retrace, threshold=threshold))
 
     def _search(self, asked: _Asked, plan: Plan, judge: Judge, usage: Usage) -> Search:

@@ -165,7 +165,14 @@ def ask(
 ) -> None:
     with ending_well(debug=debug):
         given = Settings(
-            search, candidates, keep, judge, temperature, top_p, max_retraces, threshold
+            search=search,
+            candidates=candidates,
+            keep=keep,
+            judge=judge,
+            temperature=temperature,
+            top_p=top_p,
+            max_retraces=max_retraces,
+            threshold=threshold,
         )
         plan = _plan(given) if plan_file is None else _read_plan(plan_file, given)
         for name in plan.judges:
@@ -178,7 +185,14 @@ def ask(
             raise UserError("IMAGE and QUESTION are both -; stdin can only be one of them")
         question = _question(question)
         picture, data = _picture(image)
-        request = Request(picture, question, plan, max_tokens, seed, limits)
+        request = Request(
+            image=picture,
+            question=question,
+            plan=plan,
+            max_tokens=max_tokens,
+            seed=seed,
+            limits=limits,
+        )
         chosen = adapted_model(model, adapter_path)
         for name in filter(is_model, plan.judges):
             fetched(name)

@@ -12,7 +12,7 @@ import typer
 from llavacot_mlx.atomic import check_can_write
 from llavacot_mlx.calibration import (
     FILE_NAME,
-    Moments,
+    ScoreStats,
     load_calibration,
     save_calibration,
     scores_of,
@@ -30,7 +30,7 @@ from llavacot_mlx.cli.options import (
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.judges.outside import check_name, is_model
 from llavacot_mlx.plans import MAJORITY, PUBLISHED_DEVIATIONS, SELF, Settings, plan_of
-from llavacot_mlx.question_file import AskedRow, read_questions
+from llavacot_mlx.question_file import QuestionRow, read_questions
 from llavacot_mlx.stages import Stage
 
 HELP = """\
@@ -95,17 +95,17 @@ def calibrate(
         check_can_write(place / FILE_NAME)
         if is_model(judge):
             fetched(judge)
-        moments = _measured(rows, chosen, judge, max_tokens, seed)
+        stats = _measured(rows, chosen, judge, max_tokens, seed)
 
         known = load_calibration(place)
-        written = save_calibration(place, {**known, judge: moments})
-        _print(moments)
+        written = save_calibration(place, {**known, judge: stats})
+        _print(stats)
         typer.echo(f"written to {written}", err=True)
 
 
 def _measured(
-    rows: list[AskedRow], model: Model, judge: str, max_tokens: int, seed: int
-) -> dict[Stage, Moments]:
+    rows: list[QuestionRow], model: Model, judge: str, max_tokens: int, seed: int
+) -> dict[Stage, ScoreStats]:
     """Runs the first round of swires on every question and gathers what the judge said."""
     from llavacot_mlx.assistant import Assistant
     from llavacot_mlx.cli.render import CountBar
@@ -130,13 +130,13 @@ def _measured(
         typer.echo(f"note: {notice}", err=True)
     if not scores:
         raise UserError(f"the judge {judge} came to no verdict on any of {len(rows)} questions")
-    return {stage: Moments.of(scores[stage]) for stage in Stage if stage in scores}
+    return {stage: ScoreStats.of(scores[stage]) for stage in Stage if stage in scores}
 
 
-def _print(moments: dict[Stage, Moments]) -> None:
+def _print(stats: dict[Stage, ScoreStats]) -> None:
     typer.echo(f"{'stage':<12}{'mean':>9}{'std':>9}{'cut-off':>9}{'scores':>9}")
-    for stage, found in moments.items():
-        cut_off = found.cut_off(PUBLISHED_DEVIATIONS)
+    for stage, found in stats.items():
+        cut_off = found.threshold(PUBLISHED_DEVIATIONS)
         typer.echo(
             f"{stage.value:<12}{found.mean:>9.4f}{found.std:>9.4f}{cut_off:>9.4f}{found.count:>9}"
         )

@@ -202,10 +202,10 @@ def _with_threshold(plan: Plan, loaded: LoadedModel) -> tuple[Plan, tuple[str, .
     if retrace is None or retrace.threshold is not None:
         return plan, ()
     judge = plan.judge_of(plan.steps[retrace.after])
-    moments = loaded.calibration.get(judge, {}).get(list(Stage)[retrace.after])
+    stats = loaded.calibration.get(judge, {}).get(list(Stage)[retrace.after])
     notices: tuple[str, ...] = ()
-    if moments is not None:
-        threshold = moments.cut_off(retrace.deviations)
+    if stats is not None:
+        threshold = stats.threshold(retrace.deviations)
     elif judge == SELF:
         threshold = _EVEN_CHANCE
         notices = (

@@ -50,8 +50,17 @@ class Assistant:
             load_adapter(model, place, folder)
             calibration = {**calibration, **load_calibration(place)}
         seconds = time.perf_counter() - started
-        name = None if adapter is None else str(adapter)
-        return cls(LoadedModel(model, tokenizer, cutter, calibration, str(path), name, seconds))
+        return cls(
+            LoadedModel(
+                model=model,
+                tokenizer=tokenizer,
+                cutter=cutter,
+                calibration=calibration,
+                name=str(path),
+                adapter=None if adapter is None else str(adapter),
+                load_s=seconds,
+            )
+        )
 
     def ask(self, image: ImageSource | None, question: str, **options: Unpack[AskOptions]) -> Trace:
         """Answers a question about a picture, and returns the record of the answer.

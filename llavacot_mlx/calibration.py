@@ -24,7 +24,7 @@ FILE_NAME = "calibration.json"
 
 
 @dataclass(frozen=True)
-class Moments:
+class ScoreStats:
     """Of the scores that a judge gave one stage."""
 
     mean: float
@@ -32,21 +32,21 @@ class Moments:
     count: PositiveInt
 
     @classmethod
-    def of(cls, scores: Sequence[float]) -> Moments:
+    def of(cls, scores: Sequence[float]) -> ScoreStats:
         """`std` is the population's, as in the published cut-off."""
         return cls(statistics.fmean(scores), statistics.pstdev(scores), len(scores))
 
-    def cut_off(self, deviations: float) -> float:
+    def threshold(self, deviations: float) -> float:
         return self.mean + deviations * self.std
 
 
-Calibration = Mapping[str, Mapping[Stage, Moments]]
+Calibration = Mapping[str, Mapping[Stage, ScoreStats]]
 """By the judge's name and by stage."""
 
 
 @dataclass(frozen=True)
 class _File:
-    judges: dict[str, dict[Stage, Moments]]
+    judges: dict[str, dict[Stage, ScoreStats]]
 
 
 def load_calibration(folder: Path) -> Calibration:
@@ -68,7 +68,7 @@ def save_calibration(folder: Path, calibration: Calibration) -> Path:
     """Writes the file, whole or not at all, and returns where it is."""
     value = {
         "judges": {
-            judge: {stage.value: asdict(moments) for stage, moments in stages.items()}
+            judge: {stage.value: asdict(stats) for stage, stats in stages.items()}
             for judge, stages in calibration.items()
         }
     }

@@ -11,7 +11,7 @@ from .usage import Usage
 BITS = (8, 4)
 """Bits a value that keys and values can be kept in, besides all of them."""
 
-Part = Literal["images", "prefixes", "rows"]
+KVPart = Literal["images", "prefixes", "rows"]
 """Of all K/V: the images', the text's that later tokens only read, and of what is being written."""
 
 
@@ -42,9 +42,9 @@ class KVMeter:
         self._usage, self._budget = usage, limits.budget
         self.bits = limits.bits
         """Bits a value that K/V of images and of long finished texts are kept in; None for all."""
-        self._held: dict[Part, int] = {}
+        self._held: dict[KVPart, int] = {}
 
-    def hold(self, part: Part, count: int) -> None:
+    def hold(self, part: KVPart, count: int) -> None:
         """From now on `part` takes `count` bytes. Raises UserError where all parts are too much."""
         self._held[part] = count
         total = sum(self._held.values())

@@ -171,7 +171,14 @@ def _step(read: _Step, index: int, count: int, usual: Sampling) -> Step:
             usual.top_p if read.top_p is None else read.top_p,
         )
         check_sampling(sampling)
-    return Step(unit, read.candidates, read.keep, read.judge or None, sampling, read.max_tokens)
+    return Step(
+        unit=unit,
+        candidates=read.candidates,
+        keep=read.keep,
+        judge=read.judge or None,
+        sampling=sampling,
+        max_tokens=read.max_tokens,
+    )
 
 
 def _retrace(read: _Retrace, steps: Sequence[Step]) -> Retrace:
@@ -190,4 +197,11 @@ def _retrace(read: _Retrace, steps: Sequence[Step]) -> Retrace:
     if read.threshold is not None and read.deviations is not None:
         raise UserError("threshold and deviations both say how good is good enough")
     deviations = PUBLISHED_DEVIATIONS if read.deviations is None else read.deviations
-    return Retrace(after, to, read.most, rank, read.threshold, deviations)
+    return Retrace(
+        after=after,
+        to=to,
+        most=read.most,
+        rank=rank,
+        threshold=read.threshold,
+        deviations=deviations,
+    )

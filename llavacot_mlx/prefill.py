@@ -87,7 +87,14 @@ def prefill(
         images.drop_absent()
         start = stop
     timings.prefill_s += time.perf_counter() - started
-    return PrefilledPrompt(model, images.seen_last(runs), usage, kv_meter, cache, logits)
+    return PrefilledPrompt(
+        model=model,
+        image_kv=images.seen_last(runs),
+        usage=usage,
+        kv_meter=kv_meter,
+        cache=cache,
+        logits=logits,
+    )
 
 
 class PromptImages:

@@ -14,7 +14,7 @@ _IMAGE_MARK = "<image>"
 
 
 @dataclass(frozen=True)
-class AskedRow:
+class QuestionRow:
     """One question of a file."""
 
     where: str
@@ -23,7 +23,7 @@ class AskedRow:
     question: str
 
 
-def read_questions(file: Path, images: Path) -> Iterator[AskedRow]:
+def read_questions(file: Path, images: Path) -> Iterator[QuestionRow]:
     """The questions of a file, a row each; pictures are named relative to the folder `images`.
 
     A row is `{"image": …, "question": …}`, or one of LLaVA-CoT-100k, of which the first human turn
@@ -40,7 +40,7 @@ def read_questions(file: Path, images: Path) -> Iterator[AskedRow]:
         raise UserError(f"{file}: not UTF-8 text") from None
 
 
-def _row(line: str, where: str, images: Path) -> AskedRow:
+def _row(line: str, where: str, images: Path) -> QuestionRow:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as problem:
@@ -56,7 +56,7 @@ def _row(line: str, where: str, images: Path) -> AskedRow:
     path = images / image
     if not path.is_file():
         raise UserError(f"{where}: there is no picture {path}")
-    return AskedRow(where, path, question)
+    return QuestionRow(where, path, question)
 
 
 def _first_human_turn(row: dict[str, Any], where: str) -> str:

@@ -23,7 +23,7 @@ from .events import (
     Retraced,
     SearchEvent,
 )
-from .judges import Judge, JudgeError
+from .judges.base import Judge, JudgeError
 from .node import Node
 from .plan_file import plan_object
 from .plans import Plan, Retrace, Step, Unit
@@ -60,14 +60,13 @@ class Search:
 
         Raises UserError when K/V would take more than the meter's budget.
         """
-        # Step i extends frontiers[i] and keeps frontiers[i + 1]. Of swires:
+        # Step i extends frontiers[i], and what it keeps becomes frontiers[i + 1]. In swires:
         #
-        #   frontiers [0] prompt -> [1] summary -> [2] captions -> [3] reasonings -> [4] conclusion
-        #                               ^                              |
-        #                               +-- not good enough: drop [2:] +-- the best of the pool,
-        #                                   and write captions again       which is all rounds'
+        #   [0] prompt -> [1] summary -> [2] captions -> [3] reasonings -> [4] conclusion
+        #                     ^                              ^ the best of the pool, of all rounds
+        #                     +-- retrace, where those are not good enough: drops [2]
         steps, retrace = self._plan.steps, self._plan.retrace
-        self._root = Node(-1, None, "", -1, 0, prompt)
+        self._root = Node(id=-1, parent=None, key="", step=-1, round=0, state=prompt)
         frontiers = [[self._root]]
         pool: list[Node] = []
         while len(frontiers) <= len(steps):
@@ -75,27 +74,27 @@ class Search:
             step = steps[index]
             kept = frontiers[index]
             while True:
-                candidates = yield from self._extended(kept, index)
+                candidates = yield from self._expand(kept, index)
                 decides = retrace is not None and index == retrace.after
                 if decides or len(candidates) > step.keep:
-                    yield from self._scored(candidates, step)
+                    yield from self._score(candidates, step)
                 if decides:
                     pool += [node for node in candidates if node not in pool]
                     candidates = pool
                 kept = best(candidates, step.keep)
                 if step.unit is not Unit.SENTENCE or all(node.ended for node in kept):
                     break
-                yield from self._chosen(candidates, kept, index)
-            if decides and retrace is not None and self._goes_back(retrace, pool, frontiers):
+                yield from self._record_choice(candidates, kept, index)
+            if decides and retrace is not None and self._should_retrace(retrace, pool, frontiers):
                 for node in itertools.chain(*frontiers[retrace.to + 1 :]):
                     node.state = None  # what it shares with those in the pool is theirs as well
                 del frontiers[retrace.to + 1 :]
                 back_to = _next_stage(frontiers[-1][0])
-                yield from self._chosen(candidates, kept, index, back_to)
+                yield from self._record_choice(candidates, kept, index, back_to)
                 self.retraces += 1
                 yield Retraced(back_to, self.retraces)
             else:
-                yield from self._chosen(candidates, kept, index)
+                yield from self._record_choice(candidates, kept, index)
                 frontiers.append(kept)
 
     @property
@@ -122,15 +121,15 @@ class Search:
     def record(self) -> SearchRecord:
         """The whole tree, as far as it has grown."""
         return SearchRecord(
-            self._plan.method,
-            self.retraces,
-            tuple(node.record() for node in self.nodes),
-            tuple(self._choices),
-            plan_object(self._plan),
-            tuple(self._notices),
+            method=self._plan.method,
+            retraces=self.retraces,
+            nodes=tuple(node.record() for node in self.nodes),
+            choices=tuple(self._choices),
+            plan=plan_object(self._plan),
+            notices=tuple(self._notices),
         )
 
-    def _extended(
+    def _expand(
         self, parents: Sequence[Node], index: int
     ) -> Generator[SearchEvent, None, list[Node]]:
         """Lets the step's candidates write, all together; what has ended stays as it is."""
@@ -141,7 +140,7 @@ class Search:
         count = step.candidates
         if sampling.temperature == 0 and count > len(going) > 0:
             count = len(going)
-            yield from self._noticed(
+            yield from self._notice(
                 "at temperature 0 all candidates would write the same: each is written once"
             )
         new: list[Node] = []
@@ -153,10 +152,10 @@ class Search:
         if self._best is None:
             self._best = new[0]
         self._hold_prefixes()
-        yield from self._written(new, step)
+        yield from self._decode_nodes(new, step)
         return ended + new
 
-    def _written(self, new: Sequence[Node], step: Step) -> Iterator[SearchEvent]:
+    def _decode_nodes(self, new: Sequence[Node], step: Step) -> Iterator[SearchEvent]:
         """Decodes the new nodes together until each has what the step asks for."""
         context = self._context
         readers = [Reader.after(context.tokenizer, node.path_ids) for node in new]
@@ -186,7 +185,7 @@ class Search:
                 node.token_ids.append(event.token_id)
                 node.logprob += event.logprob
                 reader.push(event.token_id)
-                yield from _grown(node, reader, begins[place])
+                yield from _append_text(node, reader, begins[place])
             else:
                 assert isinstance(event, Ended)
                 branch = event.state.branch.in_bits(context.kv_meter.bits)
@@ -195,8 +194,8 @@ class Search:
                 node.ended = reader.turn_ended or full or not complete(place)
                 if node.ended:
                     reader.finish()
-                    yield from _grown(node, reader, begins[place])
-                _settle(node, reader)
+                    yield from _append_text(node, reader, begins[place])
+                _set_stage(node, reader)
                 yield CandidateEnded(node.id, node.stage, node.closed, len(node.token_ids))
         context.kv_meter.hold("rows", 0)
 
@@ -206,7 +205,14 @@ class Search:
         if self.nodes:  # whatever begins later begins with work that was done already
             self._context.usage.reused_tokens += parent.state.branch.length
         parent.children += 1
-        node = Node(len(self.nodes), parent, key, step, self.retraces, parent.state)
+        node = Node(
+            id=len(self.nodes),
+            parent=parent,
+            key=key,
+            step=step,
+            round=self.retraces,
+            state=parent.state,
+        )
         self.nodes.append(node)
         return node
 
@@ -220,7 +226,7 @@ class Search:
         }
         self._context.kv_meter.hold("prefixes", sum(segments.values()))
 
-    def _scored(self, candidates: Sequence[Node], step: Step) -> Iterator[SearchEvent]:
+    def _score(self, candidates: Sequence[Node], step: Step) -> Iterator[SearchEvent]:
         """Asks the step's judge about those without a score; twins are judged once."""
         unscored = [node for node in candidates if node.score is None]
         first: dict[tuple[int, tuple[int, ...]], Node] = {}
@@ -234,18 +240,18 @@ class Search:
             given = self._judges[name].scores(asked)
             assert len(given) == len(asked)
             if len(asked) > 1 and all(score is None for score in given):
-                yield from self._noticed(
+                yield from self._notice(
                     f"the judge {name} came to no verdict, so the first candidates go on"
                 )
         except JudgeError as problem:
             given = [None] * len(asked)
-            yield from self._noticed(f"{problem}; the search goes on without its scores")
+            yield from self._notice(f"{problem}; the search goes on without its scores")
         self._context.timings.judge_s += time.perf_counter() - started
         scores: dict[int, float | None] = {}
         for node, score in zip(asked, given, strict=True):
             if score is not None and not math.isfinite(score):
                 score = None
-                yield from self._noticed(
+                yield from self._notice(
                     f"judge {name} gave a score that is no number; it counts as no verdict"
                 )
             scores[node.id] = score
@@ -254,7 +260,7 @@ class Search:
             node.score = scores[first[node.parent.id, tuple(node.token_ids)].id]
             yield CandidateScored(node.id, node.score)
 
-    def _chosen(
+    def _record_choice(
         self,
         candidates: Sequence[Node],
         kept: Sequence[Node],
@@ -273,7 +279,7 @@ class Search:
                 node.state = None
         yield CandidatesKept(ids)
 
-    def _goes_back(
+    def _should_retrace(
         self, retrace: Retrace, pool: Sequence[Node], frontiers: Sequence[Sequence[Node]]
     ) -> bool:
         """Whether the candidate that decides is not good enough, and there is a round left."""
@@ -287,7 +293,7 @@ class Search:
         )
         return not good and self.retraces < retrace.most
 
-    def _noticed(self, text: str) -> Iterator[SearchEvent]:
+    def _notice(self, text: str) -> Iterator[SearchEvent]:
         """Tells the person something, once."""
         if text not in self._notices:
             self._notices.append(text)
@@ -315,7 +321,7 @@ def _start(node: Node, step: Step, max_tokens: int) -> CandidateStart:
     return CandidateStart(node.state, node.key, min(left, step.max_tokens or left))
 
 
-def _grown(node: Node, reader: Reader, begin: int) -> Iterator[SearchEvent]:
+def _append_text(node: Node, reader: Reader, begin: int) -> Iterator[SearchEvent]:
     """Gives the node the text that the reader has from `begin` on, and tells what is new of it."""
     new = reader.text[begin + len(node.text) :]
     if new:
@@ -323,7 +329,7 @@ def _grown(node: Node, reader: Reader, begin: int) -> Iterator[SearchEvent]:
         yield CandidateText(node.id, new)
 
 
-def _settle(node: Node, reader: Reader) -> None:
+def _set_stage(node: Node, reader: Reader) -> None:
     """Writes down which stage a node has come to, and whether it was cut off in it."""
     assert node.parent is not None
     node.stages = list(reader.records)

@@ -16,7 +16,7 @@ from llavacot_mlx import adapters
 from llavacot_mlx.adapter_config import CONFIG_NAME, WEIGHTS_NAME, AdapterConfig, is_adapter
 from llavacot_mlx.adapters import load_adapter, read_adapter, save_adapter
 from llavacot_mlx.assistant import Assistant
-from llavacot_mlx.calibration import Moments, load_calibration, save_calibration
+from llavacot_mlx.calibration import ScoreStats, load_calibration, save_calibration
 from llavacot_mlx.convert.run import convert
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.fingerprints import base_hash, lineage_hash
@@ -323,7 +323,7 @@ def test_an_answer_with_an_adapter(tiny: Path, tmp_path: Path) -> None:
 
 def test_an_adapters_calibration_goes_before_the_models(folder: Path, tmp_path: Path) -> None:
     place = write_adapter(tmp_path / "adapter", folder)
-    of_model, of_adapter = ({Stage.CAPTION: Moments(mean, 0.1, 3)} for mean in (0.5, 0.9))
+    of_model, of_adapter = ({Stage.CAPTION: ScoreStats(mean, 0.1, 3)} for mean in (0.5, 0.9))
     save_calibration(folder, {"self": of_model, "logprob": of_model})
     save_calibration(place, {"self": of_adapter})
     loaded = Assistant.load(folder, adapter=place)._loaded

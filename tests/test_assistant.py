@@ -26,6 +26,8 @@ from llavacot_mlx.events import (
     StageStarted,
     StageText,
 )
+from llavacot_mlx.plans import Settings, plan_of
+from llavacot_mlx.request import Request
 from llavacot_mlx.stages import Stage
 from llavacot_mlx.tokenizer import Tokenizer
 from llavacot_mlx.trace import Trace
@@ -293,3 +295,22 @@ def test_the_package_hands_out_its_api() -> None:
     assert llavacot_mlx.UserError is UserError
     with pytest.raises(AttributeError, match="no attribute 'Asistant'"):
         llavacot_mlx.Asistant  # noqa: B018
+
+
+def test_a_request_in_place_of_the_fields(assistant: Assistant, picture: Image.Image) -> None:
+    """The same answer, and nothing that contradicts it beside it."""
+    plan = plan_of(Settings(temperature=0.8))
+    request = Request(picture, "What is it?", plan, max_tokens=5, seed=4)
+    by_fields = assistant.ask(picture, "What is it?", temperature=0.8, max_tokens=5, seed=4)
+    assert essence(assistant.stream(request).result()) == essence(by_fields)
+    with pytest.raises(TypeError, match="a Request says"):
+        assistant.stream(request, seed=5)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="unexpected option 'sed'; there are search, candidates"):
+        assistant.ask(picture, "What is it?", sed=5)  # type: ignore[call-arg]
+
+
+def test_every_public_name_is_there() -> None:
+    classes = [name for name in llavacot_mlx.__all__ if name != "__version__"]
+    assert [getattr(llavacot_mlx, name).__name__ for name in classes] == classes
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        _ = llavacot_mlx.Nothing

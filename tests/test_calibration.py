@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from llavacot_mlx import demo
 from llavacot_mlx.assistant import Assistant
-from llavacot_mlx.calibration import FILE_NAME, Moments, load_calibration, save_calibration
+from llavacot_mlx.calibration import FILE_NAME, ScoreStats, load_calibration, save_calibration
 from llavacot_mlx.cli.main import app
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.plans import Settings, plan_of
@@ -23,16 +23,18 @@ QUESTION = "Is there a small red square?"  # its answer is short
 
 def test_the_published_cut_off() -> None:
     """arXiv 2411.10440v6, appendix D: mean -0.77, deviation 2.08, 0.2533 deviations above."""
-    assert Moments(-0.77, 2.08, 1000).cut_off(0.2533) == pytest.approx(-0.243, abs=5e-4)
+    assert ScoreStats(-0.77, 2.08, 1000).threshold(0.2533) == pytest.approx(-0.243, abs=5e-4)
 
 
 def test_the_deviation_is_the_populations() -> None:
-    assert Moments.of([0.0, 1.0, 1.0, 0.0]) == Moments(0.5, 0.5, 4)
+    assert ScoreStats.of([0.0, 1.0, 1.0, 0.0]) == ScoreStats(0.5, 0.5, 4)
 
 
 def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
     assert load_calibration(tmp_path) == {}
-    known = {"self": {Stage.REASONING: Moments(0.8, 0.3, 40), Stage.CAPTION: Moments(0.9, 0.1, 8)}}
+    known = {
+        "self": {Stage.REASONING: ScoreStats(0.8, 0.3, 40), Stage.CAPTION: ScoreStats(0.9, 0.1, 8)}
+    }
     assert save_calibration(tmp_path, known) == tmp_path / FILE_NAME
     assert load_calibration(tmp_path) == known
 
@@ -84,8 +86,11 @@ def test_a_search_takes_its_cut_off_from_what_was_measured(model: Path) -> None:
     save_calibration(
         model,
         {
-            "self": {Stage.REASONING: Moments(0.7, 0.2, 9), Stage.CAPTION: Moments(0.1, 0.1, 9)},
-            "logprob": {Stage.REASONING: Moments(-0.2, 0.1, 9)},
+            "self": {
+                Stage.REASONING: ScoreStats(0.7, 0.2, 9),
+                Stage.CAPTION: ScoreStats(0.1, 0.1, 9),
+            },
+            "logprob": {Stage.REASONING: ScoreStats(-0.2, 0.1, 9)},
         },
     )
     threshold, notices = asked(model, "self")

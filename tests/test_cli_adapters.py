@@ -13,7 +13,7 @@ from random_adapter import write_adapter
 from typer.testing import CliRunner
 
 from llavacot_mlx.adapters import read_adapter
-from llavacot_mlx.calibration import load_calibration
+from llavacot_mlx.calibration import ScoreStats, load_calibration
 from llavacot_mlx.cli.main import app
 from llavacot_mlx.convert.run import convert
 from llavacot_mlx.model.config import Quantization
@@ -132,14 +132,13 @@ def test_a_calibration_is_kept_with_the_adapter(
     desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The base's own stays as it is."""
-    from llavacot_mlx.calibration import Moments
     from llavacot_mlx.cli import calibrate
     from llavacot_mlx.stages import Stage
 
-    moments = {Stage.CAPTION: Moments(0.5, 0.1, 4)}
+    moments = {Stage.CAPTION: ScoreStats(0.5, 0.1, 4)}
     loaded = []
 
-    def measured(rows: object, model: Any, *rest: object) -> dict[Stage, Moments]:
+    def measured(rows: object, model: Any, *rest: object) -> dict[Stage, ScoreStats]:
         loaded.append((model.folder, model.adapter))
         return moments
 

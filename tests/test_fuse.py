@@ -14,7 +14,7 @@ from random_adapter import tensors_for, write_adapter
 
 from llavacot_mlx.adapters import load_adapter, read_adapter
 from llavacot_mlx.cache import sight_of_all
-from llavacot_mlx.calibration import Moments, load_calibration, save_calibration
+from llavacot_mlx.calibration import ScoreStats, load_calibration, save_calibration
 from llavacot_mlx.config_json import load_config
 from llavacot_mlx.convert import shards
 from llavacot_mlx.convert.fuse import fuse
@@ -194,7 +194,7 @@ def test_a_calibration_of_the_adapter_comes_along(
     folder: Path, target: Target, tmp_path: Path
 ) -> None:
     adapter = write_adapter(tmp_path / "adapter", folder)
-    of_model, of_adapter = ({Stage.CAPTION: Moments(mean, 0.1, 3)} for mean in (0.5, 0.9))
+    of_model, of_adapter = ({Stage.CAPTION: ScoreStats(mean, 0.1, 3)} for mean in (0.5, 0.9))
     save_calibration(folder, {"self": of_model, "logprob": of_model})
     save_calibration(adapter, {"self": of_adapter})
     fuse(folder, adapter, target)

@@ -22,8 +22,9 @@ from llavacot_mlx.cache import Segment
 from llavacot_mlx.candidates import DecodeState
 from llavacot_mlx.config_json import load_config
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.judges import Candidate, JudgeError, asking, self_judge
+from llavacot_mlx.judges import asking, self_judge
 from llavacot_mlx.judges.asking import ask_each
+from llavacot_mlx.judges.base import Candidate, JudgeError
 from llavacot_mlx.judges.outside import ExternalJudgeAdapter, ExternalJudges, check_name, is_model
 from llavacot_mlx.judges.pairwise import PairwiseJudge
 from llavacot_mlx.judges.registry import OWN, judge_named

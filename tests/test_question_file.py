@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.question_file import AskedRow, read_questions
+from llavacot_mlx.question_file import QuestionRow, read_questions
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "questions.jsonl"
 
 
-def rows(file: Path) -> list[AskedRow]:
+def rows(file: Path) -> list[QuestionRow]:
     return list(read_questions(file, file.parent / "pictures"))
 
 
@@ -36,7 +36,7 @@ def test_both_forms(file: Path) -> None:
     file.write_text("\n\n".join(map(json.dumps, written)) + "\n", encoding="utf-8")
     picture = file.parent / "pictures" / "a.png"
     assert rows(file) == [
-        AskedRow(f"{file}, row {number}", picture, "How many?") for number in (1, 3)
+        QuestionRow(f"{file}, row {number}", picture, "How many?") for number in (1, 3)
     ]
 
 

@@ -27,7 +27,7 @@ from llavacot_mlx.events import (
     Noticed,
     Retraced,
 )
-from llavacot_mlx.judges import JudgeError
+from llavacot_mlx.judges.base import JudgeError
 from llavacot_mlx.judges.majority import MajorityJudge
 from llavacot_mlx.kv_meter import KVLimits, KVMeter
 from llavacot_mlx.model.config import Quantization

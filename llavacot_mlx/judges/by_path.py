@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llavacot_mlx.checked import read_json
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.judges import ExternalJudge, JudgeError
+from llavacot_mlx.judges.base import ExternalJudge, JudgeError
 
 
 def load_judge(folder: Path) -> ExternalJudge:

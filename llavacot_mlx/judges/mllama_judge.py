@@ -12,8 +12,8 @@ from llavacot_mlx.branches import Branch
 from llavacot_mlx.config_json import load_config
 from llavacot_mlx.decode_context import DecodeContext
 from llavacot_mlx.device import on_generation_stream
-from llavacot_mlx.judges import Candidate
 from llavacot_mlx.judges.asking import ask_each
+from llavacot_mlx.judges.base import Candidate
 from llavacot_mlx.judges.questions import is_it_right
 from llavacot_mlx.judges.yes_or_no import YesOrNo
 from llavacot_mlx.model.mllama import Mllama

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.hub import Download, find, is_id
-from llavacot_mlx.judges import Candidate, ExternalJudge, JudgeError
+from llavacot_mlx.judges.base import Candidate, ExternalJudge, JudgeError
 from llavacot_mlx.plans import OWN_JUDGES
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from llavacot_mlx.judges import Judge
+from llavacot_mlx.judges.base import Judge
 from llavacot_mlx.judges.logprob import LogprobJudge
 from llavacot_mlx.judges.majority import MajorityJudge
 from llavacot_mlx.judges.outside import ExternalJudgeAdapter, ExternalJudges

@@ -15,7 +15,7 @@ from PIL import Image
 from llavacot_mlx.checked import read_json
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.hub import FILES
-from llavacot_mlx.judges import Candidate, JudgeError
+from llavacot_mlx.judges.base import Candidate, JudgeError
 from llavacot_mlx.judges.questions import is_it_right
 from llavacot_mlx.judges.yes_or_no import YesOrNo
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from llavacot_mlx.judges import JudgeError
+from llavacot_mlx.judges.base import JudgeError
 
 
 @dataclass(frozen=True)

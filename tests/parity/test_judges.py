@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForCondi
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.judges import Candidate, ExternalJudge, JudgeError
+from llavacot_mlx.judges.base import Candidate, ExternalJudge, JudgeError
 from llavacot_mlx.judges.mllama_judge import MllamaJudge
 from llavacot_mlx.judges.outside import ExternalJudges
 from llavacot_mlx.judges.questions import is_it_right
