@@ -90,7 +90,7 @@ def converted(steps: Iterable[Step]) -> Iterator[ConvertedBlock]:
     """
     blocks = (block for step in steps for block in blocks_of(step))
     pending: deque[Future[ConvertedBlock]] = deque()
-    with Source() as source, ExitStack() as stack:
+    with BlockReader() as source, ExitStack() as stack:
         reader, workers = ThreadPoolExecutor(1), ThreadPoolExecutor(_WORKERS)
         for threads in (reader, workers):  # what waits is dropped when the caller stops early
             stack.callback(threads.shutdown, cancel_futures=True)
@@ -103,7 +103,7 @@ def converted(steps: Iterable[Step]) -> Iterator[ConvertedBlock]:
             yield pending.popleft().result()
 
 
-class Source:
+class BlockReader:
     """The files of a checkpoint, opened when they are needed. They are read, never mapped.
 
     A mapped page counts as the process's own memory.

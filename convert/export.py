@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from llavacot_mlx.convert.finished_config import finish_for_hub
 from llavacot_mlx.convert.fuse import Written
 from llavacot_mlx.convert.merge import Merging, Reporter, merged, plan_merges
+from llavacot_mlx.convert.model_files import copy_settings, finish_for_hub, write_config
 from llavacot_mlx.convert.run import Progress
-from llavacot_mlx.convert.settings import copy_settings, write_config
-from llavacot_mlx.convert.source import Source
+from llavacot_mlx.convert.source import SourceCheckpoint
 from llavacot_mlx.convert.target import Target, written
 from llavacot_mlx.convert.tensor_files import write_weights
 from llavacot_mlx.weights import named_dtype
@@ -36,7 +35,7 @@ def export(
     """
     sources = (folder,) if adapter is None else (folder, adapter)
     target.check_replaceable(*sources)
-    source = Source.open(folder)
+    source = SourceCheckpoint.open(folder)
     wanted = Merging(
         adapter=None if adapter is None else source.adapter(adapter),
         dequantize=True,

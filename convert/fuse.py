@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llavacot_mlx.calibration import load_calibration, save_calibration
-from llavacot_mlx.convert.finished_config import drop_quantization
 from llavacot_mlx.convert.merge import Merging, Reporter, merged, plan_merges
+from llavacot_mlx.convert.model_files import copy_settings, drop_quantization, write_config
 from llavacot_mlx.convert.run import Progress
-from llavacot_mlx.convert.settings import copy_settings, write_config
-from llavacot_mlx.convert.source import Source
+from llavacot_mlx.convert.source import SourceCheckpoint
 from llavacot_mlx.convert.target import Target, written
 from llavacot_mlx.convert.tensor_files import write_weights
 
@@ -41,7 +40,7 @@ def fuse(
     or the target cannot be written; then nothing is left behind.
     """
     target.check_replaceable(base, adapter)
-    source = Source.open(base)
+    source = SourceCheckpoint.open(base)
     change = source.adapter(adapter)
     merges = plan_merges(source.config, source.tensors, Merging(change, dequantize))
     size = sum(merge.nbytes for merge in merges)

@@ -32,7 +32,7 @@ from llavacot_mlx.adapters import (
     save_adapter,
 )
 from llavacot_mlx.checked import KeyRules, PositiveInt, checked, named, read_json, shown
-from llavacot_mlx.convert.source import Source
+from llavacot_mlx.convert.source import SourceCheckpoint
 from llavacot_mlx.convert.target import Target, written
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.names import canonical_name, name_in_memory
@@ -103,7 +103,7 @@ def read_peft(folder: Path, target: Target, base: str, base_folder: Path) -> Pat
     then nothing is left behind.
     """
     target.check_replaceable(folder, base_folder)
-    source = Source.open(base_folder)
+    source = SourceCheckpoint.open(base_folder)
     config = _Config.read(folder / CONFIG_NAME)
     layers = _layers(folder / PEFT_WEIGHTS_NAME, config, source)
     lora = LoRAParameters(
@@ -211,7 +211,7 @@ def _by_pattern(patterns: Mapping[str, _T], module: str, otherwise: _T) -> _T:
     return otherwise
 
 
-def _layers(file: Path, config: _Config, base: Source) -> dict[str, LowRank]:
+def _layers(file: Path, config: _Config, base: SourceCheckpoint) -> dict[str, LowRank]:
     """The layers by our paths, with the modules' own scales worked into B."""
     parts: dict[str, dict[str, mx.array]] = {}
     scale = config.scale_of("")
@@ -242,7 +242,7 @@ def _layers(file: Path, config: _Config, base: Source) -> dict[str, LowRank]:
     return layers
 
 
-def _check_copy(file: Path, name: str, tensor: mx.array, base: Source) -> None:
+def _check_copy(file: Path, name: str, tensor: mx.array, base: SourceCheckpoint) -> None:
     """Raises UserError when a weight of the base that comes along is not as large as the base's."""
     ours = canonical_name(name.removeprefix(_BEFORE).replace(".base_layer.", "."))
     assert ours is not None

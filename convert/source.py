@@ -1,4 +1,4 @@
-"""A checkpoint folder that was looked through, and found whole, before anything is written."""
+"""A source checkpoint, checked in full before anything is written."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from llavacot_mlx.weights import SourceTensor, model_of, source_tensors
 
 
 @dataclass(frozen=True)
-class Source:
-    """A whole checkpoint, its weights still on disk."""
+class SourceCheckpoint:
+    """A complete checkpoint whose weights are still on disk."""
 
     folder: Path
     config: ModelConfig
@@ -28,8 +28,8 @@ class Source:
     """Constructed, without the weights."""
 
     @classmethod
-    def open(cls, folder: Path) -> Source:
-        """Raises UserError when the folder is no whole Mllama."""
+    def open(cls, folder: Path) -> SourceCheckpoint:
+        """Raises UserError when the folder is not a complete Mllama."""
         config = load_config(folder)
         Tokenizer.load(folder, config)
         TileCutter.load(folder, config.vision)
@@ -37,7 +37,7 @@ class Source:
         return cls(folder, config, tensors, model_of(config, tensors, folder))
 
     def adapter(self, folder: Path) -> Adapter:
-        """An adapter for this checkpoint. Raises UserError when it is none."""
+        """Reads an adapter for this checkpoint. Raises UserError when it does not fit."""
         adapter = read_adapter(folder)
         adapter.config.check_base(folder, self.folder)
         check_fits(adapter, self.model, folder / WEIGHTS_NAME)

@@ -13,7 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from llavacot_mlx.config_json import load_config
-from llavacot_mlx.convert.blocks import Block, Source, array_of, in_type
+from llavacot_mlx.convert.blocks import Block, BlockReader, array_of, in_type
 from llavacot_mlx.convert.plan import Step
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import Quantization
@@ -48,7 +48,7 @@ class Verified:
     """Of theirs that were read back."""
 
 
-def verify(folder: Path, steps: Sequence[Step]) -> Verified:
+def compare_with_source(folder: Path, steps: Sequence[Step]) -> Verified:
     """Compares a converted folder with its source. Raises UserError at the first difference."""
     config = load_config(folder)
     written = source_tensors(folder)
@@ -57,7 +57,7 @@ def verify(folder: Path, steps: Sequence[Step]) -> Verified:
         quantize_modules(model, config.quantization, written)
     check_tree(model, written, folder)
     values = 0
-    with Source() as source, Source() as target:
+    with BlockReader() as source, BlockReader() as target:
         for place, step in enumerate(steps):
             block = _some_rows(step, place)
             expected = array_of(block, source.read(block))
@@ -83,7 +83,7 @@ def _some_rows(step: Step, place: int) -> Block:
     return Block(step, first * row, (first + rows) * row, rows)
 
 
-def _rows(target: Source, tensor: SourceTensor, block: Block) -> mx.array:
+def _rows(target: BlockReader, tensor: SourceTensor, block: Block) -> mx.array:
     """The rows of a written tensor that a block of the source became."""
     entry = tensor.entry
     if block.rows is None:
@@ -96,7 +96,7 @@ def _rows(target: Source, tensor: SourceTensor, block: Block) -> mx.array:
 
 
 def _read(
-    target: Source, entry: TensorEntry, start: int, stop: int, shape: tuple[int, ...]
+    target: BlockReader, entry: TensorEntry, start: int, stop: int, shape: tuple[int, ...]
 ) -> mx.array:
     return in_type(target.read_bytes(entry, start, stop), entry.dtype).reshape(shape)
 

@@ -15,7 +15,7 @@ from llavacot_mlx.convert import run
 from llavacot_mlx.convert.plan import plan_steps
 from llavacot_mlx.convert.recipes import RECIPES
 from llavacot_mlx.convert.run import convert
-from llavacot_mlx.convert.verify import _unpacked, verify
+from llavacot_mlx.convert.verify import _unpacked, compare_with_source
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import Quantization
 from llavacot_mlx.safetensors import list_tensors
@@ -92,10 +92,10 @@ def test_a_difference_is_named(name: str, quantizable: Path, tmp_path: Path) -> 
     steps = plan_steps(
         load_config(quantizable), source_tensors(quantizable), None, Quantization(32, 4)
     )
-    assert verify(out, steps).tensors == len(steps)
+    assert compare_with_source(out, steps).tensors == len(steps)
     harm(out)
     with pytest.raises(UserError, match=re.escape(tensor)):
-        verify(out, steps)
+        compare_with_source(out, steps)
 
 
 def test_what_is_not_as_it_should_be_never_gets_the_name(

@@ -1,4 +1,4 @@
-"""The files of a model folder beside its weights."""
+"""The files of a model folder beside its weights: settings that are copied, and config.json."""
 
 from __future__ import annotations
 
@@ -54,8 +54,32 @@ def write_config(
         }
         values["quantization"] = described
         values["quantization_config"] = described
-    text_of_it = json.dumps(values, indent=2, ensure_ascii=False)
-    (target / "config.json").write_text(text_of_it + "\n", encoding="utf-8")
+    _write(target, values)
+
+
+def drop_quantization(folder: Path) -> None:
+    """Removes the quantization from `config.json`, for weights that were dequantized."""
+    values = read_json(folder / "config.json", "")
+    _drop(values, "quantization", "quantization_config")
+    _write(folder, values)
+
+
+def finish_for_hub(folder: Path, config: ModelConfig) -> None:
+    """Completes the `config.json` that `write_config` wrote, for transformers.
+
+    Versions 4 and 5 read the older spelling. Values that transformers would take from its defaults
+    are written out, and keys that only MLX folders have are removed.
+    """
+    values = read_json(folder / "config.json", "")
+    _drop(values, "quantization", "quantization_config", "generation_config", "image_token_id")
+    values["architectures"] = ["MllamaForConditionalGeneration"]
+    values["image_token_index"] = config.image_token_id
+    values["tie_word_embeddings"] = False
+    text, vision = values["text_config"], values["vision_config"]
+    text["tie_word_embeddings"] = False
+    _drop(vision, "skip_vision")
+    vision["vision_output_dim"] = config.vision.output_size
+    _write(folder, values)
 
 
 def _described(quantization: Quantization) -> dict[str, Any]:
@@ -76,3 +100,13 @@ def _rope_scaling(scaling: Llama3Scaling | None) -> dict[str, Any] | None:
         "high_freq_factor": scaling.high_freq_factor,
         "original_max_position_embeddings": scaling.original_max_position_embeddings,
     }
+
+
+def _drop(values: dict[str, Any], *keys: str) -> None:
+    for key in keys:
+        values.pop(key, None)
+
+
+def _write(folder: Path, values: dict[str, Any]) -> None:
+    text = json.dumps(values, indent=2, ensure_ascii=False)
+    (folder / "config.json").write_text(f"{text}\n", encoding="utf-8")
