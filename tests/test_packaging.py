@@ -172,11 +172,22 @@ def test_everything_declared_is_imported(project: dict[str, Any]) -> None:
     assert every - imported == RUN_NOT_IMPORTED
 
 
-def test_every_requirement_has_a_lower_bound(project: dict[str, Any]) -> None:
+def test_the_lower_bounds_are_the_tested_versions(project: dict[str, Any]) -> None:
+    """Every requirement has one, and it is the version that CI installs by `.ci/lowest.txt`."""
+    lines = (ROOT / ".ci" / "lowest.txt").read_text(encoding="utf-8").splitlines()
+    tested = dict(line.split("==") for line in lines if not line.startswith("#"))
     optional = project["project"]["optional-dependencies"]
+    bounds = {}
     for requirement in chain(project["project"]["dependencies"], *optional.values()):
+        match = re.match(r"([a-z-]+)(?:\[\w+\])?(?:>=|==)([0-9.]+)", requirement)
         if not requirement.startswith(f"{project['project']['name']}["):
-            assert re.search(r">=|==", requirement), requirement
+            assert match, requirement
+            bounds[match[1]] = match[2]
+    for tool in ("mypy", "ruff"):  # they check the code and do not run it
+        del bounds[tool]
+    assert tested.keys() == bounds.keys()
+    for name, version in tested.items():
+        assert f"{version}.".startswith(f"{bounds[name]}."), name
 
 
 # --- What is loaded when ---
