@@ -14,6 +14,7 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "recipes").glob("*/README.md")),
 ]
+OURS = [file for file in DOCUMENTS if "recipes" not in file.parts]
 MARKER = "<!-- ci: tests -->\n"
 
 
@@ -47,6 +48,14 @@ def test_links_lead_somewhere(document: Path) -> None:
         file = document.parent / path if path else document
         assert file.exists(), target
         assert not anchor or anchor in anchors(file), target
+
+
+@pytest.mark.parametrize("document", OURS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_are_named_exist(document: Path) -> None:
+    """By their path in the repository; a recipe's page names the files beside it."""
+    text = document.read_text(encoding="utf-8")
+    for name in re.findall(r"`([\w.-]+/[\w./-]+\.(?:py|md|yaml|json|txt|j2|css))`", text):
+        assert (ROOT / name).exists(), name
 
 
 def test_measurements_name_results_that_exist() -> None:
