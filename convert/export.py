@@ -12,7 +12,7 @@ from llavacot_mlx.convert.run import Progress
 from llavacot_mlx.convert.source import SourceCheckpoint
 from llavacot_mlx.convert.target import Target, written
 from llavacot_mlx.convert.tensor_files import write_weights
-from llavacot_mlx.weights import named_dtype
+from llavacot_mlx.dtypes import named_dtype
 
 
 def export(

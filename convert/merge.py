@@ -16,6 +16,7 @@ from llavacot_mlx.adapters import Adapter, LowRank
 from llavacot_mlx.convert.plan import PlannedTensor
 from llavacot_mlx.convert.run import Progress
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.finite import is_finite
 from llavacot_mlx.model.config import ModelConfig, Quantization
 from llavacot_mlx.names import PATCH_EMBEDDING, hub_name
 from llavacot_mlx.weights import SourceTensor, read_tensors
@@ -188,7 +189,7 @@ def merged(merges: Sequence[Merge], reporter: Reporter) -> Iterator[mx.array]:
         for array, planned in zip(arrays, merge.targets, strict=True):
             made = array.astype(planned.dtype)
             mx.eval(made)
-            if mx.issubdtype(made.dtype, mx.floating) and not mx.all(mx.isfinite(made)).item():
+            if mx.issubdtype(made.dtype, mx.floating) and not is_finite(made).item():
                 raise UserError(
                     f"{merge.sources[0].entry.file}: {planned.name} would hold NaN, or values too "
                     f"large for {str(planned.dtype).removeprefix('mlx.core.')}"

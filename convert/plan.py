@@ -11,12 +11,11 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from llavacot_mlx.convert.recipes import Choice, Recipe, matches, uniform
+from llavacot_mlx.dtypes import mlx_dtype, named_dtype
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import ModelConfig, Quantization, QuantizationMap
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.weights import SourceTensor, named_dtype, quantize_modules
-
-_BYTES = {mx.float32: 4, mx.float16: 2, mx.bfloat16: 2, mx.uint32: 4, mx.uint8: 1}
+from llavacot_mlx.weights import SourceTensor, quantize_modules
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class PlannedTensor:
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * _BYTES[self.dtype]
+        return math.prod(self.shape) * self.dtype.size
 
 
 @dataclass(frozen=True)
@@ -171,15 +170,8 @@ def _quantized_tree(config: ModelConfig, chosen: Mapping[str, Quantization]) -> 
 
 
 def _dtype_of(source: SourceTensor) -> mx.Dtype:
-    dtypes = {
-        "F32": mx.float32,
-        "F16": mx.float16,
-        "BF16": mx.bfloat16,
-        "U32": mx.uint32,
-        "U8": mx.uint8,
-    }
     try:
-        return dtypes[source.entry.dtype]
+        return mlx_dtype(source.entry.dtype)
     except KeyError:
         raise UserError(
             f"{source.entry.file}: {source.entry.name} is stored as {source.entry.dtype}, which "

@@ -12,16 +12,14 @@ import fnmatch
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 from llavacot_mlx.checked import OneOf, PositiveInt, checked, named, nearest, read_yaml, shown
+from llavacot_mlx.dtypes import FLOAT_NAMES, FloatName
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import Quantization
 
-PlainType = Literal["float32", "float16", "bfloat16"]
-PLAIN_TYPES: tuple[PlainType, ...] = ("float32", "float16", "bfloat16")
-
-Choice: TypeAlias = Quantization | PlainType
+Choice: TypeAlias = Quantization | FloatName
 """A quantisation, or the type of a weight that is not quantised."""
 
 USUAL = {
@@ -74,7 +72,7 @@ def _mixed(bits: int, more: int) -> tuple[tuple[str, Choice], ...]:
 SCHEMES: dict[str, Choice] = {
     **{f"{bits}bit": _affine(bits) for bits in (2, 3, 4, 5, 6, 8)},
     **{mode: USUAL[mode] for mode in ("mxfp4", "mxfp8", "nvfp4")},
-    **{name: name for name in PLAIN_TYPES},
+    **{name: name for name in FLOAT_NAMES},
 }
 """What a rule of a YAML file may say in a word."""
 

@@ -28,9 +28,9 @@ from llavacot_mlx.convert.shards import Shard, ShardFile, split_into_shards, wri
 from llavacot_mlx.convert.source import SourceCheckpoint
 from llavacot_mlx.convert.target import write_error
 from llavacot_mlx.convert.verify import compare_with_source
+from llavacot_mlx.dtypes import named_dtype
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import Quantization
-from llavacot_mlx.weights import named_dtype
 
 _CHECKPOINT_BYTES = 256 * 10**6
 """Written between two entries of the journal: what a crash costs at most."""

@@ -10,20 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Generic, Protocol, Self, TypeVar
 
-import mlx.core as mx
-
 from llavacot_mlx.convert.blocks import ConvertedBlock
 from llavacot_mlx.convert.plan import PlannedTensor
+from llavacot_mlx.dtypes import file_name
 from llavacot_mlx.safetensors import INDEX_NAME
 
 _SHARD_BYTES = 5 * 10**9  # as large as hubs like them
-_DTYPE_NAMES = {
-    mx.float32: "F32",
-    mx.float16: "F16",
-    mx.bfloat16: "BF16",
-    mx.uint32: "U32",
-    mx.uint8: "U8",
-}
 
 
 class Planned(Protocol):
@@ -54,7 +46,7 @@ class Shard(Generic[P]):
         position = 0
         for target in (target for step in self.steps for target in step.targets):
             header[target.name] = {
-                "dtype": _DTYPE_NAMES[target.dtype],
+                "dtype": file_name(target.dtype),
                 "shape": target.shape,
                 "data_offsets": [position, position + target.nbytes],
             }

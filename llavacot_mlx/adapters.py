@@ -18,14 +18,14 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from .adapter_config import CONFIG_NAME, WEIGHTS_NAME, AdapterConfig, FineTuneType
 from .atomic import replace_file
+from .dtypes import FLOATS
 from .errors import UserError
+from .finite import is_finite
 from .model.linear import dims_of
 from .model.lora import DoRALinear, LoRALinear
 from .model.mllama import Mllama
 from .safetensors import TensorEntry, read_header
 from .weights import SourceTensor, read_tensors
-
-_FLOATS = frozenset({"F32", "F16", "BF16"})
 
 
 @dataclass(frozen=True)
@@ -150,13 +150,13 @@ def _float_entries(file: Path) -> dict[str, TensorEntry]:
     if not header:
         raise UserError(f"{file}: there are no tensors in it")
     for name, entry in header.items():
-        if entry.dtype not in _FLOATS:
+        if entry.dtype not in FLOATS:
             raise UserError(f"{file}: {name} is stored as {entry.dtype}, which no adapter is")
     return header
 
 
 def _check_finite(file: Path, name: str, tensor: mx.array) -> None:
-    if not mx.all(mx.isfinite(tensor)).item():
+    if not is_finite(tensor).item():
         raise UserError(f"{file}: {name} holds NaN or infinite values; train it anew")
 
 

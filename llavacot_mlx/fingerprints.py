@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from .dtypes import ELEMENT_TYPES, FLOATS
 from .errors import UserError
 from .names import PATCH_EMBEDDING, canonical_name, is_channels_first
 from .safetensors import TensorEntry, list_tensors
 
 _SAMPLE_BYTES = 4096
-_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
 def base_hash(folder: Path) -> str:
@@ -47,7 +47,7 @@ def lineage_hash(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for name, entry in sorted(_by_our_names(folder).items()):
-        if _is_norm_or_gate(name) and entry.dtype in _BYTES:
+        if _is_norm_or_gate(name) and entry.dtype in FLOATS:
             digest.update(name.encode())
             digest.update(_as_bfloat16(_read(entry, 0, entry.nbytes), entry.dtype))
     return digest.hexdigest()
@@ -70,10 +70,10 @@ def _sample(entry: TensorEntry) -> bytes:
 
 def _turned_sample(entry: TensorEntry) -> bytes:
     """Of a convolution in PyTorch's layout, the sample of the same in MLX's."""
-    if entry.dtype not in _BYTES:
+    if entry.dtype not in FLOATS:
         return _sample(entry)
     stored = np.frombuffer(_read(entry, 0, entry.nbytes), np.uint8)
-    values = stored.reshape(*entry.shape, _BYTES[entry.dtype])
+    values = stored.reshape(*entry.shape, ELEMENT_TYPES[entry.dtype].bits // 8)
     data = values.transpose(0, 2, 3, 1, 4).tobytes()
     middle = len(data) // 2
     return data[:_SAMPLE_BYTES] + data[middle : middle + _SAMPLE_BYTES]

@@ -1,4 +1,4 @@
-"""Weights whose values look wrong: not a number, infinite, or zero throughout."""
+"""Scans of weights for values that look wrong: NaN, infinite, or zero throughout."""
 
 from __future__ import annotations
 
@@ -6,19 +6,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import mlx.core as mx
 import numpy as np
 
+from .dtypes import ELEMENT_TYPES, FLOATS, file_name
 from .errors import UserError
 from .weights import SourceTensor
 
 _READ_BYTES = 2**24
-# The unsigned type of as many bits, the exponent's bits and the others of the value; the sign is
-# in neither.
-_BITS = {
-    "F32": (np.uint32, 0x7F80_0000, 0x007F_FFFF),
-    "F16": (np.uint16, 0x7C00, 0x03FF),
-    "BF16": (np.uint16, 0x7F80, 0x007F),
-}
 
 Oddity = Literal["NaN", "infinity", "all zero"]
 
@@ -31,18 +26,33 @@ class OddTensor:
     """Values that are so."""
 
 
+def is_finite(array: mx.array) -> mx.array:
+    """Whether all values of a floating-point array are finite, as a lazy scalar.
+
+    It compares the bits as whole numbers, which takes a tenth of the time of `mx.isfinite` on a
+    CPU.
+    """
+    if not array.size:
+        return mx.array(True)
+    element = ELEMENT_TYPES[file_name(array.dtype)]
+    unsigned = mx.uint32 if element.bits == 32 else mx.uint16
+    values = mx.bitwise_and(array.view(unsigned), element.exponent | element.fraction)
+    return mx.max(values) < element.exponent
+
+
 def odd_tensors(tensors: Iterable[SourceTensor]) -> Iterator[OddTensor]:
     """Reads the floating-point ones of `tensors`, a piece at a time, and tells which are odd.
 
     Raises UserError where one cannot be read.
     """
     for tensor in tensors:
-        if tensor.entry.dtype in _BITS and tensor.entry.nbytes:
+        if tensor.entry.dtype in FLOATS and tensor.entry.nbytes:
             yield from _oddities(tensor)
 
 
 def _oddities(tensor: SourceTensor) -> Iterator[OddTensor]:
-    dtype, exponent, fraction = _BITS[tensor.entry.dtype]
+    element = ELEMENT_TYPES[tensor.entry.dtype]
+    dtype, exponent, fraction = f"<u{element.bits // 8}", element.exponent, element.fraction
     nans = infinities = nonzero = 0
     for values in _pieces(tensor, np.dtype(dtype)):
         special = (values & exponent) == exponent

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from .dtypes import FLOATS
 from .model.config import ModelConfig
 from .model.quantized_kv import kv_bytes
 from .weights import SourceTensor, runtime_dtype
 
 _PROMPT_TOKENS = 64  # a question, and what stands around it
-_FLOATS = ("F32", "F16", "BF16")
 # A part is where a tensor's name first says so.
 _PARTS = (
     ("embedding", "language_model.model.embed_tokens."),
@@ -73,7 +73,7 @@ def memory_for(
     dtype, text, vision = runtime_dtype("auto", tensors), config.text, config.vision
     weights = sum(
         math.prod(tensor.shape) * dtype.size
-        if tensor.entry.dtype in _FLOATS
+        if tensor.entry.dtype in FLOATS
         else tensor.entry.nbytes
         for tensor in tensors.values()
     )

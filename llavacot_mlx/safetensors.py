@@ -14,15 +14,10 @@ from pathlib import Path
 from typing import Annotated
 
 from .checked import KeyRules, Range, checked, named, read_json
+from .dtypes import ELEMENT_TYPES
 from .errors import UserError
 
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-
-# Bits of an element, by the names of the format.
-_BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E5M2": 8, "F8_E4M3": 8,
-    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
-}  # fmt: skip
 
 INDEX_NAME = "model.safetensors.index.json"
 
@@ -98,9 +93,9 @@ def _entry(file: Path, name: str, fields: object, data: int) -> TensorEntry:
             f"{file}: the header's entry for {name!r} is malformed: {problem}"
         ) from None
     dtype, shape = entry.dtype, entry.shape
-    if dtype not in _BITS:
+    if dtype not in ELEMENT_TYPES:
         raise UserError(f"{file}: {name!r} is of the unknown type {dtype!r}")
-    nbytes = math.prod(shape) * _BITS[dtype] // 8
+    nbytes = math.prod(shape) * ELEMENT_TYPES[dtype].bits // 8
     if nbytes != end - start:
         raise UserError(
             f"{file}: the header lies: {name!r} of shape {list(shape)} and type {dtype} takes "

@@ -11,6 +11,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from .config_json import load_config
+from .dtypes import FLOATS, mlx_dtype, named_dtype
 from .errors import UserError
 from .model.config import ModelConfig, QuantizationMap
 from .model.kernels import kernels
@@ -20,16 +21,6 @@ from .safetensors import TensorEntry, list_tensors
 
 _BATCH_SHARE = 0.05
 """Of the checkpoint is read at once: enough for parallel reading, little beside the whole."""
-
-_DTYPES = {
-    "F32": mx.float32,
-    "F16": mx.float16,
-    "BF16": mx.bfloat16,
-    "U32": mx.uint32,
-    "U8": mx.uint8,
-}
-# What MLX can read as floating point.
-_FLOATS = frozenset({"F32", "F16", "BF16"})
 
 
 @dataclass(frozen=True)
@@ -51,7 +42,7 @@ class SourceTensor:
     @property
     def dtype(self) -> mx.Dtype:
         """As it is stored; of the types that a model can come in."""
-        return _DTYPES[self.entry.dtype]
+        return mlx_dtype(self.entry.dtype)
 
 
 def load_model(folder: Path, dtype: str = "auto") -> Mllama:
@@ -72,7 +63,7 @@ def load_model(folder: Path, dtype: str = "auto") -> Mllama:
         named = []
         for tensor in batch:
             array = arrays.pop(tensor.name)  # the last reference to what a cast replaces
-            if tensor.entry.dtype in _FLOATS:
+            if tensor.entry.dtype in FLOATS:
                 array = array.astype(target)
             named.append((tensor.name, array))
         mx.eval([array for _, array in named])
@@ -176,7 +167,7 @@ def check_tree(model: nn.Module, tensors: Mapping[str, SourceTensor], folder: Pa
 def _readable_types(wanted: mx.Dtype) -> frozenset[str]:
     """The types of a file that a weight of type `wanted` can come in."""
     if mx.issubdtype(wanted, mx.floating):
-        return _FLOATS
+        return FLOATS
     return frozenset({"U32"} if wanted == mx.uint32 else {"U8"})  # of a quantised module
 
 
@@ -188,16 +179,6 @@ def runtime_dtype(dtype: str, tensors: Mapping[str, SourceTensor]) -> mx.Dtype:
         return mx.float32
     stored = {tensor.entry.dtype for tensor in tensors.values()}
     return mx.float16 if "F16" in stored else mx.bfloat16
-
-
-def named_dtype(name: str) -> mx.Dtype:
-    """The MLX type called "float32", "float16" or "bfloat16"."""
-    try:
-        return {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}[name]
-    except KeyError:
-        raise UserError(
-            f"{name!r} is not a type of weights: use float32, float16 or bfloat16"
-        ) from None
 
 
 def _batches(tensors: list[SourceTensor]) -> Iterator[list[SourceTensor]]:

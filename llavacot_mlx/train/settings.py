@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from llavacot_mlx.adapter_config import FineTuneType
 from llavacot_mlx.checked import KeyRules, checked, named
+from llavacot_mlx.dtypes import FLOAT_NAMES
 from llavacot_mlx.errors import UserError
 
 
@@ -208,7 +209,7 @@ class TrainSettings:
         str,
         About(
             "Floating-point type of the weights and activations.",
-            choices=("auto", "float32", "float16", "bfloat16"),
+            choices=("auto", *FLOAT_NAMES),
             default_text="float32 on a CPU, 16 bits on a GPU",
             heading="Memory and speed",
         ),
