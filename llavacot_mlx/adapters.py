@@ -201,7 +201,7 @@ def _wrapped(
     if isinstance(layer, DoRALinear):
         assert low_rank.m is not None
         layer.m = low_rank.m.astype(mx.float32)
-        layer.settle()  # of the float32 values, as a fusion does it
+        layer.freeze_norms()  # of the float32 values, as a fusion does it
     layer.lora_a, layer.lora_b = low_rank.a.astype(dtype), low_rank.b.astype(dtype)
     mx.eval(layer.parameters())
     return layer

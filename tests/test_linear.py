@@ -60,5 +60,5 @@ def test_the_backward_pass_keeps_no_dequantised_weights() -> None:
 
 
 def test_inputs_are_not_quantised() -> None:
-    with pytest.raises(ValueError, match="inputs are not quantised"):
+    with pytest.raises(ValueError, match="inputs are not quantized"):
         Linear(64, 64).to_quantized(16, 4, "nvfp4", quantize_input=True)

@@ -12,7 +12,7 @@ from .quantized_kv import KV, QuantizedKV, scores, weighted
 
 
 def attend_to_all(queries: mx.array, keys: KV, values: KV) -> mx.array:
-    """Like `attend` without a mask, also for K/V that are kept in few bits."""
+    """Like `attend` without a mask, and also for quantized K/V."""
     if not isinstance(keys, QuantizedKV):
         assert not isinstance(values, QuantizedKV)
         return attend(queries, keys, values)

@@ -1,4 +1,4 @@
-"""Linear layers that are quick on every device, their weights plain or in few bits."""
+"""Linear layers, plain or quantized, with the faster product on each device."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Linear(nn.Linear):
         mode: str = "affine",
         quantize_input: bool = False,
     ) -> QuantizedLinear:
-        """What `mlx.nn.quantize` puts in this layer's place. Raises ValueError for input bits."""
+        """What `mlx.nn.quantize` replaces this layer by. Raises ValueError for quantized inputs."""
         if quantize_input:
-            raise ValueError("inputs are not quantised here")
+            raise ValueError("inputs are not quantized here")
         return QuantizedLinear.from_linear(self, group_size, bits, mode)
 
 
 class QuantizedLinear(nn.QuantizedLinear):
-    """x Wᵀ + b, W in few bits and frozen.
+    """x Wᵀ + b for a quantized, frozen W.
 
     Many positions are multiplied by dequantized weights where that is faster
     (`Kernels.dequantized_from`). The dequantized weights are not kept for the backward pass, or
@@ -65,16 +65,16 @@ class QuantizedLinear(nn.QuantizedLinear):
         return cast("mx.array", product(x))
 
     def _weight_for(self, factor: mx.array) -> mx.array:
-        """The weight, as soon as there is what it is multiplied by.
+        """The dequantized weight, computed only once its factor is.
 
-        MLX would begin with what waits for nothing, which is every layer's weight.
+        MLX evaluates first what depends on nothing, which would be every layer's weight.
         """
         packed = cast("mx.array", mx.depends(self.weight, factor))
         return _dequantize(self, packed, self.scales, self.get("biases")).astype(factor.dtype)
 
 
 def dims_of(linear: nn.Module) -> tuple[int, int]:
-    """(outputs, inputs) of a linear layer, quantised or not."""
+    """(outputs, inputs) of a linear layer, quantized or not."""
     outputs, columns = linear.weight.shape
     if isinstance(linear, nn.QuantizedLinear):
         return outputs, columns * 32 // linear.bits
@@ -82,7 +82,7 @@ def dims_of(linear: nn.Module) -> tuple[int, int]:
 
 
 def plain_weight(linear: nn.Module, rows: mx.array | None = None) -> mx.array:
-    """The weight (outputs, inputs), dequantised where it is quantised; of some outputs, or all."""
+    """The weight (outputs, inputs), dequantized if need be; `rows` picks some of the outputs."""
     if not isinstance(linear, nn.QuantizedLinear):
         return linear.weight if rows is None else linear.weight[rows]
     weight, scales, biases = linear.weight, linear.scales, linear.get("biases")

@@ -1,8 +1,8 @@
-"""Linear layers with a low-rank change beside them: LoRA and DoRA.
+"""Linear layers with a low-rank update: LoRA and DoRA.
 
-mlx-lm has the same two; importing them takes seconds, which `ask` with an adapter would pay before
-its first token. Parameter names (`linear`, `lora_a`, `lora_b`, `m`) and meanings are mlx-lm's, so
-adapters are called alike.
+mlx-lm has the same two, but importing them takes seconds, which `ask` with an adapter would spend
+before its first token. Parameter names (`linear`, `lora_a`, `lora_b`, `m`) and their meanings are
+mlx-lm's, so adapters are interchangeable.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class LoRALinear(nn.Module):
     `lora_a` is (inputs, rank), drawn uniformly within ±1/√inputs from `key`; `lora_b` is (rank,
     outputs) and zero, so that training starts from the base model.
 
-    Dropout falls on the input of A alone, and only while a key says how: see `drop_by`.
+    Dropout applies to the input of A, and only while a key is set: see `set_dropout_key`.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class LoRALinear(nn.Module):
         self._dropout_key: mx.array | None = None
 
     def __call__(self, x: mx.array) -> mx.array:
-        rows = self.linear(x)
-        return mx.addmm(rows, self._low(x), self.lora_b.astype(rows.dtype))
+        y = self.linear(x)
+        return mx.addmm(y, self._low(x), self.lora_b.astype(y.dtype))
 
     def _low(self, x: mx.array) -> mx.array:
-        """scale · Aᵀ x, (…, rank). The scale falls here, where there is least to multiply."""
+        """scale · Aᵀ x, (…, rank). The scale is applied here, where there is least to multiply."""
         if self._dropout and self._dropout_key is not None:
             kept = 1 - self._dropout
             x = x * (mx.random.bernoulli(kept, x.shape, self._dropout_key) / kept).astype(x.dtype)
@@ -55,10 +55,10 @@ class LoRALinear(nn.Module):
 
 
 class DoRALinear(LoRALinear):
-    """LoRA whose rows are scaled back to a learned length `m` (arXiv 2402.09353, equation 5).
+    """LoRA whose weight rows are rescaled to a learned norm `m` (arXiv 2402.09353, equation 5).
 
-    y = (W + ΔW) x · m / ‖W + ΔW‖ + b, the norm taken row by row and without a gradient (section
-    4.3 there). `m` is (outputs,) and begins as the row norms of W.
+    y = (W + ΔW) x · m / ‖W + ΔW‖ + b, with the norm of each row, through which no gradient flows
+    (section 4.3 there). `m` is (outputs,) and starts as the row norms of W.
     """
 
     def __init__(
@@ -71,47 +71,47 @@ class DoRALinear(LoRALinear):
     ) -> None:
         super().__init__(linear, rank, scale, dropout, key)
         self.m = mx.linalg.norm(plain_weight(linear).astype(mx.float32), axis=1)
-        self._squares = self.m * self.m  # underscored, as below: follow from the rest, no weights
-        self._settled: mx.array | None = None
+        self._squares = self.m * self.m  # underscored, as below: derived, so no parameters
+        self._frozen_scales: mx.array | None = None
 
     def __call__(self, x: mx.array) -> mx.array:
         bias = self.linear.bias if "bias" in self.linear else None
-        rows = self.linear(x) if bias is None else self.linear(x) - bias
-        rows = mx.addmm(rows, self._low(x), self.lora_b.astype(rows.dtype))
-        rows = rows * self._lengths().astype(rows.dtype)
-        return rows if bias is None else rows + bias
+        y = self.linear(x) if bias is None else self.linear(x) - bias
+        y = mx.addmm(y, self._low(x), self.lora_b.astype(y.dtype))
+        y = y * self._row_scales().astype(y.dtype)
+        return y if bias is None else y + bias
 
-    def settle(self) -> None:
-        """Works the rows' lengths out once and for all, for a layer that is not trained further.
+    def freeze_norms(self) -> None:
+        """Fixes the row norms, for a layer that is not trained any further.
 
-        At every token they would cost more than the product with a row.
+        Computing them for every token would cost more than the product itself.
         """
-        self._settled = self._lengths()
-        mx.eval(self._settled)
+        self._frozen_scales = self._row_scales()
+        mx.eval(self._frozen_scales)
 
-    def _lengths(self) -> mx.array:
+    def _row_scales(self) -> mx.array:
         """m / ‖W + ΔW‖, (outputs,).
 
         ‖W + ΔW‖² = ‖W‖² + 2 W·ΔW + ‖ΔW‖², and ΔW has a low rank, so that neither ΔW nor, where it
-        is quantised, W has to be written out.
+        is quantized, W has to be materialized.
         """
-        if self._settled is not None:
-            return self._settled
+        if self._frozen_scales is not None:
+            return self._frozen_scales
         a, b = mx.stop_gradient(self.lora_a), mx.stop_gradient(self.lora_b)  # (in, r), (r, out)
-        rows = self.linear(a.T)  # (r, out): W applied to each column of A
+        w_a = self.linear(a.T)  # (r, out): W applied to each column of A
         if "bias" in self.linear:
-            rows = rows - self.linear.bias
-        products = mx.sum(rows.astype(mx.float32) * b, axis=0)
+            w_a = w_a - self.linear.bias
+        products = mx.sum(w_a.astype(mx.float32) * b, axis=0)
         squares = mx.sum(((a.T @ a) @ b) * b, axis=0)
         lengths = mx.sqrt(self._squares + 2 * self.scale * products + self.scale**2 * squares)
         return self.m / mx.stop_gradient(lengths)
 
 
-def drop_by(module: nn.Module, key: mx.array | None) -> None:
-    """Has the LoRA layers within `module` drop out as follows from `key`; not at all for None.
+def set_dropout_key(module: nn.Module, key: mx.array | None) -> None:
+    """Sets the key of dropout in every LoRA layer of `module`; None turns dropout off.
 
-    The same key drops the same again, which the second forward pass of gradient checkpointing and
-    a resumed run both need; a global random state would have moved on.
+    The same key draws the same mask, which the recomputation of gradient checkpointing and a
+    resumed run both need: a global random state would have moved on.
     """
     layers = [layer for _, layer in module.named_modules() if isinstance(layer, LoRALinear)]
     for index, layer in enumerate(layers):

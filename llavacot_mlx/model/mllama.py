@@ -12,7 +12,7 @@ from llavacot_mlx.cache import SelfAttentionCache, Sight
 from .config import ModelConfig
 from .linear import Linear
 from .text import LanguageModel
-from .vision import LayerRun, VisionModel, run_plainly
+from .vision import LayerRunner, VisionModel, call_layer
 
 
 class Mllama(nn.Module):
@@ -26,7 +26,7 @@ class Mllama(nn.Module):
         )
 
     def image_features(
-        self, pixels: mx.array, aspect_ratio_id: int, run: LayerRun = run_plainly
+        self, pixels: mx.array, aspect_ratio_id: int, run: LayerRunner = call_layer
     ) -> mx.array:
         """One image in the width of the text model: (1, all tiles' tokens, hidden).
 

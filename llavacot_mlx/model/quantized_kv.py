@@ -1,4 +1,4 @@
-"""Keys or values of many tokens in few bits, read without ever being unpacked as a whole."""
+"""Quantized keys and values, which attention reads without dequantizing them as a whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llavacot_mlx.errors import UserError
 
 @dataclass(frozen=True)
 class QuantizedKV:
-    """K or V, (1, kv heads, tokens, head_dim): groups of neighbours share a scale and a bias.
+    """K or V, (1, kv heads, tokens, head_dim), quantized in groups that share a scale and a bias.
 
     MLX's affine quantisation along a head's dimension; the groups are 64 wide, or 32 where 64 does
     not divide the head.
@@ -67,14 +67,14 @@ def _group_size(head_dim: int) -> int:
 
 
 def kv_bytes(values: int, head_dim: int, dtype: mx.Dtype, bits: int | None) -> int:
-    """What so many values of K or V take, heads `head_dim` wide, in `bits` or in `dtype`."""
+    """Bytes that `values` elements of K or V take, in `bits` or in `dtype`."""
     if bits is None:
         return values * dtype.size
     return values * bits // 8 + 2 * dtype.size * values // _group_size(head_dim)
 
 
 def joined(parts: list[KV]) -> KV:
-    """The tokens of all parts, one after another; all are kept alike."""
+    """Concatenates the tokens of all parts, which are all quantized or all plain."""
     if len(parts) == 1:
         return parts[0]
     packed = [part for part in parts if isinstance(part, QuantizedKV)]
@@ -112,15 +112,15 @@ def scores(queries: mx.array, keys: KV) -> mx.array:
 
 
 def weighted(weights: mx.array, values: KV) -> mx.array:
-    """Sums of values by weights (1, kv heads, n, tokens): (1, kv heads, n, head_dim)."""
+    """Weighted sums of values: weights (1, kv heads, n, tokens) → (1, kv heads, n, head_dim)."""
     if isinstance(values, QuantizedKV):
         return _product(weights, values, transpose=False)
     return weights @ values
 
 
-def _product(rows: mx.array, kv: QuantizedKV, *, transpose: bool) -> mx.array:
+def _product(x: mx.array, kv: QuantizedKV, *, transpose: bool) -> mx.array:
     return mx.quantized_matmul(
-        rows,
+        x,
         kv.packed,
         kv.scales,
         kv.biases,

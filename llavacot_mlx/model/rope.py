@@ -14,18 +14,18 @@ class Rotation:
     """
 
     def __init__(self, wavelengths: mx.array, offset: int | mx.array, tokens: int) -> None:
-        """`wavelengths` is (head_dim / 2,); `offset` the first position, or (rows,) of them."""
+        """`wavelengths` is (head_dim / 2,); `offset` is the first position, or (batch,) of them."""
         self._wavelengths, self._offset = wavelengths, offset
         self._fused = kernels().fused_rope
         if not self._fused:
             first = mx.array(offset).reshape(-1, 1, 1, 1)
-            angles = (first + mx.arange(tokens)[:, None]) / wavelengths  # (rows, 1, tokens, half)
+            angles = (first + mx.arange(tokens)[:, None]) / wavelengths  # (batch, 1, tokens, half)
             cosines, sines = mx.cos(angles), mx.sin(angles)
             self._cosines = mx.concatenate([cosines, cosines], axis=-1)
             self._sines = mx.concatenate([-sines, sines], axis=-1)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Rotates (rows, heads, tokens, head_dim), the first half of a head against the second."""
+        """Rotates (batch, heads, tokens, head_dim): the first half of a head against the second."""
         if self._fused:
             return mx.fast.rope(
                 x,
@@ -37,5 +37,5 @@ class Rotation:
                 freqs=self._wavelengths,
             )
         half = x.shape[-1] // 2
-        turned = mx.concatenate([x[..., half:], x[..., :half]], axis=-1)
-        return x * self._cosines.astype(x.dtype) + turned * self._sines.astype(x.dtype)
+        swapped = mx.concatenate([x[..., half:], x[..., :half]], axis=-1)
+        return x * self._cosines.astype(x.dtype) + swapped * self._sines.astype(x.dtype)

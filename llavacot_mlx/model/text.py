@@ -36,14 +36,14 @@ class SelfAttention(nn.Module):
         self.o_proj = Linear(self.num_heads * self.head_dim, size)
 
     def __call__(
-        self, rows: mx.array, rotation: Rotation, cache: SelfAttentionCache, layer: int
+        self, x: mx.array, rotation: Rotation, cache: SelfAttentionCache, layer: int
     ) -> mx.array:
-        # Queries and keys are turned alike, so they are turned together.
-        both = mx.concatenate([self.q_proj(rows), self.k_proj(rows)], axis=-1)
-        turned = rotation(_heads(both, self.num_heads + self.num_kv_heads))
-        queries, keys = turned[:, : self.num_heads], turned[:, self.num_heads :]
-        values = _heads(self.v_proj(rows), self.num_kv_heads)
-        return self.o_proj(_joined(cache.attend(layer, queries, keys, values)))
+        # One call rotates queries and keys.
+        projected = mx.concatenate([self.q_proj(x), self.k_proj(x)], axis=-1)
+        rotated = rotation(_split_heads(projected, self.num_heads + self.num_kv_heads))
+        queries, keys = rotated[:, : self.num_heads], rotated[:, self.num_heads :]
+        values = _split_heads(self.v_proj(x), self.num_kv_heads)
+        return self.o_proj(_merge_heads(cache.attend(layer, queries, keys, values)))
 
 
 class CrossAttention(nn.Module):
@@ -61,14 +61,16 @@ class CrossAttention(nn.Module):
 
     def project(self, features: mx.array) -> tuple[mx.array, mx.array]:
         """K/V of image features: (1, tokens, hidden) → two of (1, kv heads, tokens, head_dim)."""
-        keys = self.k_norm(_heads(self.k_proj(features), self.num_kv_heads))
+        keys = self.k_norm(_split_heads(self.k_proj(features), self.num_kv_heads))
         # Laid out by heads once, so that no later step copies them again.
-        return mx.contiguous(keys), mx.contiguous(_heads(self.v_proj(features), self.num_kv_heads))
+        return mx.contiguous(keys), mx.contiguous(
+            _split_heads(self.v_proj(features), self.num_kv_heads)
+        )
 
-    def __call__(self, rows: mx.array, look: Callable[[mx.array], mx.array]) -> mx.array:
-        """`look` lets queries (batch, heads, tokens, head_dim) attend to what they may see."""
-        queries = self.q_norm(_heads(self.q_proj(rows), self.num_heads))
-        return self.o_proj(_joined(look(queries)))
+    def __call__(self, x: mx.array, cross_attend: Callable[[mx.array], mx.array]) -> mx.array:
+        """`cross_attend` maps queries (batch, heads, tokens, head_dim) to attention outputs."""
+        queries = self.q_norm(_split_heads(self.q_proj(x), self.num_heads))
+        return self.o_proj(_merge_heads(cross_attend(queries)))
 
 
 class TextMLP(nn.Module):
@@ -78,8 +80,8 @@ class TextMLP(nn.Module):
         self.up_proj = Linear(config.hidden_size, config.intermediate_size)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
-    def __call__(self, rows: mx.array) -> mx.array:
-        return self.down_proj(silu(self.gate_proj(rows)) * self.up_proj(rows))
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class SelfAttentionLayer(nn.Module):
@@ -91,10 +93,10 @@ class SelfAttentionLayer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def __call__(
-        self, rows: mx.array, rotation: Rotation, cache: SelfAttentionCache, layer: int
+        self, x: mx.array, rotation: Rotation, cache: SelfAttentionCache, layer: int
     ) -> mx.array:
-        rows = rows + self.self_attn(self.input_layernorm(rows), rotation, cache, layer)
-        return rows + self.mlp(self.post_attention_layernorm(rows))
+        x = x + self.self_attn(self.input_layernorm(x), rotation, cache, layer)
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class CrossAttentionLayer(nn.Module):
@@ -108,23 +110,26 @@ class CrossAttentionLayer(nn.Module):
         self.cross_attn_mlp_gate = mx.zeros((1,))
 
     def __call__(
-        self, rows: mx.array, look: Callable[[mx.array], mx.array], open_rows: mx.array | None
+        self,
+        x: mx.array,
+        cross_attend: Callable[[mx.array], mx.array],
+        after_image: mx.array | None,
     ) -> mx.array:
-        """`look` is the attention to the images; `open_rows`, (batch, tokens, 1), is false where
-        no image came before, and None where it is true for all."""
-        change = self.cross_attn(self.input_layernorm(rows), look)
-        rows = rows + mx.tanh(self.cross_attn_attn_gate) * change
-        change = self.mlp(self.post_attention_layernorm(rows))
-        if open_rows is not None:
-            change = mx.where(open_rows, change, mx.zeros_like(change))
-        return rows + mx.tanh(self.cross_attn_mlp_gate) * change
+        """`cross_attend` is the attention to images. `after_image`, (batch, tokens, 1), is false
+        at positions before the first image; None means true everywhere."""
+        update = self.cross_attn(self.input_layernorm(x), cross_attend)
+        x = x + mx.tanh(self.cross_attn_attn_gate) * update
+        update = self.mlp(self.post_attention_layernorm(x))
+        if after_image is not None:
+            update = mx.where(after_image, update, mx.zeros_like(update))
+        return x + mx.tanh(self.cross_attn_mlp_gate) * update
 
 
 class TextModel(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        # Eight rows more than the output head has: the first of them is `<|image|>`.
+        # Eight more embeddings than the output head has: the first of them is `<|image|>`.
         self.embed_tokens = nn.Embedding(config.vocab_size + 8, config.hidden_size)
         self.layers = [
             CrossAttentionLayer(config)
@@ -140,7 +145,7 @@ class TextModel(nn.Module):
         return [layer for layer in self.layers if isinstance(layer, CrossAttentionLayer)]
 
     def rotation(self, offset: int | mx.array, tokens: int) -> Rotation:
-        """Of so many tokens from the position `offset` on; or one a row, (rows,)."""
+        """The rotation of `tokens` positions from `offset` on: one number, or (batch,)."""
         return Rotation(self._wavelengths, offset, tokens)
 
     def __call__(
@@ -150,22 +155,22 @@ class TextModel(nn.Module):
 
         Without sights there is no image, and the cross-attention layers are skipped.
         """
-        rows = self.embed_tokens(ids)
+        x = self.embed_tokens(ids)
         rotation = self.rotation(cache.offset, ids.shape[1])
-        closed = sum(sight.stop - sight.start for sight in sights if not sight.open)
-        # Closed rows always come first.
-        open_rows = mx.arange(ids.shape[1])[None, :, None] >= closed if closed else None
+        before = sum(sight.stop - sight.start for sight in sights if not sight.open)
+        # Positions before the first image come first.
+        after_image = mx.arange(ids.shape[1])[None, :, None] >= before if before else None
         self_index = cross_index = 0
         for layer in self.layers:
             if isinstance(layer, CrossAttentionLayer):
                 if sights:
-                    rows = layer(rows, partial(_look, sights, cross_index), open_rows)
+                    x = layer(x, partial(_attend_to_images, sights, cross_index), after_image)
                 cross_index += 1
             else:
-                rows = layer(rows, rotation, cache, self_index)
+                x = layer(x, rotation, cache, self_index)
                 self_index += 1
         cache.advance(ids.shape[1])
-        return self.norm(rows)
+        return self.norm(x)
 
 
 class LanguageModel(nn.Module):
@@ -178,7 +183,7 @@ class LanguageModel(nn.Module):
         return TextCache(len(self.model.layers) - len(self.model.cross_layers), meter)
 
     def memory_bytes(self, tokens: int, bits: int | None) -> int:
-        """What the K/V of so many image tokens take, kept in `bits` or as they are computed."""
+        """Bytes that the K/V of `tokens` image tokens take, in `bits` or as computed."""
         config, layers = self.model.config, len(self.model.cross_layers)
         values = 2 * layers * config.num_key_value_heads * config.head_dim * tokens
         return kv_bytes(values, config.head_dim, self.model.norm.weight.dtype, bits)
@@ -191,14 +196,14 @@ class LanguageModel(nn.Module):
         )
 
 
-def _heads(rows: mx.array, heads: int) -> mx.array:
+def _split_heads(x: mx.array, heads: int) -> mx.array:
     """(batch, tokens, heads * head_dim) → (batch, heads, tokens, head_dim)."""
-    return rows.reshape(*rows.shape[:2], heads, -1).swapaxes(1, 2)
+    return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
 
 
-def _look(sights: Sequence[Sight], index: int, queries: mx.array) -> mx.array:
-    """Attention of the sights' rows, in order; `index` counts the cross-attention layers."""
-    seen = [
+def _attend_to_images(sights: Sequence[Sight], index: int, queries: mx.array) -> mx.array:
+    """Attention of each span to its images; `index` counts the cross-attention layers."""
+    outputs = [
         _attend_together(
             queries[:, :, sight.start : sight.stop],
             sight.memory.keys[index],
@@ -206,11 +211,11 @@ def _look(sights: Sequence[Sight], index: int, queries: mx.array) -> mx.array:
         )
         for sight in sights
     ]
-    return seen[0] if len(seen) == 1 else mx.concatenate(seen, axis=2)
+    return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=2)
 
 
 def _attend_together(queries: mx.array, keys: KV, values: KV) -> mx.array:
-    """Lets all rows of a batch read the same K/V in one call, the batch folded into the queries.
+    """Lets a whole batch attend to the same K/V in one call, the batch folded into the queries.
 
     `queries` and the result are (batch, heads, tokens, head_dim); K/V have no batch.
     """
@@ -218,13 +223,13 @@ def _attend_together(queries: mx.array, keys: KV, values: KV) -> mx.array:
     if batch == 1:
         return attend_to_all(queries, keys, values)
     folded = queries.swapaxes(0, 1).reshape(1, heads, batch * tokens, head_dim)
-    seen = attend_to_all(folded, keys, values)
-    return seen.reshape(heads, batch, tokens, head_dim).swapaxes(0, 1)
+    outputs = attend_to_all(folded, keys, values)
+    return outputs.reshape(heads, batch, tokens, head_dim).swapaxes(0, 1)
 
 
-def _joined(rows: mx.array) -> mx.array:
+def _merge_heads(x: mx.array) -> mx.array:
     """(batch, heads, tokens, head_dim) → (batch, tokens, heads * head_dim)."""
-    return rows.swapaxes(1, 2).reshape(rows.shape[0], rows.shape[2], -1)
+    return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
 
 
 def rope_wavelengths(config: TextConfig) -> mx.array:

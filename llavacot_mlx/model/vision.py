@@ -1,4 +1,4 @@
-"""The vision tower: tiles of one image in, features for the cross-attention out.
+"""The vision tower: tiles of one image in, features for cross-attention out.
 
 Parameter names are transformers' (`MllamaVisionModel`); arrays have no batch axis, because images
 are encoded one at a time.
@@ -17,7 +17,7 @@ from .config import VisionConfig
 from .linear import Linear
 
 Attention = Callable[[mx.array, mx.array, mx.array], mx.array]
-"""Queries, keys, values → what is attended, as `attend` has it."""
+"""Queries, keys, values → attention output, with the shapes of `attend`."""
 
 _PADDING_MULTIPLE = 8
 _LAYER_NORM_EPS = 1e-5  # of the two norms outside the encoders: torch's default, in no config.json
@@ -33,21 +33,23 @@ class VisionAttention(nn.Module):
         self.v_proj = Linear(size, size)
         self.o_proj = Linear(size, size)
 
-    def __call__(self, rows: mx.array, real: int, attention: Attention = attend) -> mx.array:
-        """`rows` is (tokens, hidden), the first `real` of them real patches, the rest padding.
+    def __call__(self, x: mx.array, num_real: int, attention: Attention = attend) -> mx.array:
+        """`x` is (tokens, hidden): the first `num_real` tokens are real, the rest are padding.
 
-        transformers' mask is the outer product of "is padding" with itself, so only padding does
-        not see padding: real queries attend to all keys, padding queries to the real ones. Two
-        calls without a mask say the same.
+        transformers' mask is the outer product of "is padding" with itself, so real queries attend
+        to all keys, and padding queries to the real keys only. Two calls without a mask compute
+        the same.
         """
         queries, keys, values = (
-            projection(rows).reshape(1, len(rows), self.num_heads, -1).swapaxes(1, 2)
+            projection(x).reshape(1, len(x), self.num_heads, -1).swapaxes(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )  # (1, heads, tokens, head_dim)
-        of_real = attention(queries[:, :, :real], keys, values)
-        of_padding = attention(queries[:, :, real:], keys[:, :, :real], values[:, :, :real])
-        mixed = mx.concatenate([of_real, of_padding], axis=2)
-        return self.o_proj(mixed.swapaxes(1, 2).reshape(rows.shape))
+        real_output = attention(queries[:, :, :num_real], keys, values)
+        padding_output = attention(
+            queries[:, :, num_real:], keys[:, :, :num_real], values[:, :, :num_real]
+        )
+        mixed = mx.concatenate([real_output, padding_output], axis=2)
+        return self.o_proj(mixed.swapaxes(1, 2).reshape(x.shape))
 
 
 class VisionMLP(nn.Module):
@@ -56,8 +58,8 @@ class VisionMLP(nn.Module):
         self.fc1 = Linear(config.hidden_size, config.intermediate_size, bias=True)
         self.fc2 = Linear(config.intermediate_size, config.hidden_size, bias=True)
 
-    def __call__(self, rows: mx.array) -> mx.array:
-        return self.fc2(gelu(self.fc1(rows)))
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class VisionLayer(nn.Module):
@@ -72,11 +74,11 @@ class VisionLayer(nn.Module):
             self.gate_attn = mx.zeros((1,))
             self.gate_ffn = mx.zeros((1,))
 
-    def __call__(self, rows: mx.array, real: int, attention: Attention = attend) -> mx.array:
-        change = self.self_attn(self.input_layernorm(rows), real, attention)
-        rows = rows + (mx.tanh(self.gate_attn) * change if self.is_gated else change)
-        change = self.mlp(self.post_attention_layernorm(rows))
-        return rows + (mx.tanh(self.gate_ffn) * change if self.is_gated else change)
+    def __call__(self, x: mx.array, num_real: int, attention: Attention = attend) -> mx.array:
+        update = self.self_attn(self.input_layernorm(x), num_real, attention)
+        x = x + (mx.tanh(self.gate_attn) * update if self.is_gated else update)
+        update = self.mlp(self.post_attention_layernorm(x))
+        return x + (mx.tanh(self.gate_ffn) * update if self.is_gated else update)
 
 
 class VisionEncoder(nn.Module):
@@ -86,7 +88,7 @@ class VisionEncoder(nn.Module):
 
 
 class TileEmbedding(nn.Module):
-    """An embedding of a tile's place among the tiles of its arrangement, behind a tanh gate."""
+    """The position of a tile within its arrangement, behind a tanh gate."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -103,7 +105,7 @@ class TileEmbedding(nn.Module):
 
 
 class PositionEmbedding(nn.Module):
-    """Positions of patches in their tile and in the whole arrangement, weighed by a gate."""
+    """The position of a patch in its tile and in the whole arrangement, mixed by a gate."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -139,11 +141,12 @@ class PatchEmbedding(nn.Module):
         return flat @ self.weight.reshape(len(self.weight), -1).T
 
 
-LayerRun = Callable[[VisionLayer, mx.array, int], mx.array]
+LayerRunner = Callable[[VisionLayer, mx.array, int], mx.array]
+"""Layer, input and number of real tokens → output."""
 
 
-def run_plainly(layer: VisionLayer, rows: mx.array, real: int) -> mx.array:
-    return layer(rows, real)
+def call_layer(layer: VisionLayer, x: mx.array, num_real: int) -> mx.array:
+    return layer(x, num_real)
 
 
 class VisionModel(nn.Module):
@@ -161,46 +164,44 @@ class VisionModel(nn.Module):
         self.global_transformer = VisionEncoder(config, config.num_global_layers, is_gated=True)
 
     def __call__(
-        self, pixels: mx.array, aspect_ratio_id: int, run: LayerRun = run_plainly
+        self, pixels: mx.array, aspect_ratio_id: int, run: LayerRunner = call_layer
     ) -> mx.array:
         """Encodes one image.
 
         `pixels` is (real tiles, height, width, channels); `aspect_ratio_id` counts from 1. The
-        result is (max_num_tiles * tokens_per_tile, output_size): the rows of the real tiles, then
-        those of the absent ones, which are all-zero pictures that take part in every layer. `run`
-        lets a layer work on rows, the first so many of them real.
+        result is (max_num_tiles * tokens_per_tile, output_size): the tokens of the real tiles, then
+        those of the absent tiles, which are all-zero images that take part in every layer. `run`
+        calls a layer with its input and the number of real tokens.
         """
         config = self.config
         tiles, tokens = config.max_num_tiles, config.tokens_per_tile
-        real = len(pixels) * tokens
-        padding = -tokens % _PADDING_MULTIPLE  # rows that fill a tile up to a multiple of eight
+        num_real = len(pixels) * tokens
+        padding = -tokens % _PADDING_MULTIPLE  # tokens that fill a tile up to a multiple of 8
 
-        rows = self._embed(pixels, aspect_ratio_id)  # (tiles * tokens, hidden)
-        # The padding rows of all tiles go to the end, so that real and padding rows are two slices.
-        rows = mx.concatenate([rows, mx.zeros((tiles * padding, rows.shape[-1]), rows.dtype)])
+        x = self._embed(pixels, aspect_ratio_id)  # (tiles * tokens, hidden)
+        # The padding of all tiles goes to the end, so that real and padding tokens are two slices.
+        x = mx.concatenate([x, mx.zeros((tiles * padding, x.shape[-1]), x.dtype)])
 
         intermediate = {}
         for index, layer in enumerate(self.transformer.layers):
-            rows = run(layer, rows, real)
+            x = run(layer, x, num_real)
             if index in config.intermediate_layers_indices:
-                intermediate[index] = rows[: tiles * tokens]
-        rows = self.layernorm_post(rows)
-        place = self.post_tile_positional_embedding(aspect_ratio_id)
-        rows = rows + mx.concatenate(
+                intermediate[index] = x[: tiles * tokens]
+        x = self.layernorm_post(x)
+        position = self.post_tile_positional_embedding(aspect_ratio_id)
+        x = x + mx.concatenate(
             [
-                mx.broadcast_to(place, (tiles, count, place.shape[-1])).reshape(
-                    tiles * count, place.shape[-1]
+                mx.broadcast_to(position, (tiles, count, position.shape[-1])).reshape(
+                    tiles * count, position.shape[-1]
                 )
                 for count in (tokens, padding)
             ]
         )
         for layer in self.global_transformer.layers:
-            rows = run(layer, rows, real)
-        # The intermediate features are interleaved: (rows, hidden, layer), flattened.
+            x = run(layer, x, num_real)
+        # The intermediate features are interleaved: (tokens, hidden, layer), flattened.
         stacked = mx.stack([intermediate[i] for i in config.intermediate_layers_indices], axis=-1)
-        return mx.concatenate(
-            [rows[: tiles * tokens], stacked.reshape(tiles * tokens, -1)], axis=-1
-        )
+        return mx.concatenate([x[: tiles * tokens], stacked.reshape(tiles * tokens, -1)], axis=-1)
 
     def _embed(self, pixels: mx.array, aspect_ratio_id: int) -> mx.array:
         config = self.config
@@ -208,7 +209,9 @@ class VisionModel(nn.Module):
         patches = self.patch_embedding(pixels.astype(self.patch_embedding.weight.dtype))
         patches = mx.pad(patches, [(0, absent), (0, 0), (0, 0)])
         patches = patches + self.pre_tile_positional_embedding(aspect_ratio_id)
-        first = mx.broadcast_to(self.class_embedding, (config.max_num_tiles, 1, config.hidden_size))
-        rows = mx.concatenate([first, patches], axis=1)
-        rows = rows + self.gated_positional_embedding(aspect_ratio_id)
-        return self.layernorm_pre(rows).reshape(-1, config.hidden_size)
+        class_tokens = mx.broadcast_to(
+            self.class_embedding, (config.max_num_tiles, 1, config.hidden_size)
+        )
+        x = mx.concatenate([class_tokens, patches], axis=1)
+        x = x + self.gated_positional_embedding(aspect_ratio_id)
+        return self.layernorm_pre(x).reshape(-1, config.hidden_size)

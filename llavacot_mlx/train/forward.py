@@ -17,7 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
-from llavacot_mlx.model.lora import drop_by
+from llavacot_mlx.model.lora import set_dropout_key
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.model.rope import Rotation
 from llavacot_mlx.model.text import CrossAttentionLayer
@@ -79,7 +79,7 @@ def loss_and_gradients(
 
     gradients = mx.grad(surrogate)(trainable)
     model.update(trainable)  # in place of the traced arrays
-    drop_by(model, None)
+    set_dropout_key(model, None)
 
     # Nothing has been computed so far. MLX allocates far ahead of what it computes, so arrays that
     # must not be in memory together are evaluated apart: each block of logits, then the layers from
@@ -149,7 +149,7 @@ def _image_features(
     def run_layer(layer: VisionLayer, x: mx.array, real: int) -> mx.array:
         return run(layer, next(keys), partial(_vision, layer, real), x)
 
-    drop_by(model.multi_modal_projector, next(keys))
+    set_dropout_key(model.multi_modal_projector, next(keys))
     return model.image_features(image, view.aspect_ratio_id, run_layer)
 
 
@@ -206,7 +206,7 @@ def _attend_row(queries: mx.array, keys: mx.array, values: mx.array, view: View)
 def _run_layer(
     layer: nn.Module, key: mx.array | None, compute: Callable[..., mx.array], *arrays: mx.array
 ) -> mx.array:
-    drop_by(layer, key)
+    set_dropout_key(layer, key)
     return compute(*arrays)
 
 
