@@ -1,4 +1,4 @@
-"""A training as a person sees it: what will be learned, how it goes, what came of it."""
+"""The view of a training: a summary and a sample before it, then its steps and validations."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _LONGEST_ANSWER = 300  # characters; an answer in a validation is there to be gl
 
 
 class _StepsBar(Bar):
-    """Of steps, with the last one's figures."""
+    """A progress bar of steps, with the metrics of the last one."""
 
     def __init__(self, console: Console) -> None:
         figures = TextColumn("{task.fields[figures]}", markup=False)
@@ -58,7 +58,7 @@ class _StepsBar(Bar):
 
 
 class TrainingView:
-    """Lines for what happens, and on a terminal a bar below them; a quiet one shows nothing."""
+    """Prints a line per event, above a progress bar on a terminal; with `quiet`, nothing."""
 
     def __init__(self, out: TextIO, *, steps_per_report: int, quiet: bool) -> None:
         self._console = Console(file=out, highlight=False, markup=False, emoji=False, quiet=quiet)
@@ -80,7 +80,7 @@ class TrainingView:
         self._bar.__exit__(kind, error, traceback)
 
     def show_start(self, prepared: Prepared) -> None:
-        """What a person wants to know before the first step."""
+        """Prints the summary of a training and a sample before the first step."""
         about = Table.grid(padding=(0, 2))
         for name, value in _summary(prepared):
             about.add_row(Text(name, "dim"), Text(value))
@@ -93,8 +93,8 @@ class TrainingView:
             self._console.print(_legend())
             self._console.print(_coloured(prepared.example.runs))
         else:
-            for target, text in prepared.example.runs:
-                name = "not learned" if target is TokenKind.MASKED else target.name.lower()
+            for kind, text in prepared.example.runs:
+                name = "not learned" if kind is TokenKind.MASKED else kind.name.lower()
                 self._console.print(f"  {name:<12}{printable(text)!r}", soft_wrap=True)
         self._console.print()
 
@@ -113,7 +113,7 @@ class TrainingView:
             self._console.print(Text(f"step {event.step}: saved to {event.folder}", "dim"))
 
     def say(self, text: str) -> None:
-        """One line of its own."""
+        """Prints a line."""
         self._console.print(text, soft_wrap=not self._terminal)
 
     def _show_step(self, step: Stepped) -> None:
@@ -130,29 +130,29 @@ class TrainingView:
             )
             self._since = []
 
-    def _show_validation(self, seen: Validated) -> None:
+    def _show_validation(self, validated: Validated) -> None:
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-        table.add_column(f"step {seen.step}, validation", style="dim")
+        table.add_column(f"step {validated.step}, validation", style="dim")
         for heading in ("loss", "accuracy", "tokens"):
             table.add_column(heading, justify="right", style="dim")
-        for kind, figures in seen.kinds.items():
+        for kind, metrics in validated.kinds.items():
             name = "tags" if kind is TokenKind.TAGS else kind.name
-            table.add_row(Text(name, _COLOURS[kind]), *_figures(figures))
-        total = sum(figures.tokens for figures in seen.kinds.values())
-        hits = sum(figures.tokens * figures.accuracy for figures in seen.kinds.values())
+            table.add_row(Text(name, _COLOURS[kind]), *_cells(metrics))
+        total = sum(each.tokens for each in validated.kinds.values())
+        correct = sum(each.tokens * each.accuracy for each in validated.kinds.values())
         if total:
             table.add_row(
-                Text("all", "bold"), *_figures(KindMetrics(seen.loss, hits / total, total))
+                Text("all", "bold"), *_cells(KindMetrics(validated.loss, correct / total, total))
             )
         self._console.print(table)
-        if seen.answers:
-            well_formed = sum(answer.well_formed for answer in seen.answers)
-            right = sum(answer.right for answer in seen.answers)
-            count = len(seen.answers)
+        if validated.answers:
+            well_formed = sum(answer.well_formed for answer in validated.answers)
+            right = sum(answer.right for answer in validated.answers)
+            count = len(validated.answers)
             self._console.print(
                 f"{count} answered: {well_formed} of {count} well-formed, {right} of {count} right"
             )
-            for answer in seen.answers:
+            for answer in validated.answers:
                 self._console.print(_answer(answer), soft_wrap=not self._terminal)
 
 
@@ -183,16 +183,16 @@ def _summary(prepared: Prepared) -> list[tuple[str, str]]:
 
 def _legend() -> Text:
     legend = Text()
-    for target in TokenKind:
-        name = "not learned" if target is TokenKind.MASKED else target.name.lower()
-        legend.append(f"■ {name}  ", _COLOURS[target])
+    for kind in TokenKind:
+        name = "not learned" if kind is TokenKind.MASKED else kind.name.lower()
+        legend.append(f"■ {name}  ", _COLOURS[kind])
     return legend
 
 
 def _coloured(runs: list[tuple[TokenKind, str]]) -> Text:
     text = Text()
-    for target, words in runs:
-        text.append(printable(words), _COLOURS[target])
+    for kind, words in runs:
+        text.append(printable(words), _COLOURS[kind])
     return text
 
 
@@ -214,7 +214,7 @@ def _short(text: str) -> str:
     return line if len(line) <= _LONGEST_ANSWER else line[: _LONGEST_ANSWER - 1] + "…"
 
 
-def _figures(figures: KindMetrics) -> tuple[str, str, str]:
+def _cells(figures: KindMetrics) -> tuple[str, str, str]:
     return f"{figures.loss:.4f}", f"{100 * figures.accuracy:.1f}%", f"{figures.tokens:,}"
 
 

@@ -1,1 +1,1 @@
-"""Fine-tuning on four-stage data: what is learned, from what, in which order."""
+"""Fine-tuning on four-stage data."""

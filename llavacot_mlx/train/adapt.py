@@ -1,4 +1,4 @@
-"""Which parts of a model are trained, and in what form."""
+"""Selects the trained weights of a model, and inserts LoRA or DoRA layers."""
 
 from __future__ import annotations
 
@@ -31,23 +31,22 @@ class AdapterSettings:
     fine_tune_type: FineTuneType = FineTuneType.LORA
     rank: int = LoRASettings.rank
     scale: float = LoRASettings.scale
-    """By which a low-rank change is multiplied: alpha / rank, where there is talk of alpha."""
+    """LoRA scale (PEFT's alpha / rank)."""
     dropout: float = LoRASettings.dropout
     num_layers: int = TrainSettings.num_layers
-    """Text layers, counted from the last; -1 for all of them."""
+    """Number of text layers to train, counted from the last; -1 for all."""
     keys: tuple[str, ...] = LINEARS
-    """Ends of the paths of the linear layers that are adapted, such as `self_attn.q_proj`. Full
-    fine-tuning trains whole layers, whatever they are."""
+    """The linear layers to adapt, by the ends of their paths, such as `self_attn.q_proj`. Full
+    fine-tuning trains whole layers instead."""
     train_vision: bool = False
-    """Also all linear layers of the vision tower and the projector; with "full", all there is."""
+    """Train the vision tower and the projector as well: their linear layers, or all with "full"."""
 
 
 def apply_lora(model: Mllama, settings: AdapterSettings, seed: int = 0) -> None:
-    """Freezes `model` but for what the settings name, and puts LoRA or DoRA layers there.
+    """Freezes `model` except for what the settings select, and inserts LoRA or DoRA layers there.
 
-    A quantised layer stays as it is inside a LoRA layer (QLoRA, arXiv 2305.14314). The matrices
-    that a low-rank change starts from follow from `seed`. Raises UserError when the settings ask
-    for what this model has not.
+    A LoRA layer keeps a quantized layer as it is (QLoRA, arXiv 2305.14314). `seed` determines the
+    initial LoRA matrices. Raises UserError when the model lacks what the settings select.
     """
     if settings.rank < 1:
         raise UserError(f"rank {settings.rank}: it must be 1 or more")
@@ -60,9 +59,9 @@ def apply_lora(model: Mllama, settings: AdapterSettings, seed: int = 0) -> None:
     paths = _chosen_linears(model, chosen, settings)
     modules = dict(model.named_modules())
     for path in paths:
-        most = min(dims_of(modules[path]))
-        if settings.rank > most:
-            raise UserError(f"rank {settings.rank} is more than {path} has: at most {most}")
+        max_rank = min(dims_of(modules[path]))
+        if settings.rank > max_rank:
+            raise UserError(f"rank {settings.rank} is more than {path} has: at most {max_rank}")
     model.freeze()
     kind = DoRALinear if settings.fine_tune_type == FineTuneType.DORA else LoRALinear
     for path, key in zip(paths, mx.random.split(mx.random.key(seed), len(paths)), strict=True):
@@ -71,7 +70,7 @@ def apply_lora(model: Mllama, settings: AdapterSettings, seed: int = 0) -> None:
 
 
 def trainable_count(model: nn.Module) -> int:
-    """How many numbers are trained."""
+    """Number of trainable parameters."""
     return sum(array.size for _, array in tree_flatten(model.trainable_parameters()))
 
 

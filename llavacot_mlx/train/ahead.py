@@ -1,4 +1,4 @@
-"""Work that threads do ahead of the one who wants its results."""
+"""An ordered prefetcher: threads run ahead of the consumer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ Result = TypeVar("Result")
 def prefetch(
     work: Callable[[Item], Result], items: Iterable[Item], threads: int
 ) -> Generator[Result]:
-    """`work` of each item, in the items' order, whichever thread is done first.
+    """Yields `work(item)` for each item, in order, computed ahead of time by threads.
 
-    At most 2 × `threads` results are made or wait before they are asked for. What `work` raises is
-    raised in its item's place. Closing the iterator waits for the work under way and drops the
-    rest.
+    At most 2 × `threads` results are computed or wait at any time. An exception in `work` is raised
+    when its item is due. Closing the iterator waits for running work and cancels the rest.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="prefetch")
     waiting: deque[Future[Result]] = deque()

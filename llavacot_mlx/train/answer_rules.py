@@ -1,4 +1,4 @@
-"""What is wrong with the text of one four-stage answer."""
+"""Rules that a four-stage answer must follow."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ LEAK_PHRASES = re.compile(
     r"|\(Here (?:begins|ends) the \w+ stage\)",
     re.IGNORECASE,
 )
-"""What a teacher says that was shown the answer, or the form that it was to fill in.
+"""Phrases of a teacher model that was shown the reference answer, or a form to fill in.
 
-The published data was written by a model that saw each question's standard answer, and some of its
-texts speak of that answer (LLaVA-CoT-100k's known blemish). A model that learns from them appeals
-to an answer that it was never given. "The given answer choices" are the question's own.
+The published data was written by a model that saw the reference answer of each question, and some
+of its texts mention that answer (a known flaw of LLaVA-CoT-100k). A model trained on them appeals
+to an answer that it was never given. "The given answer choices" belong to the question and are
+allowed.
 """
 
 Found = tuple[ProblemKind, str]
@@ -30,15 +31,15 @@ _TAG = re.compile("</?(" + "|".join(stage.tag for stage in Stage) + ")>")
 
 
 def leaks(answer: str) -> Iterator[Found]:
-    """The first phrase by which an answer gives away how it was made."""
+    """Yields the first phrase that reveals how an answer was generated."""
     if found := LEAK_PHRASES.search(answer):
         yield ProblemKind.LEAK, f"says {' '.join(found.group().split())!r}"
 
 
 def stage_problems(answer: str) -> Iterator[Found]:
-    """Whatever keeps an answer from being the four stages, once each, in order, closed, with text.
+    """Yields the problems of an answer: each stage must occur once, in order, closed and not empty.
 
-    Only NO_STAGES where no stage is opened at all.
+    Yields only NO_STAGES if there is no stage at all.
     """
     parser = StageParser()
     opened: list[Stage] = []

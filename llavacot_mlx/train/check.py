@@ -1,4 +1,4 @@
-"""What is wrong with each row of a dataset, and which rows can be trained on."""
+"""Checks the rows of a dataset: which can be trained on, and what is wrong with the others."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from .sample import Sample
 
 @dataclass(frozen=True)
 class CheckedRow:
-    """One row, looked at."""
+    """The result of checking one row."""
 
     index: int
-    """In the dataset, from 0."""
+    """Index of the row in the dataset, from 0."""
     problems: tuple[Problem, ...]
     conversation: Conversation | None
-    """None where the row is none."""
+    """None if the row is not a conversation."""
     sample: Sample | None
-    """What would be learned from it; None where it is no conversation."""
+    """The training sample; None if the row is not a conversation."""
     tiles: int
-    """Of its picture; 0 where there is none that can be read."""
+    """Number of tiles of its image; 0 without a readable image."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A whole dataset, looked at."""
+    """The result of checking a whole dataset."""
 
     problems: tuple[Problem, ...]
-    """In the order of the rows; a row may have several."""
+    """All problems, in row order; a row may have several."""
     rows: tuple[int, ...]
-    """The rows without a problem, as indices of the dataset."""
+    """Indices of the rows without problems."""
     lengths: tuple[int, ...]
     """The number of tokens of each of `rows`."""
 
@@ -62,7 +62,7 @@ class Checked:
 
     @property
     def by_kind(self) -> dict[ProblemKind, list[Problem]]:
-        """The problems of each kind that there is, the commonest kind first."""
+        """The problems by kind, the most frequent kind first."""
         counts = Counter(problem.kind for problem in self.problems)
         return {
             kind: [problem for problem in self.problems if problem.kind is kind]
@@ -77,9 +77,9 @@ def check_rows(
     max_tokens: int,
     threads: int = THREADS,
 ) -> Generator[CheckedRow]:
-    """Looks at every row, in order: reads it, decodes its picture, and encodes it.
+    """Checks every row in order: parses it, decodes its image, and encodes it.
 
-    A row may have `max_tokens` tokens. Raises UserError only when the file itself cannot be read.
+    A row may have at most `max_tokens` tokens. Raises UserError only when the file cannot be read.
     """
 
     def check(index: int) -> CheckedRow:

@@ -1,8 +1,8 @@
-"""Where a training stands, in one file: there whole, or not at all.
+"""The checkpoint of a training: one file, written whole or not at all.
 
-The file holds the weights that learn, the optimizer's state and the step, so that no two of them
-can come from different moments. It is written beside its name, flushed to the disk and renamed;
-whatever stops the program leaves the old one or the new one.
+It holds the trained weights, the optimizer state and the step, so that they always belong together.
+It is written under a temporary name, flushed to disk and renamed: whatever stops the program leaves
+the old checkpoint or the new one.
 """
 
 from __future__ import annotations
@@ -24,19 +24,21 @@ _WEIGHTS, _OPTIMIZER = "weights.", "optimizer."
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """The state of a training after a step."""
+
     step: int
-    """Steps that were done."""
+    """Number of steps done."""
     weights: dict[str, mx.array]
     optimizer: dict[str, mx.array]
-    """Its state, flattened."""
+    """The optimizer state, flattened."""
     origin: dict[str, Any]
-    """What the training was begun with; see `origin_of`."""
+    """What each step depends on: data, model and settings."""
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Writes `folder`'s checkpoint in place of the last one.
+    """Writes the checkpoint of `folder`, which replaces the last one.
 
-    Raises UserError where that fails, as on a full disk; the last one is then as it was.
+    Raises UserError when that fails, as on a full disk; the last checkpoint is then kept.
     """
     arrays = {_WEIGHTS + name: array for name, array in checkpoint.weights.items()}
     arrays |= {_OPTIMIZER + name: array for name, array in checkpoint.optimizer.items()}
@@ -52,7 +54,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Raises UserError when there is none, or what is there is none of ours."""
+    """Reads the checkpoint of `folder`. Raises UserError when it is missing or damaged."""
     file = folder / FILE_NAME
     if not file.is_file():
         raise UserError(
@@ -75,7 +77,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two origins, one phrase each."""
+    """The differences between two origins, one phrase each."""
     return [
         f"{key} was {_short(before.get(key))} and is {_short(now.get(key))}"
         for key in sorted({*before, *now})

@@ -1,4 +1,4 @@
-"""A conversation about a picture, from one row of a JSONL file."""
+"""Parses one row of a JSONL file into a conversation about an image."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Conversation:
     where: str
     """Such as `train.jsonl, row 3`."""
     id: str
-    """The row's own name; empty where it has none."""
+    """The row's id; empty if it has none."""
     image: str | None
-    """The picture's path as the row gives it."""
+    """The image path as given in the row."""
     turns: tuple[Turn, ...]
-    """Without white space around; the first question holds the picture."""
+    """Stripped of white space; the image belongs to the first question."""
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -45,11 +45,11 @@ def parse_row(line: str, where: str) -> Conversation:
     """Reads a row of LLaVA-CoT-100k, or one of mlx-lm's chat format.
 
     That is `{"id": …, "image": …, "conversations": [{"from": "human", "value": …}, …]}`, or
-    `{"messages": [{"role": …, "content": …}, …], "images": […]}`, whose content is a text or a
+    `{"messages": [{"role": …, "content": …}, …], "images": […]}`, whose content is a string or a
     list of `{"type": "text", "text": …}` and `{"type": "image"}`. `<image>` in a question marks
-    the row's picture and is no text. Other keys are columns that say nothing about the training.
+    the row's image and is removed. Other keys are ignored.
 
-    Raises RowError, which starts with `where`.
+    Raises RowError, whose message starts with `where`.
     """
 
     try:
@@ -68,7 +68,7 @@ def parse_row(line: str, where: str) -> Conversation:
 
 
 class _WrongError(Exception):
-    """What is wrong with a row, before it is said which row that is."""
+    """A problem of a row, raised where the row is not known."""
 
     def __init__(self, detail: str, kind: ProblemKind = ProblemKind.NOT_A_CONVERSATION) -> None:
         super().__init__(detail)
@@ -77,7 +77,7 @@ class _WrongError(Exception):
 
 
 def _image(row: dict[str, Any]) -> str | None:
-    """The one picture that the row names, under `image` or, as a text or a list, `images`."""
+    """The image that the row names: `image`, or `images` as a string or a list."""
     named = [row[key] for key in ("image", "images") if row.get(key) not in (None, "", [])]
     if len(named) > 1:
         raise _WrongError("image and images: only one of them can name the picture")
@@ -94,7 +94,7 @@ def _image(row: dict[str, Any]) -> str | None:
 
 
 def _messages(row: dict[str, Any]) -> list[tuple[str, str]]:
-    """Role and text of each message, `<image>` still in it."""
+    """Role and text of each message, still with `<image>`."""
     form = next((form for form in _FORMS if form[0] in row), None)
     if form is None:
         raise _WrongError("expected conversations as in LLaVA-CoT-100k, or messages as in mlx-lm")
@@ -106,26 +106,26 @@ def _messages(row: dict[str, Any]) -> list[tuple[str, str]]:
         raise _WrongError(f"{key}: expected a list of turns")
     messages = []
     for number, entry in enumerate(entries, 1):
-        place = f"{key}, turn {number}"
+        where = f"{key}, turn {number}"
         if not isinstance(entry, dict):
-            raise _WrongError(f"{place}: expected an object")
+            raise _WrongError(f"{where}: expected an object")
         role = entry.get(role_key)
         if not isinstance(role, str) or role not in _ROLES:
             raise _WrongError(
-                f"{place}: {role_key} must be one of {', '.join(_ROLES)}, not {role!r}"
+                f"{where}: {role_key} must be one of {', '.join(_ROLES)}, not {role!r}"
             )
-        text = _text(entry.get(text_key), f"{place}: {text_key}")
+        text = _text(entry.get(text_key), f"{where}: {text_key}")
         if not _is_encodable(text):
-            raise _WrongError(f"{place}: holds half of a character (a lone surrogate)")
+            raise _WrongError(f"{where}: holds half of a character (a lone surrogate)")
         messages.append((_ROLES[role], text))
     return messages
 
 
-def _text(content: Any, place: str) -> str:
+def _text(content: Any, where: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise _WrongError(f"{place} must be a text or a list of parts")
+        raise _WrongError(f"{where} must be a text or a list of parts")
     texts = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
@@ -134,30 +134,30 @@ def _text(content: Any, place: str) -> str:
         elif kind == "image" and len(part) == 1:
             texts.append(_IMAGE_MARK)
         elif kind in ("image", "image_url"):
-            raise _WrongError(f"{place}: name the picture in the row's images, not in a part")
+            raise _WrongError(f"{where}: name the picture in the row's images, not in a part")
         else:
-            raise _WrongError(f"{place}: a part is a text with its text, or an image")
+            raise _WrongError(f"{where}: a part is a text with its text, or an image")
     return "".join(texts)
 
 
 def _turns(messages: list[tuple[str, str]], image: str | None) -> tuple[Turn, ...]:
-    """The turns, once it is sure that questions and answers take turns and say something."""
+    """The turns, after checking that questions and answers alternate and are not empty."""
     opening = [messages[0]] if messages[0][0] == "system" else []
     turns = [Turn("system", text.strip()) for _, text in opening]
     for number, (role, text) in enumerate(messages[len(opening) :]):
         expected = ("user", "assistant")[number % 2]
-        place = f"{'question' if expected == 'user' else 'answer'} {number // 2 + 1}"
+        where = f"{'question' if expected == 'user' else 'answer'} {number // 2 + 1}"
         if role != expected:
             raise _WrongError(
-                f"{place}: comes from the {role}; questions and answers must take turns"
+                f"{where}: comes from the {role}; questions and answers must take turns"
             )
         if role == "user":
             if _IMAGE_MARK in text and image is None:
-                raise _WrongError(f"{place}: has a mark for a picture, and the row names none")
+                raise _WrongError(f"{where}: has a mark for a picture, and the row names none")
             text = text.replace(_IMAGE_MARK, "")
         text = text.strip()
         if not text:
-            raise _WrongError(f"{place}: is empty")
+            raise _WrongError(f"{where}: is empty")
         turns.append(Turn(role, text, images=int(number == 0 and image is not None)))
     if turns[-1].role != "assistant":
         raise _WrongError("it ends without an answer")
@@ -165,7 +165,7 @@ def _turns(messages: list[tuple[str, str]], image: str | None) -> tuple[Turn, ..
 
 
 def _is_encodable(text: str) -> bool:
-    """JSON can spell half of a surrogate pair, which is no text."""
+    """Whether a string is valid text: JSON can spell half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Training rows in a JSONL file, read one by one when they are wanted."""
+"""Random access to the rows of a JSONL file, each read when it is needed."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ _STAGED = re.compile(
 
 @dataclass(frozen=True)
 class Dataset:
-    """The rows of one file. It holds where each begins, 16 bytes a row, and no row itself.
+    """The rows of one file. It keeps the offset and line number of each row, and no row itself.
 
-    Any number of threads may read.
+    Safe to read from several threads.
     """
 
     file: Path
     images: Path
-    """The folder that the rows' pictures are named relative to."""
+    """The folder that the rows' image paths are relative to."""
     digest: str
     """SHA-256 of the file, in hexadecimal."""
     has_stages: bool
-    """Whether its answers are meant to have the four stages: a row has a stage's tag, or is of
-    LLaVA-CoT-100k's form. Otherwise it is a file of plain chats."""
-    _places: array[int] = field(repr=False)
-    """Of each row's first byte in the file."""
+    """Whether the answers should have the four stages: some row has a stage tag, or the form of
+    LLaVA-CoT-100k. Otherwise the rows are plain chats."""
+    _offsets: array[int] = field(repr=False)
+    """Byte offset of each row in the file."""
     _lines: array[int] = field(repr=False)
     _stamp: _Stamp
 
     @classmethod
     def open(cls, path: Path, images: Path | None) -> Dataset:
-        """Finds the rows of a JSONL file; lines without anything on them are none.
+        """Indexes the rows of a JSONL file, skipping blank lines.
 
-        `images` is the folder of the pictures, by default the one that the file is in. Raises
-        UserError when there is no such file or folder, or no row in it.
+        `images` is the folder of the images, by default the folder of the file. Raises UserError
+        when the file or the folder is missing, or when there is no row.
         """
         file = path.expanduser()
         folder = file.parent if images is None else images.expanduser()
@@ -59,48 +59,48 @@ class Dataset:
             raise UserError(f"{path}: is a folder; name a file of rows")
         if file.exists() and not file.is_file():
             raise UserError(f"{path}: rows are read again every epoch, so it must be a plain file")
-        places, lines = array("q"), array("q")
+        offsets, lines = array("q"), array("q")
         digest = hashlib.sha256()
         has_stages = False
         try:
             with file.open("rb") as stream:
-                place = 0
+                offset = 0
                 for number, line in enumerate(stream, 1):
                     digest.update(line)
                     if line.strip():
-                        places.append(place)
+                        offsets.append(offset)
                         lines.append(number)
                         has_stages = has_stages or _STAGED.search(line) is not None
-                    place += len(line)
+                    offset += len(line)
                 stamp = _stamp(os.fstat(stream.fileno()))
         except OSError as problem:
             raise UserError(f"{path}: {problem.strerror}") from None
-        if not places:
+        if not offsets:
             raise UserError(f"{path}: there is no row in it")
-        return cls(file, folder, digest.hexdigest(), has_stages, places, lines, stamp)
+        return cls(file, folder, digest.hexdigest(), has_stages, offsets, lines, stamp)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._offsets)
 
     def line(self, index: int) -> int:
-        """The line of the file that row `index`, from 0, stands on; lines count from 1."""
+        """Line number, from 1, of row `index`, from 0."""
         return self._lines[index]
 
     def where(self, index: int) -> str:
-        """Such as `train.jsonl, row 3`: the row's line, for messages."""
+        """File and line of a row for messages, such as `train.jsonl, row 3`."""
         return f"{self.file}, row {self.line(index)}"
 
     def conversation(self, index: int) -> Conversation:
         """Reads row `index`.
 
-        Raises RowError when it is no conversation, and UserError when the file is not the one any
-        more that was opened.
+        Raises RowError when it is not a conversation, and UserError when the file was changed since
+        it was opened.
         """
         try:
             with self.file.open("rb") as stream:
                 if _stamp(os.fstat(stream.fileno())) != self._stamp:
                     raise UserError(f"{self.file}: was changed while it was in use; start again")
-                stream.seek(self._places[index])
+                stream.seek(self._offsets[index])
                 data = stream.readline()
         except OSError as problem:
             raise UserError(f"{self.file}: {problem.strerror}") from None
@@ -112,14 +112,14 @@ class Dataset:
         return parse_row(line, where)
 
     def image_path(self, index: int) -> Path | None:
-        """Where the picture of row `index` should lie. Raises as `conversation` does."""
+        """Path of the image of row `index`, which may not exist. Raises as `conversation` does."""
         image = self.conversation(index).image
         return None if image is None else self.images / image
 
 
 @dataclass(frozen=True)
 class Splits:
-    """What is trained on, and what is kept apart."""
+    """The training, validation and test datasets."""
 
     train: Dataset
     valid: Dataset | None
@@ -127,8 +127,9 @@ class Splits:
 
 
 def open_splits(path: Path, images: Path | None) -> Splits:
-    """The rows of a file, all to train on, or of a folder with `train.jsonl` and, where they are
-    wanted, `valid.jsonl` and `test.jsonl`.
+    """Opens training data: a file, or a folder with train.jsonl and optionally valid and test.
+
+    The optional files of a folder are `valid.jsonl` and `test.jsonl`.
 
     Raises UserError as `Dataset.open` does.
     """
@@ -146,5 +147,5 @@ def open_splits(path: Path, images: Path | None) -> Splits:
 
 
 def _stamp(status: os.stat_result) -> _Stamp:
-    """Size and last change of a file."""
+    """Size and modification time of a file."""
     return status.st_size, status.st_mtime_ns

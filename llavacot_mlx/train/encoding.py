@@ -1,4 +1,4 @@
-"""A conversation as the ids that the model reads, and what each of them is as a target."""
+"""Encodes a conversation: the token ids that the model reads, and the kind of each token."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _UP_TO_A_TAGS_END = re.compile(r"[^>)]*[>)]|[^>)]+")
 
 
 def encode(conversation: Conversation, tokenizer: Tokenizer, images: Path | None) -> Sample:
-    """What is learned from a conversation: every answer, and where each of them ends.
+    """Encodes a conversation, with a loss on every answer and on the end of its turn.
 
-    Everything else is masked: questions, the picture's token, every header, and the line breaks
-    between the assistant's header and its answer, which are part of the prompt. The ids are those
-    that the model sees when it answers: a question's prompt and the ids that it generates. A later
-    question goes on from there as `Tokenizer.next_turn` does, so an answer is always a text of its
-    own. `Tokenizer.prompt` reads an earlier answer as one text with its line breaks. Both give the
-    same ids, unless an answer begins with white space, which `parse_row` removes.
+    Everything else is masked: questions, the image token, all headers, and the line breaks between
+    the assistant's header and its answer, which belong to the prompt. The ids are those of
+    inference: the prompt of a question, then the generated ids. As in `Tokenizer.next_turn`, each
+    answer is tokenized on its own, whereas `Tokenizer.prompt` tokenizes an earlier answer together
+    with the line breaks before it. Both give the same ids unless an answer begins with white space,
+    which `parse_row` removes.
 
-    `images` is the folder that the picture is named relative to.
+    `images` is the folder that the image path is relative to.
     """
     turns = conversation.turns
     first = next(index for index, turn in enumerate(turns) if turn.role == "assistant")
@@ -38,7 +38,7 @@ def encode(conversation: Conversation, tokenizer: Tokenizer, images: Path | None
     for index in range(first, len(turns), 2):
         answer = turns[index].text
         answer_ids = tokenizer.encode(answer)
-        # `next_turn` begins with the end of the answer's turn, which is learned.
+        # `next_turn` begins with the end of the answer's turn, which has a loss.
         following = tokenizer.next_turn(turns[index + 1].text if index + 1 < len(turns) else "")
         if index + 1 == len(turns):
             following = following[:1]
@@ -56,14 +56,14 @@ def encode(conversation: Conversation, tokenizer: Tokenizer, images: Path | None
 
 
 def answer_token_kinds(answer: str, ids: list[int], tokenizer: Tokenizer) -> np.ndarray:
-    """(tokens,) uint8: what each token of an answer is, by its first character that is no space.
+    """(tokens,) uint8: the kind of each token of an answer, by its first non-space character.
 
-    So a token that a tag's end shares with the line breaks or the text after it is of TAGS, and so
-    is one that a space shares with the beginning of a tag.
+    So a token is TAGS if it holds the end of a tag and line breaks or text after it, or a space and
+    the beginning of a tag.
     """
     stream = tokenizer.stream()
     offsets = []
-    start = 0  # of the token; amid a character, that character
+    start = 0  # of the token, or of the character that it continues
     for token_id in ids:
         text = stream.push(token_id)
         blank = len(text) - len(text.lstrip())
@@ -73,7 +73,7 @@ def answer_token_kinds(answer: str, ids: list[int], tokenizer: Tokenizer) -> np.
 
 
 def _character_kinds(answer: str) -> np.ndarray:
-    """(characters,) uint8: the stage whose text a character is in, or TAGS."""
+    """(characters,) uint8: the kind of the stage that each character is in, or TAGS."""
     token_kinds = np.full(len(answer), TokenKind.TAGS, dtype=np.uint8)
     done = 0  # characters that the events so far account for
     for event, read in _events(answer):
@@ -87,7 +87,7 @@ def _character_kinds(answer: str) -> np.ndarray:
 
 
 def _events(answer: str) -> Iterator[tuple[StageEvent, int]]:
-    """What the parser finds, each with the number of characters that it had read by then."""
+    """Yields the parser's events, each with the number of characters read by then."""
     parser = StageParser()
     read = 0
     for piece in _UP_TO_A_TAGS_END.findall(answer):

@@ -1,4 +1,4 @@
-"""What happens in a training, in the order in which it does."""
+"""The events of a training, in the order in which they happen."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from .sample import TokenKind
 
 @dataclass(frozen=True)
 class KindMetrics:
-    """How well the tokens of one kind are known."""
+    """Loss and accuracy on the tokens of one kind."""
 
     loss: float
-    """Nats a token."""
+    """Mean cross-entropy, in nats per token."""
     accuracy: float
-    """Share whose likeliest token is the right one."""
+    """Fraction of tokens that the model ranks first."""
     tokens: int
 
 
 @dataclass(frozen=True)
 class Stepped:
-    """The weights were changed once."""
+    """One training step was done."""
 
     step: int
     """Counted from 1."""
     loss: float
-    """Mean over the learned tokens of the whole step, in nats, before the change."""
+    """Mean over all tokens of the step that have a loss, in nats, before the update."""
     learned_tokens: int
     learning_rate: float
     grad_norm: float
@@ -36,7 +36,7 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model wrote on a validation question."""
+    """The model's answer to a validation question."""
 
     where: str
     question: str
@@ -50,14 +50,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Validating:
-    """The training pauses to look at the model, which may take as long as many steps."""
+    """A validation begins, which may take as long as many steps."""
 
     step: int
 
 
 @dataclass(frozen=True)
 class Validated:
-    """The model was looked at on rows that it does not learn from."""
+    """A validation on held-out rows was done."""
 
     step: int
     loss: float

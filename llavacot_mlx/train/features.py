@@ -1,4 +1,4 @@
-"""What the frozen vision tower makes of pictures, kept on disk for the next epochs."""
+"""A cache on disk for the image features of the frozen vision tower."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ _NAME = "features"
 
 @dataclass(frozen=True)
 class Features:
-    """A picture as the text model reads it."""
+    """The features of one image, as the text model reads them."""
 
     array: mx.array
-    """(1, all tiles' tokens, hidden): those of the real tiles come first."""
+    """(1, image tokens, hidden): the tokens of the real tiles come first."""
     tiles: int
-    """Real ones."""
+    """Number of real tiles."""
 
 
 def compute_features(model: Mllama, tiles: Tiles) -> Features:
-    """Runs the vision tower on one picture."""
+    """Runs the vision tower on one image."""
     array = model.image_features(mx.array(tiles.pixels), tiles.aspect_ratio_id)
     mx.eval(array)
     return Features(array, len(tiles.pixels))
 
 
 class FeatureCache:
-    """Features in the files of a folder that never takes more bytes than its budget.
+    """Image features in the files of a folder, which never exceeds its budget.
 
-    Once it is full, nothing more is added and nothing goes: every epoch wants every picture once,
-    so that whatever was used least recently is what is wanted next. A file is named after the base
-    model and the picture's pixels; what comes back is what was computed, to the bit. A file that
-    cannot be read counts as missing and is written anew.
+    A full cache neither adds nor evicts: every epoch needs every image once, so the least recently
+    used entry is the one needed next. A file is named after a hash of the base model and the
+    pixels, and holds the features bit for bit. An unreadable file counts as missing and is written
+    again.
     """
 
     def __init__(self, folder: Path, budget: int, base: str) -> None:
-        """`budget` is in bytes; `base` tells the model's weights and their type apart from others.
+        """`budget` is in bytes; `base` identifies the model's weights and their type.
 
-        Counts what is in the folder already. Raises UserError when it cannot be written to.
+        Files already in the folder count. Raises UserError when the folder is not writable.
         """
         self._folder, self._budget, self._base = folder, budget, base
         try:
@@ -65,7 +65,7 @@ class FeatureCache:
             ) from None
 
     def features(self, model: Mllama, tiles: Tiles) -> Features:
-        """Of one picture: read, or computed and kept if there is room."""
+        """The features of one image: read, or computed and stored if there is room."""
         file = self._folder / f"{self._key(tiles)}{_ENDING}"
         kept = _read(file)
         if kept is not None:
@@ -81,7 +81,7 @@ class FeatureCache:
         return digest.hexdigest()
 
     def _keep(self, file: Path, array: mx.array) -> None:
-        """A disk that is full ends nothing: the picture will be computed again."""
+        """Stores features. A full disk is no error: they are computed again next time."""
         partial = self._folder / f"{secrets.token_hex(8)}{_PARTIAL}"
         try:
             there = file.stat().st_size if file.exists() else 0
@@ -100,7 +100,7 @@ class FeatureCache:
 
 
 def _read(file: Path) -> mx.array | None:
-    """The array of a file; None where there is no whole one."""
+    """The array in a file; None if the file is missing or damaged."""
     if not file.exists():
         return None
     try:

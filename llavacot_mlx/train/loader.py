@@ -1,4 +1,4 @@
-"""Batches of a dataset, with their pictures decoded ahead of the step that wants them."""
+"""Loads batches: rows are read and images decoded ahead of the step that needs them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .encoding import encode
 from .sample import Sample
 
 THREADS = min(4, os.cpu_count() or 1)
-"""Decoding a picture takes some ten milliseconds, and a step seconds: few are enough."""
+"""Decoding an image takes about ten milliseconds and a step takes seconds: a few are enough."""
 
 
 @dataclass(frozen=True)
 class Loader:
-    """Reads the rows of a dataset, whatever order they are wanted in."""
+    """Reads the rows of a dataset in any order."""
 
     dataset: Dataset
     tokenizer: Tokenizer
@@ -33,11 +33,11 @@ class Loader:
     threads: int = THREADS
 
     def batches(self, order: Iterable[tuple[int, ...]]) -> Generator[Batch]:
-        """The batches of `order`, each a tuple of rows; it need not end.
+        """Yields the batches of `order`, each a tuple of rows; `order` may be infinite.
 
-        What comes follows from `order` alone, and not from the threads. They are at most
-        2 × `threads` rows ahead, and end with the iterator. Raises UserError, which names the row,
-        at the batch of a row that cannot be read.
+        The result depends on `order` alone, not on timing. Threads run at most 2 × `threads` rows
+        ahead, and stop when the iterator is closed. Raises UserError, which names the row, when the
+        batch of an unreadable row is due.
         """
         wanted, again = itertools.tee(order)
         read = prefetch(self._read, (row for rows in again for row in rows), self.threads)

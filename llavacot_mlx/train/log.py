@@ -1,4 +1,4 @@
-"""`log.jsonl`: a row a step and a row a validation, as they happen."""
+"""`log.jsonl`: one line per step and one per validation, written as they happen."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILE_NAME = "log.jsonl"
 
 
 class TrainingLog:
-    """Appends to a folder's log. Rows behind step `done` are those of a run that was cut off."""
+    """Appends to a folder's log, after dropping lines past step `done` that a killed run left."""
 
     def __init__(self, folder: Path, done: int) -> None:
         self._file = folder / FILE_NAME
@@ -32,9 +32,9 @@ class TrainingLog:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a folder's log; none where there is no log. A row that was cut off is left out.
+    """The lines of a folder's log; empty without a log. A truncated last line is ignored.
 
-    Raises UserError where it cannot be read.
+    Raises UserError when the log cannot be read.
     """
     file = folder / FILE_NAME
     if not file.exists():
@@ -57,7 +57,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def row_of(event: Stepped | Validated) -> dict[str, Any]:
-    """What is logged of an event."""
+    """The line of the log for an event."""
     return _step_row(event) if isinstance(event, Stepped) else _validation_row(event)
 
 
@@ -76,13 +76,13 @@ def _step_row(event: Stepped) -> dict[str, Any]:
 def _validation_row(event: Validated) -> dict[str, Any]:
     row: dict[str, Any] = {"step": event.step, "val_loss": event.loss}
     row["val_seconds"] = round(event.seconds, 4)
-    for kind, figures in event.kinds.items():
-        row[f"val_loss_{_name(kind)}"] = figures.loss
-        row[f"val_accuracy_{_name(kind)}"] = figures.accuracy
+    for kind, metrics in event.kinds.items():
+        row[f"val_loss_{_name(kind)}"] = metrics.loss
+        row[f"val_accuracy_{_name(kind)}"] = metrics.accuracy
     if event.answers:
         row["val_answers"] = len(event.answers)
-        row["val_well_formed"] = _share([answer.well_formed for answer in event.answers])
-        row["val_right"] = _share([answer.right for answer in event.answers])
+        row["val_well_formed"] = _fraction([answer.well_formed for answer in event.answers])
+        row["val_right"] = _fraction([answer.right for answer in event.answers])
     return row
 
 
@@ -90,7 +90,7 @@ def _name(kind: TokenKind) -> str:
     return kind.name.lower()
 
 
-def _share(values: list[bool]) -> float:
+def _fraction(values: list[bool]) -> float:
     return sum(values) / len(values)
 
 

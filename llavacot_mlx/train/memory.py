@@ -1,4 +1,4 @@
-"""What a training will need in memory, worked out before it begins."""
+"""An estimate of the memory that a training needs."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from llavacot_mlx.model.mllama import Mllama
 
 from .settings import TrainSettings
 
-_LOGIT_ROWS = 128  # as many positions go through the output head at once
+_LOGIT_ROWS = 128  # positions that go through the output head at once
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes, in the parts that can be changed by different settings."""
+    """Bytes, split into parts that different settings change."""
 
     weights: int
     learning: int
-    """The weights that learn once more, as gradients, and as the optimizer's state."""
+    """A second copy of the trained weights, their gradients, and the optimizer state."""
     activations: int
-    """Of one batch, at the longest sequence."""
+    """Activations of one batch at the maximum sequence length."""
 
     @property
     def total(self) -> int:
@@ -30,12 +30,12 @@ class MemoryEstimate:
 
 
 def estimate(model: Mllama, settings: TrainSettings, tokens: int) -> MemoryEstimate:
-    """For batches of rows of at most `tokens` tokens, each with a picture of four tiles.
+    """The estimate for rows of at most `tokens` tokens, each with an image of four tiles.
 
-    Counted are the arrays that the backward pass reads again: of a text layer nine rows as wide as
-    the hidden state and four as wide as its MLP, and of every picture its features and their keys
-    and values; with gradient checkpoints one row a layer, and one whole layer. Where attention is
-    not fused (the CPU), one layer's scores come on top.
+    It counts the arrays that the backward pass reads again: per token and text layer, nine vectors
+    of the hidden size and four of the MLP's size; per image, its features and their keys and
+    values. With gradient checkpointing, it is one hidden state per layer and one whole layer. Where
+    attention is not fused (on the CPU), the scores of one layer are added.
     """
     text, vision = model.config.text, model.config.vision
     learning = sum(array.size for _, array in tree_flatten(model.trainable_parameters()))
@@ -62,7 +62,7 @@ def estimate(model: Mllama, settings: TrainSettings, tokens: int) -> MemoryEstim
 
 
 def advice(settings: TrainSettings) -> str:
-    """What to change when the memory does not suffice, the cheapest first."""
+    """What to change when memory is short, the cheapest change first."""
     options = []
     if settings.batch_size > 1:
         options.append(

@@ -1,4 +1,4 @@
-"""How weights change: MLX's optimizers and schedules by their names."""
+"""MLX's optimizers and learning rate schedules by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CLASSES: dict[str, Any] = {
 
 
 def optimizer_of(settings: TrainSettings) -> Any:
-    """The optimizer of a training. Raises UserError for a setting of it that MLX does not take."""
+    """The optimizer of a training. Raises UserError for an option that MLX's class rejects."""
     rate = _schedule(settings.lr_schedule) if settings.lr_schedule else settings.learning_rate
     given = settings.optimizer_config.get(settings.optimizer, {})
     try:

@@ -1,4 +1,4 @@
-"""What can be wrong with a row of training data."""
+"""The problems that a training row can have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llavacot_mlx.errors import UserError
 
 
 class ProblemKind(enum.StrEnum):
-    """The kinds of problems, in the order in which a row is looked at."""
+    """The kinds of problems, in the order in which a row is checked."""
 
     NOT_JSON = "broken JSON"
     NOT_A_CONVERSATION = "not a conversation"
@@ -31,13 +31,13 @@ class ProblemKind(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with one row."""
+    """One problem of one row."""
 
     row: int
-    """The line of the file, from 1."""
+    """Line number in the file, from 1."""
     kind: ProblemKind
     detail: str
-    """For people, one line, without the file and the row."""
+    """One line for a person, without file and row."""
 
 
 class RowError(UserError):

@@ -1,4 +1,4 @@
-"""Rows of a file on their way into the model, in the order of a training."""
+"""Turns the rows of a file into the inputs of training steps, in training order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .workers import Workers
 
 @dataclass(frozen=True)
 class Question:
-    """The first turn of a conversation, and how it was answered."""
+    """The first question of a conversation, with the reference answer."""
 
     where: str
     image: Path | None
@@ -31,23 +31,23 @@ class Question:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a file that can be learned from."""
+    """The rows of a file that are trained or validated on."""
 
     loader: Loader
     rows: Sequence[int]
-    """Their places in the file's dataset."""
+    """Indices of the rows in the dataset."""
     lengths: Sequence[int]
-    """The tokens of each."""
+    """Number of tokens of each row."""
     features: FeatureCache | None
-    """Where what the frozen vision tower makes of pictures is kept, if it is."""
+    """The cache of image features, if there is one."""
 
     @contextmanager
     def batches(
         self, model: Mllama, settings: TrainSettings, done: int, workers: Workers
     ) -> Iterator[Iterator[Inputs | None]]:
-        """The inputs behind the first `done` steps, one a batch, without an end.
+        """Yields the inputs of every batch after the first `done` steps, without end.
 
-        Each is this process's share of a batch; None where that is no row.
+        Each is this process's shard of a batch; None if the shard is empty.
         """
         order = batches_from(self.lengths, settings, done)
         with closing(self._inputs(model, settings, order, workers)) as inputs:
@@ -68,16 +68,16 @@ class Rows:
         )
         with closing(self.loader.batches(shard for shard in shards if shard)) as batches:
             for shard in sizes:
-                yield self._of(model, settings, next(batches)) if shard else None
+                yield self._make_inputs(model, settings, next(batches)) if shard else None
 
-    def _of(self, model: Mllama, settings: TrainSettings, batch: Batch) -> Inputs:
+    def _make_inputs(self, model: Mllama, settings: TrainSettings, batch: Batch) -> Inputs:
         pictures = [
-            tiles if tiles is None or settings.train_vision else self._seen(model, tiles)
+            tiles if tiles is None or settings.train_vision else self._image_features(model, tiles)
             for tiles in batch.pictures
         ]
         return Inputs.of(batch.ids, batch.token_kinds, pictures, model.config)
 
-    def _seen(self, model: Mllama, tiles: Tiles) -> Features:
+    def _image_features(self, model: Mllama, tiles: Tiles) -> Features:
         if self.features is None:
             return compute_features(model, tiles)
         return self.features.features(model, tiles)

@@ -298,7 +298,8 @@ class Setting:
 
 
 def settings_of(group: type = TrainSettings) -> Iterator[Setting]:
-    """All settings in order; those of a group follow in the group's place."""
+    """Yields all settings in order, with those of a group where the group is declared."""
+    defaults = group()
     for entry, hint, about in _fields(group):
         assert about is not None
         kind = _without_none(hint)
@@ -307,10 +308,8 @@ def settings_of(group: type = TrainSettings) -> Iterator[Setting]:
                 flag = flag_name(f"{about.flag_prefix}_{inner.path[0]}")
                 yield dataclasses.replace(inner, path=(entry.name, *inner.path), flag=flag)
             continue
-        made = entry.default_factory is not dataclasses.MISSING
-        default = entry.default_factory() if made else entry.default  # type: ignore[misc]
         flag = "" if about.yaml_only else flag_name(entry.name)
-        yield Setting((entry.name,), kind, default, about, flag)
+        yield Setting((entry.name,), kind, getattr(defaults, entry.name), about, flag)
 
 
 def _fields(group: type) -> Iterator[tuple[dataclasses.Field[Any], Any, About | None]]:

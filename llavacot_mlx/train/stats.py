@@ -1,4 +1,4 @@
-"""How long the rows of a dataset are, where they come from, and what their pictures take."""
+"""Statistics of a dataset: lengths of rows and stages, sources, and tiles per image."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ _KINDS = {stage: TokenKind[stage.name] for stage in Stage}
 
 @dataclass(frozen=True)
 class Stats:
-    """Figures of all rows that are conversations, whatever else is wrong with them."""
+    """Statistics over all rows that are conversations, even those with other problems."""
 
     rows: int
     unreadable: int
-    """Rows that are no conversation; nothing else counts them."""
+    """Rows that are not conversations; no other count includes them."""
     with_problems: int
-    """Rows with any problem, the unreadable ones too."""
+    """Rows with any problem, including the unreadable ones."""
     answers: int
     tokens: np.ndarray
-    """(rows,) int64: the tokens of each row, question and all."""
+    """(rows,) int64: number of tokens of each row, including the question."""
     learned: np.ndarray
-    """(rows,) int64: those of them that are learned."""
+    """(rows,) int64: number of tokens of each row that have a loss."""
     stages: dict[Stage, np.ndarray]
-    """Of each stage, (answers that have it,) int64: its tokens, without its tags."""
+    """By stage, (answers with the stage,) int64: number of its tokens, without tags."""
     sources: dict[str, int]
-    """Rows by the first folder of the picture's path, the most first."""
+    """Number of rows by the first folder of the image path, in descending order."""
     tiles: dict[int, int]
-    """Rows by the number of tiles of their picture, for those that have one that can be read."""
+    """Number of rows by the number of tiles, of rows with a readable image."""
 
     @classmethod
     def of(cls, checked: Iterable[CheckedRow]) -> Stats:
@@ -78,7 +78,7 @@ class Stats:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures as one JSON object."""
+        """The statistics as one JSON object."""
         return {
             "rows": self.rows,
             "unreadable": self.unreadable,
