@@ -37,14 +37,14 @@ def open_images(token_ids: Sequence[int], image_token_id: int) -> list[OpenImage
     without text between are open together, up to the next image after the group. That is
     transformers' `get_cross_attention_token_mask`. Empty without an image.
     """
-    places = [row for row, token in enumerate(token_ids) if token == image_token_id]
-    if not places:
+    positions = [row for row, token in enumerate(token_ids) if token == image_token_id]
+    if not positions:
         return []
-    runs = [OpenImages(0, places[0], 0, 0)] if places[0] else []
+    runs = [OpenImages(0, positions[0], 0, 0)] if positions[0] else []
     group = 0  # the first image of the consecutive ones that the current image belongs to
-    for image, place in enumerate(places):
-        if image and place != places[image - 1] + 1:
+    for image, position in enumerate(positions):
+        if image and position != positions[image - 1] + 1:
             group = image
-        stop = places[image + 1] if image + 1 < len(places) else len(token_ids)
-        runs.append(OpenImages(place, stop, group, image + 1))
+        stop = positions[image + 1] if image + 1 < len(positions) else len(token_ids)
+        runs.append(OpenImages(position, stop, group, image + 1))
     return runs

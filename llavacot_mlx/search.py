@@ -144,8 +144,8 @@ class Search:
                 "at temperature 0 all candidates would write the same: each is written once"
             )
         new: list[Node] = []
-        for place, parent in enumerate(going):
-            share = count // len(going) + (place < count % len(going))
+        for number, parent in enumerate(going):
+            share = count // len(going) + (number < count % len(going))
             new += [self._child(parent, index) for _ in range(max(1, share))]
         if not new:
             return ended
@@ -163,8 +163,8 @@ class Search:
         for node, reader in zip(new, readers, strict=True):
             yield CandidateStarted(node.id, node.parent_id, reader.next_stage, node.round)
 
-        def complete(place: int) -> bool:
-            node, reader = new[place], readers[place]
+        def complete(index: int) -> bool:
+            node, reader = new[index], readers[index]
             if reader.turn_ended:
                 return True
             if step.unit is Unit.STAGE:
@@ -179,22 +179,22 @@ class Search:
         for event in decode_batch(
             context, starts, sampling, self._seed, lambda token: complete(token.candidate)
         ):
-            place = event.candidate
-            node, reader = new[place], readers[place]
+            index = event.candidate
+            node, reader = new[index], readers[index]
             if isinstance(event, Token):
                 node.token_ids.append(event.token_id)
                 node.logprob += event.logprob
                 reader.push(event.token_id)
-                yield from _append_text(node, reader, begins[place])
+                yield from _append_text(node, reader, begins[index])
             else:
                 assert isinstance(event, Ended)
                 branch = event.state.branch.in_bits(context.kv_meter.bits)
                 node.state = DecodeState(branch, event.state.logits)
                 full = len(node.path_ids) >= self._max_tokens
-                node.ended = reader.turn_ended or full or not complete(place)
+                node.ended = reader.turn_ended or full or not complete(index)
                 if node.ended:
                     reader.finish()
-                    yield from _append_text(node, reader, begins[place])
+                    yield from _append_text(node, reader, begins[index])
                 _set_stage(node, reader)
                 yield CandidateEnded(node.id, node.stage, node.closed, len(node.token_ids))
         context.kv_meter.hold("rows", 0)

@@ -165,15 +165,15 @@ def _check_tree(search: SearchRecord) -> None:
             steps = len(plan_from(search.plan).steps)
         except UserError as problem:
             raise UserError(f"search.plan: {problem}") from None
-    for place, node in enumerate(search.nodes):
-        where = f"search.nodes[{place}]"
-        if node.id != place:
+    for index, node in enumerate(search.nodes):
+        where = f"search.nodes[{index}]"
+        if node.id != index:
             raise UserError(f"{where}.id: {node.id}, but nodes are numbered from 0 in their order")
-        if node.parent is not None and not 0 <= node.parent < place:
+        if node.parent is not None and not 0 <= node.parent < index:
             raise UserError(f"{where}.parent: {node.parent} is no node before it")
     told = 0
-    for place, choice in enumerate(search.choices):
-        where = f"search.choices[{place}]"
+    for index, choice in enumerate(search.choices):
+        where = f"search.choices[{index}]"
         if choice.step < 0 or (steps is not None and choice.step >= steps):
             raise UserError(f"{where}.step: {choice.step} is no step of the plan")
         if choice.nodes != tuple(range(told, told + len(choice.nodes))):

@@ -94,10 +94,10 @@ def is_model(name: str) -> bool:
     """
     if name in OWN_JUDGES or _installed(name):
         return False
-    place = Path(name).expanduser()
-    if not place.exists():
+    folder = Path(name).expanduser()
+    if not folder.exists():
         return is_id(name)
-    if not (place / "config.json").is_file():
+    if not (folder / "config.json").is_file():
         raise UserError(
             f"judge {name}: there is no config.json in it; a judge is a model's folder, "
             f"one of {', '.join(OWN_JUDGES)}, or one that a package installed"

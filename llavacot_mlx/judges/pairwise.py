@@ -57,8 +57,8 @@ class PairwiseJudge:
         fitting = [pair for pair in pairs if pair.branch.length + pair.longest <= context]
         for pair, winner in zip(fitting, self._winners(fitting), strict=True):
             if winner is not None:
-                for place, node in enumerate(pair.nodes):
-                    won[node.id].append(place == winner)
+                for index, node in enumerate(pair.nodes):
+                    won[node.id].append(index == winner)
         return [sum(won[node.id]) / len(won[node.id]) if won[node.id] else None for node in nodes]
 
     def _comparison(self, one: Node, other: Node) -> _Comparison:
