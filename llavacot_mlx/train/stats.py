@@ -66,15 +66,15 @@ class Stats:
             if row.tiles:
                 tiles[row.tiles] += 1
         return cls(
-            rows,
-            unreadable,
-            with_problems,
-            answers,
-            np.array(tokens, dtype=np.int64),
-            np.array(learned, dtype=np.int64),
-            {stage: np.array(counts, dtype=np.int64) for stage, counts in stages.items()},
-            dict(sources.most_common()),
-            dict(sorted(tiles.items())),
+            rows=rows,
+            unreadable=unreadable,
+            with_problems=with_problems,
+            answers=answers,
+            tokens=np.array(tokens, dtype=np.int64),
+            learned=np.array(learned, dtype=np.int64),
+            stages={stage: np.array(counts, dtype=np.int64) for stage, counts in stages.items()},
+            sources=dict(sources.most_common()),
+            tiles=dict(sorted(tiles.items())),
         )
 
     def to_dict(self) -> dict[str, Any]:
