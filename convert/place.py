@@ -6,7 +6,6 @@ left. A lock on it keeps a second conversion away; the system drops the lock wit
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -14,6 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Self
 
+from llavacot_mlx.atomic import flush, missing_parents, publish_folder, remove_empty
 from llavacot_mlx.convert.target import Target, check_room, free_bytes
 from llavacot_mlx.errors import UserError
 
@@ -45,12 +45,12 @@ class Place:
 
         It stays when the block ends, as does everything else until `clear`.
         """
-        self._made = [folder for folder in self.folder.parents if not folder.exists()]
+        self._made = missing_parents(self.folder)
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             self._lock = self._locked()
         except BaseException:
-            self._unmake()
+            remove_empty(self._made)
             raise
         self._recover()
         return self
@@ -81,30 +81,14 @@ class Place:
         `unfinished` is the file in it that is removed first of all, once the rest is on the disk.
         """
         for file in self.partial.iterdir():
-            _flush(file)
+            flush(file)
         unfinished.unlink()
-        _flush(self.partial)
-        if self.folder.exists():
-            self.folder.rename(self._replaced)
-            try:
-                self.partial.rename(self.folder)
-            except BaseException:
-                self._replaced.rename(self.folder)
-                raise
-        else:
-            self.partial.rename(self.folder)
-        _flush(self.folder.parent)
-        shutil.rmtree(self._replaced, ignore_errors=True)
+        publish_folder(self.partial, self.folder, self._replaced)
 
     def clear(self) -> None:
         """Removes the hidden folder, and the folders above the target that were made for it."""
         shutil.rmtree(self.partial, ignore_errors=True)
-        self._unmake()
-
-    def _unmake(self) -> None:
-        for folder in self._made:  # the innermost first; those with something in them stay
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        remove_empty(self._made)
 
     def _locked(self) -> int:
         """The descriptor of the hidden folder, which no other process has locked."""
@@ -144,14 +128,6 @@ class Place:
                 shutil.rmtree(self._replaced, ignore_errors=True)
             else:
                 self._replaced.rename(self.folder)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _loop(target: Path) -> UserError:

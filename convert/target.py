@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from llavacot_mlx.atomic import replace_folder
 from llavacot_mlx.errors import UserError
 
 _MARGIN_BYTES = 64 * 2**20  # for the small files beside the weights
@@ -55,24 +55,14 @@ def written(target: Target, *sources: Path, size: int) -> Iterator[Path]:
     there for `sources`), or the disk has no room or fills up.
     """
     target.check_replaceable(*sources)
-    # What is written goes where a link points to, beside the folder that it replaces.
-    place = target.folder.resolve()
-    partial = place.with_name(f".{place.name}.partial-{os.getpid()}")
-    made = [folder for folder in place.parents if not folder.exists()]
+    place = target.folder.resolve()  # where a link points to, beside the folder that it replaces
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        check_room(target.folder, place, size)
-        partial.mkdir()
-        yield partial
-        target.check_replaceable(*sources)  # what came in the meantime, too
-        _put_in_place(partial, place)
+        with replace_folder(place) as partial:
+            check_room(target.folder, place, size)
+            yield partial
+            target.check_replaceable(*sources)  # what came in the meantime, too
     except OSError as problem:
         raise write_error(problem, target.folder, size) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        for folder in made:  # the innermost first; those with the result in them stay
-            with contextlib.suppress(OSError):
-                folder.rmdir()
 
 
 def _is_empty_folder(place: Path) -> bool:
@@ -102,18 +92,3 @@ def free_bytes(place: Path) -> int:
     """On the disk of a folder that need not be there yet."""
     there = next(folder for folder in place.parents if folder.exists())
     return shutil.disk_usage(there).free
-
-
-def _put_in_place(partial: Path, place: Path) -> None:
-    """Gives the finished folder its name; an old one under it goes when the new one is there."""
-    if not place.exists():
-        partial.rename(place)
-        return
-    old = place.with_name(f".{place.name}.replaced-{os.getpid()}")
-    place.rename(old)
-    try:
-        partial.rename(place)
-    except BaseException:
-        old.rename(place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -1,11 +1,12 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import UserError
@@ -46,16 +47,8 @@ def write_file(file: Path, data: bytes) -> None:
         except OSError as problem:
             raise _unwritable(file, problem) from None
         return
-    partial = _partial(place)
-    try:
-        with partial.open("xb") as stream:
-            stream.write(data)
-        partial.replace(place)
-    except OSError as problem:
-        raise _unwritable(file, problem) from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+    with _replacing(file, place, _partial(place)) as partial:
+        partial.write_bytes(data)
 
 
 @contextlib.contextmanager
@@ -68,16 +61,85 @@ def replace_file(file: Path) -> Iterator[Path]:
     place = _place(file)
     partial = _partial(place)
     partial = partial.with_name(f"{partial.name}{place.suffix}")
+    with _replacing(file, place, partial):
+        yield partial
+
+
+@contextlib.contextmanager
+def _replacing(file: Path, place: Path, partial: Path) -> Iterator[Path]:
     try:
         yield partial
-        with partial.open("rb+") as stream:
-            os.fsync(stream.fileno())  # the name must not be there before the bytes
+        flush(partial)  # the name must not be there before the bytes
         partial.replace(place)
+    except BrokenPipeError:
+        raise
     except OSError as problem:
         raise _unwritable(file, problem) from None
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """Yields a hidden sibling to write to, which gets `folder`'s name when the block ends well.
+
+    What goes wrong leaves everything as it was, an older folder under that name too. `folder` is
+    no link. Raises OSError.
+    """
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    made = missing_parents(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        yield partial
+        publish_folder(partial, folder, folder.with_name(f".{folder.name}.replaced-{os.getpid()}"))
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        remove_empty(made)
+
+
+def publish_folder(partial: Path, folder: Path, replaced: Path) -> None:
+    """Gives a finished folder its name; an older one under it goes when the new one is there.
+
+    `replaced` is the name that the older one has in between. All three are siblings. What is in
+    `partial` is on the disk before the name is. Raises OSError, and then the older one is back.
+    """
+    for file in partial.iterdir():
+        flush(file)
+    flush(partial)
+    if folder.exists():
+        folder.rename(replaced)
+        try:
+            partial.rename(folder)
+        except BaseException:
+            replaced.rename(folder)
+            raise
+    else:
+        partial.rename(folder)
+    flush(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def missing_parents(path: Path) -> list[Path]:
+    """The folders above a path that do not exist yet, the innermost first."""
+    return [folder for folder in path.parents if not folder.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Removes those of the folders, innermost first, that are empty."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def flush(path: Path) -> None:
+    """Waits until a file or a folder is on the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _place(file: Path) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llavacot_mlx.atomic import check_can_write, write_file
+from llavacot_mlx.atomic import check_can_write, replace_folder, write_file
 from llavacot_mlx.errors import UserError
 
 
@@ -125,3 +125,34 @@ def test_being_stopped_while_writing_leaves_nothing_half_written(tmp_path: Path)
     )
     assert "KeyboardInterrupt" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "out"
+    for text in ("old", "new"):
+        with replace_folder(folder) as partial:
+            (partial / "file").write_text(text)
+        assert (folder / "file").read_text() == text
+        assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_a_folder_that_fails_half_way_is_as_it_was(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "file").write_text("old")
+
+    def fail() -> None:
+        with replace_folder(folder) as partial:
+            (partial / "file").write_text("new")
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        fail()
+    assert (folder / "file").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_folders_above_one_that_fails_go_again(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="stop"), replace_folder(tmp_path / "a" / "b" / "out"):
+        raise ValueError("stop")
+    assert not list(tmp_path.iterdir())

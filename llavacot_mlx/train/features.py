@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
 
+from llavacot_mlx.atomic import replace_file
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.pictures import Tiles
@@ -82,21 +81,16 @@ class FeatureCache:
 
     def _keep(self, file: Path, array: mx.array) -> None:
         """Stores features. A full disk is no error: they are computed again next time."""
-        partial = self._folder / f"{secrets.token_hex(8)}{_PARTIAL}"
         try:
             there = file.stat().st_size if file.exists() else 0
             # A safetensors file is its data and a header of less than 200 bytes.
             if self._used - there + array.nbytes + 200 > self._budget:
                 return
-            mx.save_safetensors(str(partial), {_NAME: array})
-            size = partial.stat().st_size
-            partial.replace(file)
-            self._used += size - there
-        except (OSError, RuntimeError):
+            with replace_file(file) as partial:
+                mx.save_safetensors(str(partial), {_NAME: array})
+            self._used += file.stat().st_size - there
+        except (OSError, RuntimeError, UserError):
             return
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
 
 
 def _read(file: Path) -> mx.array | None:
