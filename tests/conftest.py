@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
+import llama_vocabulary
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
@@ -21,9 +24,8 @@ from llavacot_mlx.model.config import Llama3Scaling, ModelConfig, TextConfig, Vi
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.tokenizer import Tokenizer
 
-# Test data beside the repository, not part of it.
-LLAMA_TOKENIZER = Path(__file__).parents[2] / "shared" / "llama-3.2-vision-tokenizer"
-LLAMA_IMAGE_TOKEN_ID = 128256
+# Tests of Llama 3.2's tokenizer run with the stand-in, and with the real one where there is one.
+LLAMA = ("stand-in", "real") if llama_vocabulary.real_folder() else ("stand-in",)
 
 
 def pytest_configure() -> None:
@@ -62,16 +64,22 @@ def quantizable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def llama_folder() -> Path:
-    """The tokenizer of the Llama 3.2 family, where it lies beside the repository."""
-    if not LLAMA_TOKENIZER.is_dir():
-        pytest.skip(f"no real tokenizer in ../shared/{LLAMA_TOKENIZER.name}")
-    return LLAMA_TOKENIZER
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Tokenizer]]:
+    """`llama(name)`: the folder of a name in LLAMA, to be read only, and its tokenizer."""
 
+    @cache
+    def loaded(name: str) -> tuple[Path, Tokenizer]:
+        real = llama_vocabulary.real_folder()
+        if name == "stand-in":
+            folder = llama_vocabulary.write_stand_in(tmp_path_factory.mktemp(name))
+            image = llama_vocabulary.IMAGE_TOKEN_ID
+        elif real is None:
+            pytest.skip("Llama 3.2's own tokenizer: not in LLAVACOT_LLAMA_TOKENIZER or ../shared")
+        else:
+            folder, image = real, llama_vocabulary.REAL_IMAGE_TOKEN_ID
+        return folder, Tokenizer.load(folder, replace(CONFIG, image_token_id=image))
 
-@pytest.fixture(scope="session")
-def llama_tokenizer(llama_folder: Path) -> Tokenizer:
-    return Tokenizer.load(llama_folder, replace(CONFIG, image_token_id=LLAMA_IMAGE_TOKEN_ID))
+    return loaded
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from itertools import cycle
 from pathlib import Path
 
 import pytest
+from conftest import LLAMA
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from stage_texts import TEXTS, joined
@@ -86,12 +87,14 @@ class Vocabulary:
         return {text: token for text, token in decoded if "\ufffd" not in text and wanted(text)}
 
 
-@pytest.fixture(scope="module", params=["demo", "llama"])
-def vocabulary(request: pytest.FixtureRequest) -> Vocabulary:
-    """The demo model's, and the real one where it lies beside the repository."""
-    if request.param == "llama":
-        tokenizer = request.getfixturevalue("llama_tokenizer")
-        return Vocabulary.of(tokenizer, request.getfixturevalue("llama_folder"))
+@pytest.fixture(scope="module", params=["demo", *LLAMA])
+def vocabulary(
+    request: pytest.FixtureRequest, llama: Callable[[str], tuple[Path, Tokenizer]]
+) -> Vocabulary:
+    """The demo model's, the stand-in for Llama's, and Llama's where there is one."""
+    if request.param in LLAMA:
+        folder, tokenizer = llama(request.param)
+        return Vocabulary.of(tokenizer, folder)
     return Vocabulary.of(Tokenizer.load(model_path(), load_config(model_path())), model_path())
 
 
@@ -448,16 +451,20 @@ def test_line_breaks_in_a_token_with_text(vocabulary: Vocabulary) -> None:
         assert found(reader) == [(CAPTION, f"b{text}".strip(), False), (REASONING, "c", True)]
 
 
-def test_a_token_that_ends_one_tag_and_begins_another(llama_tokenizer: Tokenizer) -> None:
-    (both,) = llama_tokenizer.encode("></")
-    encode = llama_tokenizer.encode
+@pytest.mark.parametrize("name", LLAMA)
+def test_a_token_that_ends_one_tag_and_begins_another(
+    name: str, llama: Callable[[str], tuple[Path, Tokenizer]]
+) -> None:
+    tokenizer = llama(name)[1]
+    encode = tokenizer.encode
+    (both,) = encode("></")
     for text, expected in {
         "<SUMMARY|SUMMARY>": [(SUMMARY, "", True)],
         "<SUMMARY>a</SUMMARY|SUMMARY><CAPTION>b": [(SUMMARY, "a", True), (CAPTION, "b", False)],
         "<SUMMARY|CAPTION>b</SUMMARY>": [(SUMMARY, "</CAPTION>b", True)],
     }.items():
         first, second = text.split("|")
-        reader = Reader.after(llama_tokenizer, [*encode(first), both, *encode(second)])
+        reader = Reader.after(tokenizer, [*encode(first), both, *encode(second)])
         reader.finish()
         assert found(reader) == expected
         assert reader.text == text.replace("|", "></")

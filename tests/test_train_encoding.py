@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import LLAMA
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,12 +24,12 @@ from llavacot_mlx.train.encoding import answer_token_kinds, encode
 from llavacot_mlx.train.sample import Sample, TokenKind
 
 
-@pytest.fixture(scope="module", params=["demo", "llama"])
-def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
-    if request.param == "llama":
-        found = request.getfixturevalue("llama_tokenizer")
-        assert isinstance(found, Tokenizer)
-        return found
+@pytest.fixture(scope="module", params=["demo", *LLAMA])
+def tokenizer(
+    request: pytest.FixtureRequest, llama: Callable[[str], tuple[Path, Tokenizer]]
+) -> Tokenizer:
+    if request.param in LLAMA:
+        return llama(request.param)[1]
     return Tokenizer.load(demo.model_path(), load_config(demo.model_path()))
 
 

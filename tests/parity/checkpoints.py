@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from llama_vocabulary import BOS, CHAT_TEMPLATE, IMAGE_TOKEN, SPECIAL_TOKENS, train
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     GenerationConfig,
     MllamaConfig,
@@ -27,47 +27,17 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-SPECIAL_TOKENS = (
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
-    "<|reserved_special_token_0|>",
-    "<|reserved_special_token_1|>",
-    "<|finetune_right_pad_id|>",
-    "<|reserved_special_token_2|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eom_id|>",
-    "<|eot_id|>",
-    "<|python_tag|>",
-)
-IMAGE_TOKEN = "<|image|>"
 # Llama's special tokens follow its ordinary ones; the picture's comes one past the vocabulary.
 ORDINARY_TOKENS = 309
 VOCABULARY = ORDINARY_TOKENS + len(SPECIAL_TOKENS)
 TOKEN_ID = {token: ORDINARY_TOKENS + index for index, token in enumerate(SPECIAL_TOKENS)}
 IMAGE_TOKEN_ID = VOCABULARY
 
-# How Llama 3 cuts text before byte pairs are merged.
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 CORPUS = (
     "How many red circles are there? What is to the left of the large blue square?",
     "the user and the assistant describe the image; the answer is in the picture.",
     "user assistant system <SUMMARY> </SUMMARY> <CAPTION> <REASONING> <CONCLUSION>\n\n",
     "one\n\n\ntwo\n\n\nthree\n\n\nfour\n\n\nfive\n\n\n",
-)
-CHAT_TEMPLATE = (
-    "{{- bos_token }}{%- for message in messages %}"
-    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
-    "{%- if message['content'] is string %}{{- message['content'] }}{%- else %}"
-    "{%- for part in message['content'] %}"
-    "{%- if part['type'] == 'image' %}{{- '<|image|>' }}"
-    "{%- elif part['type'] == 'text' %}{{- part['text'] }}{%- endif %}"
-    "{%- endfor %}{%- endif %}{{- '<|eot_id|>' }}{%- endfor %}"
-    "{%- if add_generation_prompt %}"
-    "{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
 )
 
 
@@ -225,34 +195,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     Its ids are laid out as the real one's: ordinary tokens, special ones up to `VOCABULARY`, and
     `<|image|>` = `VOCABULARY`, a row that the embedding has and the output head has not.
     """
-    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=ORDINARY_TOKENS,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    assert tokenizer.get_vocab_size() == ORDINARY_TOKENS, tokenizer.get_vocab_size()
-    tokenizer.add_special_tokens([*SPECIAL_TOKENS, IMAGE_TOKEN])
-    bos = "<|begin_of_text|>"
-    tokenizer.post_processor = processors.Sequence(
-        [
-            processors.ByteLevel(trim_offsets=False),
-            processors.TemplateProcessing(
-                single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, TOKEN_ID[bos])]
-            ),
-        ]
-    )
+    tokenizer = train(CORPUS, ORDINARY_TOKENS, (*SPECIAL_TOKENS, IMAGE_TOKEN))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=bos,
+        bos_token=BOS,
         eos_token="<|eot_id|>",
         pad_token="<|finetune_right_pad_id|>",
         chat_template=CHAT_TEMPLATE,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from conftest import LLAMA
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import MllamaProcessor
@@ -65,16 +66,26 @@ def small(checkpoint: Callable[[Geometry], Path]) -> Tokenizers:
     )
 
 
-@pytest.fixture(scope="module")
-def real(llama_folder: Path, llama_tokenizer: Tokenizer) -> Tokenizers:
-    """The Llama 3.2 family's own, where it lies beside the repository."""
-    return Tokenizers(llama_tokenizer, MllamaProcessor.from_pretrained(llama_folder))
+@pytest.fixture(scope="module", params=LLAMA)
+def full(
+    request: pytest.FixtureRequest, llama: Callable[[str], tuple[Path, Tokenizer]]
+) -> Tokenizers:
+    """Those with all of Llama's special tokens: the stand-in's, and the real ones if present."""
+    folder, tokenizer = llama(request.param)
+    return Tokenizers(tokenizer, MllamaProcessor.from_pretrained(folder))
 
 
-@pytest.fixture(params=["small", "real"])
-def both(request: pytest.FixtureRequest) -> Tokenizers:
+@pytest.fixture(scope="module", params=["small", *LLAMA])
+def each(
+    request: pytest.FixtureRequest,
+    small: Tokenizers,
+    llama: Callable[[str], tuple[Path, Tokenizer]],
+) -> Tokenizers:
     """Each tokenizer in turn."""
-    return request.getfixturevalue(request.param)
+    if request.param == "small":
+        return small
+    folder, tokenizer = llama(request.param)
+    return Tokenizers(tokenizer, MllamaProcessor.from_pretrained(folder))
 
 
 EACH_QUESTION = pytest.mark.parametrize("question", QUESTIONS, ids=range(len(QUESTIONS)))
@@ -82,18 +93,18 @@ EACH_QUESTION = pytest.mark.parametrize("question", QUESTIONS, ids=range(len(QUE
 
 @EACH_QUESTION
 @pytest.mark.parametrize("images", [0, 1, 2])
-def test_one_question(question: str, images: int, both: Tokenizers) -> None:
+def test_one_question(question: str, images: int, each: Tokenizers) -> None:
     """A question with and without pictures before it.
 
     Without one, a question that starts with a new line shares a token with the header's end: our
     prompts had `\\n\\n`, `\\n` where transformers has `\\n\\n\\n`.
     """
     turns = [Turn("user", question, images)]
-    assert both.ours.prompt(turns) == both.templated(turns)
+    assert each.ours.prompt(turns) == each.templated(turns)
 
 
 @EACH_QUESTION
-def test_a_conversation(question: str, both: Tokenizers) -> None:
+def test_a_conversation(question: str, each: Tokenizers) -> None:
     """A system's turn, a picture, an answer, and a second question."""
     turns = [
         Turn("system", "Answer in stages."),
@@ -101,7 +112,7 @@ def test_a_conversation(question: str, both: Tokenizers) -> None:
         Turn("assistant", "<SUMMARY> It asks. </SUMMARY>\n\n<CONCLUSION> 2 </CONCLUSION>"),
         Turn("user", "And blue ones?"),
     ]
-    assert both.ours.prompt(turns) == both.templated(turns)
+    assert each.ours.prompt(turns) == each.templated(turns)
 
 
 def test_the_processors_own_call(small: Tokenizers) -> None:
@@ -154,16 +165,16 @@ def test_the_users_text_stays_text(pieces: list[str], small: Tokenizers) -> None
     assert small.ours.decode(ids) == text
 
 
-def test_the_users_text_stays_text_for_the_real_tokenizer(real: Tokenizers) -> None:
+def test_every_special_tokens_string_stays_text(full: Tokenizers) -> None:
     """All 257 special tokens of the family, each inside a question."""
-    tokens = real.theirs.tokenizer.added_tokens_decoder
+    tokens = full.theirs.tokenizer.added_tokens_decoder
     assert len(tokens) == 257
     for token in tokens.values():
         text = f"What is {token.content}? {token.content}{token.content}\n\n{token.content} "
-        ids = real.ours.encode(text)
+        ids = full.ours.encode(text)
         assert not set(ids) & set(tokens)
-        assert ids == real.plain(text)
-        assert real.ours.decode(ids) == text
+        assert ids == full.plain(text)
+        assert full.ours.decode(ids) == text
 
 
 @ANY
