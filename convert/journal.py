@@ -7,6 +7,7 @@ SHA-256 of so much. A line that a crash cut off says nothing.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,11 +16,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from llavacot_mlx import __version__
+from llavacot_mlx.checked import Range, checked
 from llavacot_mlx.convert.plan import Step
 from llavacot_mlx.convert.shards import Shard
+from llavacot_mlx.errors import UserError
 
 NAME = "journal.jsonl"
 _READ_BYTES = 2**20
@@ -29,7 +32,7 @@ _READ_BYTES = 2**20
 class Identity:
     """Two conversions with the same identity write the same bytes."""
 
-    source: dict[str, list[Any]]
+    source: dict[str, tuple[Any, ...]]
     """Of each file: size, time of the last change, SHA-256 of its header."""
     result: str
     """SHA-256 of what is to be written, and of what writes it."""
@@ -50,6 +53,15 @@ class Identity:
             return all(_state(folder / name) == state for name, state in self.source.items())
         except OSError:
             return False
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """A line of the journal after the first."""
+
+    file: str
+    bytes: Annotated[int, Range(min=1)]
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -74,9 +86,9 @@ class Journal:
 
     def found(self) -> Identity | None:
         """What an earlier run was doing; None where there is no journal that can be read."""
-        for values in self._lines()[:1]:
-            if values.keys() == {"source", "result"}:
-                return Identity(values["source"], values["result"])
+        for value in self._lines()[:1]:
+            with contextlib.suppress(UserError):
+                return checked(Identity, value)
         return None
 
     def kept(self, shards: Iterable[Shard]) -> dict[str, Kept]:
@@ -85,9 +97,10 @@ class Journal:
         Nothing counts beyond the first byte that differs.
         """
         marks: dict[str, dict[int, str]] = defaultdict(dict)
-        for values in self._lines()[1:]:
-            if values.keys() == {"file", "bytes", "sha256"}:
-                marks[values["file"]][values["bytes"]] = values["sha256"]
+        for value in self._lines()[1:]:
+            with contextlib.suppress(UserError):
+                mark = checked(_Mark, value)
+                marks[mark.file][mark.bytes] = mark.sha256
         folder = self.file.parent
         kept = {s.file: _intact(folder / s.file, marks[s.file]) for s in shards if marks[s.file]}
         self.saved = sum(each.count for each in kept.values())
@@ -106,15 +119,12 @@ class Journal:
             os.fsync(stream.fileno())
         self.saved += new
 
-    def _lines(self) -> list[dict[str, Any]]:
-        found = []
+    def _lines(self) -> list[Any]:
+        found: list[Any] = []
         try:
             for line in self.file.read_bytes().splitlines():
-                values = json.loads(line)
-                if not isinstance(values, dict):
-                    break
-                found.append(values)
-        except (OSError, ValueError):
+                found.append(json.loads(line))
+        except (OSError, ValueError, RecursionError):
             pass  # not there, or cut off in the middle of a line
         return found
 
@@ -123,12 +133,12 @@ def _line(values: dict[str, Any]) -> str:
     return json.dumps(values) + "\n"
 
 
-def _state(file: Path) -> list[Any]:
+def _state(file: Path) -> tuple[Any, ...]:
     with file.open("rb") as stream:
         status = os.fstat(stream.fileno())
         length = int.from_bytes(stream.read(8), "little")
         header = hashlib.sha256(stream.read(length)).hexdigest()
-    return [status.st_size, status.st_mtime_ns, header]
+    return status.st_size, status.st_mtime_ns, header
 
 
 def _intact(file: Path, marks: dict[int, str]) -> Kept:

@@ -18,6 +18,7 @@ import mlx.core as mx
 import pytest
 
 from llavacot_mlx.convert import blocks, run, shards
+from llavacot_mlx.convert.journal import Journal
 from llavacot_mlx.convert.run import Converted, Progress, convert
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import Quantization
@@ -312,3 +313,13 @@ def test_room_is_asked_for_what_is_missing_only(
     usage = shutil.disk_usage(out.parent)._replace(free=64 * 2**20 + 200_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     again(source, out)
+
+
+@pytest.mark.parametrize("file", [3, ["x"], None, {"a": 1}])
+def test_a_journal_of_nonsense_counts_for_nothing(file: object, tmp_path: Path) -> None:
+    """A name that was a list was once a TypeError."""
+    found = Journal(tmp_path)
+    line = json.dumps({"file": file, "bytes": 1, "sha256": "x"})
+    found.file.write_text(f"{line}\n{line}\n", encoding="utf-8")
+    assert found.found() is None
+    assert found.kept([]) == {}
