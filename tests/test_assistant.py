@@ -286,7 +286,8 @@ def test_loading(tiny: Path) -> None:
 
 def test_loading_from_home(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tiny.parent))
-    assert Assistant.load(f"~/{tiny.name}").ask(None, "What?", max_tokens=1).text is not None
+    named = Assistant.load(f"~/{tiny.name}").ask(None, "What?", max_tokens=5)
+    assert named.token_ids == Assistant.load(tiny).ask(None, "What?", max_tokens=5).token_ids
 
 
 def test_the_package_hands_out_its_api() -> None:

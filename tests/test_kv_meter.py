@@ -23,16 +23,17 @@ def assistant() -> Assistant:
 
 def test_the_parts_are_added_up_and_the_most_is_remembered() -> None:
     usage = Usage()
-    meter = KVMeter(usage, KVLimits(budget=100))
-    meter.hold("images", 40)
-    meter.hold("prefixes", 20)
-    meter.hold("rows", 30)
+    meter = KVMeter(usage, KVLimits(budget=2_000_000_000))
+    meter.hold("images", 800_000_000)
+    meter.hold("prefixes", 400_000_000)
+    meter.hold("rows", 600_000_000)
     meter.hold("rows", 0)
-    meter.hold("prefixes", 45)
-    assert usage.kv_bytes == 90
-    with pytest.raises(UserError, match=r"would take 0.00 MB, and the budget is 0.00 MB"):
-        meter.hold("rows", 16)
-    assert usage.kv_bytes == 90
+    meter.hold("prefixes", 900_000_000)
+    assert usage.kv_bytes == 1_800_000_000
+    too_much = r"would take 2,010.25 MB, and the budget is 2,000.00 MB: take fewer"
+    with pytest.raises(UserError, match=too_much):
+        meter.hold("rows", 310_250_000)
+    assert usage.kv_bytes == 1_800_000_000
 
 
 def test_a_batch_tells_what_its_buffers_take() -> None:
@@ -58,7 +59,7 @@ def test_a_batch_tells_what_its_buffers_take() -> None:
 
 def test_a_text_cache_tells_before_it_grows() -> None:
     cache = TextCache(3, KVMeter(Usage(), KVLimits(budget=1000)))
-    with pytest.raises(UserError, match="budget"):
+    with pytest.raises(UserError, match=r"would take .* MB, and the budget is 0.00 MB"):
         cache.extend(0, mx.zeros((1, 2, 4, 8)), mx.zeros((1, 2, 4, 8)))
     assert cache.state() == []
 
@@ -81,7 +82,7 @@ def test_a_picture_beyond_the_budget_is_refused_before_it_is_encoded(
         raise AssertionError("the picture was encoded")
 
     monkeypatch.setattr(type(assistant._loaded.model), "image_features", encoded)
-    with pytest.raises(UserError, match="budget"):
-        assistant.ask(demo.example_path(), QUESTION, limits=KVLimits(KVLimits(budget=1000)))
+    with pytest.raises(UserError, match=r"would take .* MB, and the budget is 0.00 MB"):
+        assistant.ask(demo.example_path(), QUESTION, limits=KVLimits(budget=1000))
     with pytest.raises(UserError, match="holds nothing"):
         KVLimits(budget=0)

@@ -146,9 +146,15 @@ def test_usage_is_the_sum_over_the_tree(assistant: Assistant) -> None:
     assert trace.usage.images_encoded == 1
     assert trace.usage.prefilled_tokens == len(trace.prompt_token_ids)
     assert trace.usage.decoded_tokens == sum(node.tokens for node in trace.search.nodes)
-    assert trace.usage.reused_tokens > 0
+    # The prompt and what a candidate continues, for each but the first, which read the prompt.
+    length: dict[int | None, int] = {None: len(trace.prompt_token_ids)}
+    for node in trace.search.nodes:
+        length[node.id] = length[node.parent] + node.tokens
+    first, *others = trace.search.nodes
+    assert first.parent is None
+    assert trace.usage.reused_tokens == sum(length[node.parent] for node in others)
     path = [node for node in trace.search.nodes if node.kept]
-    assert sum(node.tokens for node in path) >= len(trace.token_ids)
+    assert sum(node.tokens for node in path) == len(trace.token_ids)
 
 
 @pytest.fixture(scope="module")
@@ -318,20 +324,21 @@ def test_a_stage_that_never_closes_comes_last(assistant: Assistant) -> None:
     assert [node.id for node in best(nodes, 4)] == [2, 0, 1, 3]
     assert [node.kept for node in nodes] == [True] * 4
     limited, _, _ = search(assistant, planned(Method.BEST_OF_N, WARM, 2), max_tokens=60)
-    assert all(len(node.token_ids) == 60 for node in limited.nodes)
-    assert all(not node.closed for node in limited.nodes)
+    assert [(len(node.token_ids), node.closed) for node in limited.nodes] == [(60, False)] * 2
 
 
 def test_no_verdict_is_no_end(assistant: Assistant) -> None:
     engine, _, events = search(assistant, planned(Method.STAGE_BEAM, WARM, 2), NoVerdict())
     assert len([event for event in events if isinstance(event, CandidatesKept)]) == 4
-    assert engine.best_ids
+    assert [record.stage for record in engine.best_stages] == list(Stage)
 
 
 def test_the_self_judge_counts_its_tokens_apart(assistant: Assistant) -> None:
     trace = assistant.ask(demo.example_path(), QUESTION, search="stage-beam", judge="self")
     assert trace.usage.judge_tokens > 0
-    assert all(0 < node.score < 1 for node in trace.search.nodes if node.score is not None)
+    scores = [node.score for node in trace.search.nodes]
+    assert len(scores) == 8
+    assert all(score is not None and 0 < score < 1 for score in scores)
     assert all(record.closed for record in trace.stages)
     assert [record.candidates for record in trace.stages] == [2, 2, 2, 2]
     kept = [node.score for node in trace.search.nodes if node.kept]
@@ -445,7 +452,7 @@ def test_what_nothing_will_follow_is_let_go(assistant: Assistant) -> None:
     assert plan.retrace is not None
     never = dataclasses.replace(plan, retrace=dataclasses.replace(plan.retrace, threshold=1e9))
     engine, usage, _ = search(assistant, never)
-    assert all((node.state is not None) <= node.kept for node in engine.nodes)
+    assert {node.kept for node in engine.nodes if node.state is not None} == {True}
     assert engine.retraces == 3
     _, once, _ = search(assistant, dataclasses.replace(plan, retrace=None))
     assert usage.kv_bytes < 1.5 * once.kv_bytes
