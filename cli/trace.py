@@ -157,7 +157,7 @@ def _check_page(out: Path, file: str) -> None:
 
 
 def _write_page(stored: StoredTrace, html: str, file: str) -> None:
-    from llavacot_mlx.cli.page import page
+    from llavacot_mlx.cli.html.page import page
 
     try:
         data = page(stored.trace, stored.picture).encode(errors="replace")

@@ -22,8 +22,8 @@ from fakes import GOOD_ANSWER, ScriptedRound
 from PIL import Image
 from traces import events_of, greedy, png, retracing, trace_of
 
-from llavacot_mlx.cli.page import page, path_taken
-from llavacot_mlx.cli.page_picture import page_picture
+from llavacot_mlx.cli.html.page import page, path_taken
+from llavacot_mlx.cli.html.page_picture import page_picture
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.trace import Trace
 

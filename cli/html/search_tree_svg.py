@@ -1,4 +1,7 @@
-"""The tree of a search as a small drawing: every candidate a dot, the path taken a line."""
+"""The tree of a search as a small drawing: every candidate is a dot, the path taken is a line.
+
+This module computes where everything is; `page.html.j2` draws it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import dataclass
 
 from llavacot_mlx.trace import NodeRecord, SearchRecord
 
-_MOST_LEAVES = 64  # dots beside each other; a phone cannot show more
+_MAX_LEAVES = 64  # dots beside each other; a phone cannot show more
 _PHONE = 320.0  # pixels that the drawing has on a phone; sizes below are pixels there
 _LEAF = 26.0
 _RADIUS = 9.0
@@ -16,38 +19,100 @@ _LABELS = 0.27  # of the width, at the left
 _NUMBERED_UP_TO = 13  # leaves; with more, the numbers are too small on a phone
 
 
-def tree_map(search: SearchRecord, path: Collection[int]) -> str:
-    """An `<svg>` whose dots lead to the elements `c1`, `c2`, …; empty where it would not help.
+@dataclass(frozen=True)
+class StepBack:
+    """The line before a round that a retrace began."""
 
-    That is where no candidate goes on from another, and where there are too many for a phone.
-    `path` has the nodes of the path taken. Rounds stand side by side, the first at the left.
+    x: float
+    y: float
+    round: int
+    """Counted from 1."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """From a node to the one that continues it."""
+
+    curve: str
+    """The `d` of an SVG path."""
+    on_path: bool
+
+
+@dataclass(frozen=True)
+class RowLabel:
+    """The stage that a row of nodes writes."""
+
+    y: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A node."""
+
+    x: float
+    y: float
+    number: int
+    css_class: str
+    title: str
+
+
+@dataclass(frozen=True)
+class SearchTree:
+    """A drawing in its own units; `scale` is how much larger than on a phone it is."""
+
+    steps_back: tuple[StepBack, ...]
+    edges: tuple[Edge, ...]
+    labels: tuple[RowLabel, ...]
+    dots: tuple[Dot, ...]
+    top: float
+    bottom: float
+    width: float
+    scale: float
+    dense: bool
+    """Whether numbers would be too small on a phone."""
+    radius: float = _RADIUS
+
+    @property
+    def height(self) -> float:
+        return self.bottom - self.top
+
+    @property
+    def max_width(self) -> float:
+        """In pixels."""
+        return max(self.width, 400)
+
+
+def search_tree(search: SearchRecord, path: Collection[int]) -> SearchTree | None:
+    """Lays out the tree of a search, whose dots lead to the elements `c1`, `c2`, ….
+
+    None where a drawing would not help: no candidate continues another, or there are too many for a
+    phone. `path` has the nodes of the path taken. Rounds stand side by side, the first at the left.
     """
     columns, depths = _columns(search.nodes), _depths(search.nodes)
     leaves = 1 + int(max(columns, default=0.0))
-    if max(depths, default=0) == 0 or leaves > _MOST_LEAVES:
-        return ""
-    layout = _laid_out(columns, depths, leaves)
-    dense = " dense" if leaves > _NUMBERED_UP_TO else ""
-    parts = [
-        *_steps_back(search, layout),
-        *_edges(search.nodes, path, layout),
-        *_labels(search.nodes, depths, layout),
-        *_dots(search, path, layout),
-    ]
-    return (
-        f'<svg class="map{dense}" viewBox="0 {layout.top:.0f} {layout.width:.0f} '
-        f'{layout.bottom - layout.top:.0f}" style="max-width:{max(layout.width, 400):.0f}px;'
-        f'--scale:{layout.scale:.2f}" role="img" aria-label="The tree of {len(search.nodes)} '
-        f'candidates; the list below tells the same">{"".join(parts)}</svg>'
+    if max(depths, default=0) == 0 or leaves > _MAX_LEAVES:
+        return None
+    layout = _lay_out(columns, depths, leaves)
+    return SearchTree(
+        steps_back=tuple(_steps_back(search, layout)),
+        edges=tuple(_edges(search.nodes, path, layout)),
+        labels=tuple(_labels(search.nodes, depths, layout)),
+        dots=tuple(_dots(search, path, layout)),
+        top=layout.top,
+        bottom=layout.bottom,
+        width=layout.width,
+        scale=layout.scale,
+        dense=leaves > _NUMBERED_UP_TO,
     )
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where everything is, in the drawing's own units."""
+    """Where the nodes are, in the drawing's own units."""
 
     x: Sequence[float]
-    """Of each node's middle."""
+    """The centre of each node."""
     y: Sequence[float]
     row: float
     """From one row of nodes to the next."""
@@ -55,10 +120,10 @@ class _Layout:
     top: float
     bottom: float
     scale: float
-    """How much larger than on a phone it is: labels grow by that, to be read there."""
+    """How much larger than on a phone it is; labels grow by that, to be readable there."""
 
 
-def _laid_out(columns: Sequence[float], depths: Sequence[int], leaves: int) -> _Layout:
+def _lay_out(columns: Sequence[float], depths: Sequence[int], leaves: int) -> _Layout:
     width = max(leaves * _LEAF / (1 - _LABELS), _PHONE)
     indent = width * _LABELS + (width * (1 - _LABELS) - (leaves - 1) * _LEAF) / 2
     scale = width / _PHONE
@@ -105,8 +170,8 @@ def _depths(nodes: Sequence[NodeRecord]) -> list[int]:
     return depths
 
 
-def _steps_back(search: SearchRecord, layout: _Layout) -> Iterator[str]:
-    """A line before each round but the first, with its number."""
+def _steps_back(search: SearchRecord, layout: _Layout) -> Iterator[StepBack]:
+    """One before each round but the first."""
     told = 0
     for choice in search.choices:
         if choice.round > told and choice.nodes:
@@ -115,9 +180,7 @@ def _steps_back(search: SearchRecord, layout: _Layout) -> Iterator[str]:
             below = [node.id for node in search.nodes if first in _lineage(search.nodes, node.id)]
             at = min(layout.x[node] for node in below) - _LEAF / 2
             top = layout.y[first] - layout.row * 0.45
-            yield f'<path class="back" d="M{at:.1f} {top:.1f}V{layout.bottom:.1f}"/>'
-            text = f"↩{choice.round + 1}"
-            yield f'<text class="back" x="{at + 4:.1f}" y="{top + 8:.1f}">{text}</text>'
+            yield StepBack(at, top, choice.round + 1)
 
 
 def _lineage(nodes: Sequence[NodeRecord], at: int | None) -> Iterator[int]:
@@ -127,7 +190,7 @@ def _lineage(nodes: Sequence[NodeRecord], at: int | None) -> Iterator[int]:
         at = nodes[at].parent
 
 
-def _edges(nodes: Sequence[NodeRecord], path: Collection[int], layout: _Layout) -> Iterator[str]:
+def _edges(nodes: Sequence[NodeRecord], path: Collection[int], layout: _Layout) -> Iterator[Edge]:
     for taken in (False, True):  # the path last, so that it lies on top
         for node in nodes:
             if node.parent is not None and (node.id in path) is taken:
@@ -135,10 +198,12 @@ def _edges(nodes: Sequence[NodeRecord], path: Collection[int], layout: _Layout) 
                 above, middle = layout.x[node.parent], y - layout.row / 2
                 curve = f"M{above:.1f} {y - layout.row:.1f}C{above:.1f} {middle:.1f} "
                 curve += f"{x:.1f} {middle:.1f} {x:.1f} {y:.1f}"
-                yield f'<path class="edge{" path" if taken else ""}" d="{curve}"/>'
+                yield Edge(curve, on_path=taken)
 
 
-def _labels(nodes: Sequence[NodeRecord], depths: Sequence[int], layout: _Layout) -> Iterator[str]:
+def _labels(
+    nodes: Sequence[NodeRecord], depths: Sequence[int], layout: _Layout
+) -> Iterator[RowLabel]:
     """The stage that each row writes, where it is not that of the row above."""
     told = ""
     stages: dict[int, str] = {}
@@ -148,10 +213,10 @@ def _labels(nodes: Sequence[NodeRecord], depths: Sequence[int], layout: _Layout)
     for depth, stage in sorted(stages.items()):
         if stage != told:
             told = stage
-            yield f'<text class="row" x="0" y="{depth * layout.row:.1f}">{stage}</text>'
+            yield RowLabel(depth * layout.row, stage)
 
 
-def _dots(search: SearchRecord, path: Collection[int], layout: _Layout) -> Iterator[str]:
+def _dots(search: SearchRecord, path: Collection[int], layout: _Layout) -> Iterator[Dot]:
     kept = {node for choice in search.choices for node in choice.kept}
     for node in search.nodes:
         name = "path" if node.id in path else "kept" if node.id in kept else "dropped"
@@ -159,9 +224,6 @@ def _dots(search: SearchRecord, path: Collection[int], layout: _Layout) -> Itera
         score = "" if node.score is None else f", {node.score:.2f}"
         if not node.closed:
             name += " cut"
-        x, y, number = layout.x[node.id], layout.y[node.id], node.id + 1
-        yield (
-            f'<a href="#c{number}" tabindex="-1"><title>{number}: {fate}{score}</title>'
-            f'<circle class="{name}" cx="{x:.1f}" cy="{y:.1f}" r="{_RADIUS:.0f}"/>'
-            f'<text class="number {name}" x="{x:.1f}" y="{y + 3.4:.1f}">{number}</text></a>'
-        )
+        number = node.id + 1
+        title = f"{number}: {fate}{score}"
+        yield Dot(layout.x[node.id], layout.y[node.id], number, name, title)
