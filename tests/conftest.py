@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,51 @@ from llavacot_mlx.tokenizer import Tokenizer
 
 # Tests of Llama 3.2's tokenizer run with the stand-in, and with the real one where there is one.
 LLAMA = ("stand-in", "real") if llama_vocabulary.real_folder() else ("stand-in",)
+
+
+PARITY = Path(__file__).parent / "parity"
+
+# Events of Python's audit that announce another process.
+STARTS = ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.system", "os.exec")
+NOT_FAST = ("processes", "slow", "full_size")
+
+
+class ProcessGuard:
+    """Fails a test that starts a process, unless it is marked `processes`.
+
+    So nobody can forget the marker, and `-m fast` stays fast.
+    """
+
+    def __init__(self) -> None:
+        self.forbids = False
+        sys.addaudithook(self._hear)
+
+    def _hear(self, event: str, _: tuple[object, ...]) -> None:
+        if self.forbids and event in STARTS:
+            pytest.fail(f"{event}: a test that starts a process is marked `processes`")
+
+
+guard = ProcessGuard()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """The guard watches a test with its fixtures."""
+    guard.forbids = item.get_closest_marker("processes") is None
+    try:
+        return (yield)
+    finally:
+        guard.forbids = False
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What compares with PyTorch is slow; what no marker slows down is fast."""
+    for item in items:
+        if item.path.is_relative_to(PARITY):
+            item.add_marker("slow")
+        if not any(item.get_closest_marker(name) for name in NOT_FAST):
+            item.add_marker("fast")
 
 
 def pytest_configure() -> None:

@@ -331,6 +331,7 @@ def test_an_adapters_calibration_goes_before_the_models(folder: Path, tmp_path: 
     assert load_calibration(folder)["self"] == of_model
 
 
+@pytest.mark.processes
 def test_adapters_are_read_without_the_peers(tiny: Path, tmp_path: Path) -> None:
     """mlx-lm has the same layers, and takes seconds to import."""
     import subprocess

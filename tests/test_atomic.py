@@ -112,6 +112,7 @@ def test_a_disk_that_becomes_full_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.processes
 def test_being_stopped_while_writing_leaves_nothing_half_written(tmp_path: Path) -> None:
     program = (
         "import pathlib, sys\n"

@@ -25,6 +25,8 @@ from PIL import Image
 from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.safetensors import INDEX_NAME
 
+pytestmark = pytest.mark.processes
+
 Run = subprocess.CompletedProcess[str]
 
 

@@ -35,6 +35,7 @@ def blas_of(tmp_path: Path, *command: str) -> str:
 PRODUCT = "import mlx.core as mx; mx.eval(mx.ones((2, 2)) @ mx.ones((2, 2)))"
 
 
+@pytest.mark.processes
 def test_mlx_is_linked_to_what_was_loaded(tmp_path: Path) -> None:
     (tmp_path / "without").mkdir()
     assert "openblas" not in blas_of(tmp_path / "without", "-c", PRODUCT)
@@ -42,6 +43,7 @@ def test_mlx_is_linked_to_what_was_loaded(tmp_path: Path) -> None:
     assert "openblas" in blas_of(tmp_path, "-c", load + PRODUCT)
 
 
+@pytest.mark.processes
 def test_a_training_has_it(tmp_path: Path) -> None:
     rows = write_rows(tmp_path, range(5000, 5002))
     flags = ["--data", str(rows), "--images", str(tmp_path / "images"), "--batch-size", "1"]

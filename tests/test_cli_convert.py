@@ -146,6 +146,7 @@ def test_without_arguments_an_example_is_shown() -> None:
     assert "llavacot convert --help" in shown
 
 
+@pytest.mark.processes
 def test_a_checkpoint_is_converted_and_answers(quantizable: Path, desk: Path) -> None:
     """With the real engine, from the checkpoint to the answer."""
     llavacot = [sys.executable, "-m", "llavacot_mlx"]

@@ -16,6 +16,8 @@ from PIL import Image
 from llavacot_mlx.train.plots import STATS_SIZE
 from llavacot_mlx.train.problem import ProblemKind
 
+pytestmark = pytest.mark.processes
+
 Run = subprocess.CompletedProcess[str]
 
 

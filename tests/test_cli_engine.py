@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.processes
+
 PROGRAM = """
 import sys
 sys.argv[1:] = ["ask", "example.png", "How many?", "--max-tokens", "3", "--model", sys.argv[1]]

@@ -13,6 +13,8 @@ from fake_hub import FakeHub
 from fakes import command
 from terminal_session import TerminalSession
 
+pytestmark = pytest.mark.processes
+
 FILES = {
     "config.json": b"{}",
     "model.safetensors.index.json": b'{"weight_map": {"a": "model-1.safetensors"}}',

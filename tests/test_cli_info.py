@@ -135,6 +135,7 @@ def test_a_sound_model_has_no_odd_values(tiny: Path) -> None:
     assert shown(str(tiny), "--values").endswith("\nno odd values\n")
 
 
+@pytest.mark.processes
 def test_a_model_on_the_hub_is_told_from_its_headers(tiny: Path, tmp_path: Path) -> None:
     """The same as of its folder; nothing but the configuration is downloaded as a whole."""
     files = {path.name: path.read_bytes() for path in tiny.iterdir() if path.is_file()}

@@ -25,6 +25,8 @@ from llavacot_mlx.demo import model_path
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.train.checkpoint import FILE_NAME as CHECKPOINT
 
+pytestmark = pytest.mark.processes
+
 COMMAND = [sys.executable, "-m", "llavacot_mlx", "lora-train"]
 QUICK = ["--batch-size", "2", "--learning-rate", "1e-2", "--val-answers", "0", "--lora-rank", "2"]
 SEEDS = range(5000, 5012)

@@ -16,6 +16,8 @@ import pytest
 from fakes import RETRACING, command
 from PIL import Image
 
+pytestmark = pytest.mark.processes
+
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -11,6 +11,8 @@ import pytest
 from fakes import GOOD_ANSWER, RETRACING, ScriptedRound, command
 from terminal_session import TerminalSession
 
+pytestmark = pytest.mark.processes
+
 
 def ask(
     desk: Path,

@@ -19,6 +19,8 @@ from traces import greedy, png, retracing
 
 from llavacot_mlx.trace_file import write_trace
 
+pytestmark = pytest.mark.processes
+
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
 
 

@@ -108,6 +108,7 @@ def go(child: subprocess.Popen[str]) -> None:
     child.stdin.flush()
 
 
+@pytest.mark.processes
 def test_killed_at_any_moment_the_next_run_ends_as_if_nothing_had_been(
     source: Path, out: Path, undisturbed: dict[str, str]
 ) -> None:

@@ -56,6 +56,7 @@ def test_what_is_finite(name: str, value: float) -> None:
     assert is_finite(array[:0]).item()
 
 
+@pytest.mark.processes
 def test_the_table_loads_no_mlx() -> None:
     program = "import sys, llavacot_mlx.dtypes; print({'mlx', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

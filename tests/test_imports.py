@@ -23,6 +23,7 @@ def loaded_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
+@pytest.mark.processes
 def test_the_network_does_not_load_the_trace_the_plans_or_a_yaml_parser() -> None:
     loaded = loaded_by("import llavacot_mlx.model.mllama")
     above = {name for name in loaded if name.startswith("llavacot_mlx.") and "trace" in name}
@@ -32,6 +33,7 @@ def test_the_network_does_not_load_the_trace_the_plans_or_a_yaml_parser() -> Non
     assert "yaml" not in loaded
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "module", ["events", "trace", "plans", "plan_file", "stages", "sampling_params", "usage"]
 )

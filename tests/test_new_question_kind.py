@@ -17,6 +17,8 @@ import yaml
 from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.demo import model_path
 
+pytestmark = pytest.mark.processes
+
 RECIPE = Path(__file__).parents[1] / "recipes" / "new_question_kind"
 
 

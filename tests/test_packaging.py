@@ -67,6 +67,7 @@ def test_the_links_for_in_tree_runs() -> None:
         assert link.readlink() == Path("..") / name
 
 
+@pytest.mark.processes
 def test_package_data_is_what_is_there(project: dict[str, Any]) -> None:
     """Each file that is no module has a pattern, and each pattern a file.
 

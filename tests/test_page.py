@@ -436,6 +436,7 @@ def wordy() -> Trace:
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
 
+@pytest.mark.processes
 @needs_chromium
 @pytest.mark.parametrize("width", [320, 360, 1280])
 @pytest.mark.parametrize("name", ["search", "wordy", "open"])
@@ -450,6 +451,7 @@ def test_it_fits_the_window(server: Server, tmp_path: Path, name: str, width: in
     assert found["image"] == 1120
 
 
+@pytest.mark.processes
 @needs_chromium
 def test_it_asks_for_nothing_and_runs_nothing(server: Server, tmp_path: Path) -> None:
     found = measured(server, tmp_path, page(evil(), png()), 360)
@@ -474,6 +476,7 @@ def test_it_asks_for_nothing_and_runs_nothing(server: Server, tmp_path: Path) ->
     assert server.requests == ["/page.html"]
 
 
+@pytest.mark.processes
 @needs_chromium
 def test_it_is_dark_where_the_system_is(server: Server, tmp_path: Path) -> None:
     text = page(retracing(), png())

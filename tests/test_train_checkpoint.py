@@ -36,6 +36,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [FILE_NAME]
 
 
+@pytest.mark.processes
 def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     """A limit on a file's size stops a write as a full disk does."""
     save_checkpoint(tmp_path, checkpoint(1))

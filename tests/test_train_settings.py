@@ -70,6 +70,7 @@ def test_every_setting_has_a_flag_or_says_that_it_has_none() -> None:
         assert setting.default_text or setting.kind is bool or setting.default in (None, "", {})
 
 
+@pytest.mark.processes
 def test_the_settings_load_nothing_heavy() -> None:
     program = (
         "import sys, llavacot_mlx.train.settings\n"
