@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 from PIL import Image
 
 from llavacot_mlx.checked import read_json
-from llavacot_mlx.config_json import load_config
+from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.demo import model_path
 from llavacot_mlx.model.mllama import Mllama
 

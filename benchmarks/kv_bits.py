@@ -20,21 +20,21 @@ from PIL import Image
 
 from benchmarks.checkpoint import TILE, write_checkpoint
 from benchmarks.machine import machine
-from llavacot_mlx.branches import BranchBatch
-from llavacot_mlx.cache import sight_of_all
-from llavacot_mlx.config_json import load_config
-from llavacot_mlx.decode import decode
+from llavacot_mlx.checkpoint.config_json import load_config
+from llavacot_mlx.checkpoint.weights import load_model
 from llavacot_mlx.demo import model_path
 from llavacot_mlx.demo.world import VALIDATION, draw, questions, scene
-from llavacot_mlx.kv_meter import KVLimits, KVMeter
+from llavacot_mlx.generate.decode import decode
+from llavacot_mlx.generate.prefill import prefill
+from llavacot_mlx.generate.sampling_params import Sampling
+from llavacot_mlx.model.kv_budget import KVLimits, KVMeter
+from llavacot_mlx.model.kv_cache import sight_of_all
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.pictures import TileCutter, Tiles
-from llavacot_mlx.prefill import prefill
-from llavacot_mlx.prompt import Prompt
-from llavacot_mlx.sampling_params import Sampling
-from llavacot_mlx.tokenizer import Tokenizer, Turn
+from llavacot_mlx.model.shared_prefix import BranchBatch
+from llavacot_mlx.prompt.image_processor import TileCutter, Tiles
+from llavacot_mlx.prompt.image_spans import Prompt
+from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
 from llavacot_mlx.usage import Timings, Usage
-from llavacot_mlx.weights import load_model
 
 BITS = (8, 4)
 RESULTS = Path(__file__).parent / "results"

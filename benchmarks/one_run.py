@@ -40,15 +40,15 @@ def main() -> None:
 
 def _ours(model: Path, picture: Path, max_tokens: int) -> list[float]:
     """The time of the question, then of each token."""
-    from llavacot_mlx.config_json import load_config
-    from llavacot_mlx.decode import decode
-    from llavacot_mlx.pictures import TileCutter, open_picture
-    from llavacot_mlx.prefill import prefill
-    from llavacot_mlx.prompt import Prompt
-    from llavacot_mlx.sampling_params import Sampling
-    from llavacot_mlx.tokenizer import Tokenizer, Turn
+    from llavacot_mlx.checkpoint.config_json import load_config
+    from llavacot_mlx.checkpoint.weights import load_model
+    from llavacot_mlx.generate.decode import decode
+    from llavacot_mlx.generate.prefill import prefill
+    from llavacot_mlx.generate.sampling_params import Sampling
+    from llavacot_mlx.prompt.image_processor import TileCutter, open_picture
+    from llavacot_mlx.prompt.image_spans import Prompt
+    from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
     from llavacot_mlx.usage import Timings, Usage
-    from llavacot_mlx.weights import load_model
 
     config = load_config(model)
     tokenizer, cutter = Tokenizer.load(model, config), TileCutter.load(model, config.vision)

@@ -22,16 +22,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.search_tree import Planned, swires_rounds
-from llavacot_mlx.candidates import CandidateStart, DecodeState, Ended, decode_batch
-from llavacot_mlx.config_json import load_config
-from llavacot_mlx.decode import decode
-from llavacot_mlx.pictures import TileCutter, open_picture
-from llavacot_mlx.prefill import prefill
-from llavacot_mlx.prompt import Prompt
-from llavacot_mlx.sampling_params import Sampling
-from llavacot_mlx.tokenizer import Tokenizer, Turn
+from llavacot_mlx.checkpoint.config_json import load_config
+from llavacot_mlx.checkpoint.weights import load_model
+from llavacot_mlx.generate.batch_decode import CandidateStart, DecodeState, Ended, decode_batch
+from llavacot_mlx.generate.decode import decode
+from llavacot_mlx.generate.prefill import prefill
+from llavacot_mlx.generate.sampling_params import Sampling
+from llavacot_mlx.prompt.image_processor import TileCutter, open_picture
+from llavacot_mlx.prompt.image_spans import Prompt
+from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
 from llavacot_mlx.usage import Timings, Usage
-from llavacot_mlx.weights import load_model
 
 QUESTION = "What is in the picture?"
 WORD = " red"  # one token, however often it is repeated: stands for any prefix of so many tokens

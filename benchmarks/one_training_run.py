@@ -66,13 +66,13 @@ def _ids(arguments: argparse.Namespace, image_token_id: int) -> np.ndarray:
 
 def _ours(arguments: argparse.Namespace) -> dict[str, Callable[[], None]]:
     """Vision tower of one picture, and the step of a batch whose pictures are known."""
-    from llavacot_mlx.pictures import TileCutter, open_picture
-    from llavacot_mlx.train.adapt import AdapterSettings, apply_lora
-    from llavacot_mlx.train.features import Features, compute_features
-    from llavacot_mlx.train.forward import loss_and_gradients
-    from llavacot_mlx.train.inputs import Inputs
-    from llavacot_mlx.train.sample import TokenKind
-    from llavacot_mlx.weights import load_model
+    from llavacot_mlx.checkpoint.weights import load_model
+    from llavacot_mlx.prompt.image_processor import TileCutter, open_picture
+    from llavacot_mlx.train.data.sample import TokenKind
+    from llavacot_mlx.train.lora_setup import AdapterSettings, apply_lora
+    from llavacot_mlx.train.loss.feature_cache import Features, compute_features
+    from llavacot_mlx.train.loss.loss_and_grad import loss_and_gradients
+    from llavacot_mlx.train.loss.step_inputs import Inputs
 
     model = load_model(arguments.model)
     cutter = TileCutter.load(arguments.model, model.config.vision)

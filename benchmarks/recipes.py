@@ -26,21 +26,21 @@ from benchmarks.machine import machine
 from benchmarks.paired import wilson
 from benchmarks.real_widths import write_real_widths
 from llavacot_mlx.assistant import Assistant
-from llavacot_mlx.cache import sight_of_all
-from llavacot_mlx.config_json import load_config
+from llavacot_mlx.checkpoint.config_json import load_config
+from llavacot_mlx.checkpoint.weights import load_model
+from llavacot_mlx.convert.convert import Estimate, convert
 from llavacot_mlx.convert.recipes import RECIPES, Recipe, with_vision
-from llavacot_mlx.convert.run import Estimate, convert
-from llavacot_mlx.decode import decode
 from llavacot_mlx.demo import model_path
 from llavacot_mlx.demo.world import TEST, draw, questions, scene
+from llavacot_mlx.generate.decode import decode
+from llavacot_mlx.generate.prefill import prefill
+from llavacot_mlx.generate.sampling_params import Sampling
+from llavacot_mlx.model.kv_cache import sight_of_all
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.pictures import TileCutter, Tiles
-from llavacot_mlx.prefill import prefill
-from llavacot_mlx.prompt import Prompt
-from llavacot_mlx.sampling_params import Sampling
-from llavacot_mlx.tokenizer import Tokenizer, Turn
+from llavacot_mlx.prompt.image_processor import TileCutter, Tiles
+from llavacot_mlx.prompt.image_spans import Prompt
+from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
 from llavacot_mlx.usage import Timings, Usage
-from llavacot_mlx.weights import load_model
 
 RESULT = Path(__file__).parent / "results" / "recipes.json"
 MOST_TOKENS = 320  # a reference answer has at most about 200

@@ -26,27 +26,27 @@ from pathlib import Path
 
 from benchmarks.machine import machine
 from benchmarks.paired import Difference, difference, wilson
-from llavacot_mlx.calibration import Calibration, load_calibration
-from llavacot_mlx.config_json import load_config
+from llavacot_mlx.checkpoint.config_json import load_config
+from llavacot_mlx.checkpoint.weights import load_model
 from llavacot_mlx.demo import model_path
 from llavacot_mlx.demo.world import SPLITS, Question, Split, draw, questions, scene
-from llavacot_mlx.judges.base import Judge
-from llavacot_mlx.judges.logprob import LogprobJudge
-from llavacot_mlx.judges.majority import MajorityJudge
-from llavacot_mlx.judges.self_judge import SelfJudge
-from llavacot_mlx.kv_meter import KVMeter
-from llavacot_mlx.node import Node
-from llavacot_mlx.pictures import TileCutter
-from llavacot_mlx.plans import LOGPROB, SELF, Method, Plan, Settings, plan_of
-from llavacot_mlx.prefill import PrefilledPrompt, prefill
-from llavacot_mlx.prompt import Prompt
-from llavacot_mlx.sampling_params import PUBLISHED_SAMPLING
-from llavacot_mlx.search import Search, best
-from llavacot_mlx.search_context import SearchContext
-from llavacot_mlx.stages import Stage
-from llavacot_mlx.tokenizer import Tokenizer, Turn
+from llavacot_mlx.generate.prefill import PrefilledPrompt, prefill
+from llavacot_mlx.generate.sampling_params import PUBLISHED_SAMPLING
+from llavacot_mlx.model.kv_budget import KVMeter
+from llavacot_mlx.plan.plan import LOGPROB, SELF, Method, Plan, Settings, plan_of
+from llavacot_mlx.prompt.image_processor import TileCutter
+from llavacot_mlx.prompt.image_spans import Prompt
+from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
+from llavacot_mlx.search.calibration import Calibration, load_calibration
+from llavacot_mlx.search.context import SearchContext
+from llavacot_mlx.search.engine import Search, best
+from llavacot_mlx.search.judges.base import Judge
+from llavacot_mlx.search.judges.logprob import LogprobJudge
+from llavacot_mlx.search.judges.majority import MajorityJudge
+from llavacot_mlx.search.judges.self_judge import SelfJudge
+from llavacot_mlx.search.node import Node
 from llavacot_mlx.usage import Timings, Usage
-from llavacot_mlx.weights import load_model
 
 RESULT = Path(__file__).parent / "results" / "search_quality.json"
 SEED = 0

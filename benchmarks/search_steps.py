@@ -27,19 +27,19 @@ import mlx.core as mx
 from benchmarks.checkpoint import TILES, write_checkpoint, write_picture
 from benchmarks.machine import machine
 from benchmarks.sizes import CANDIDATES
-from llavacot_mlx.branches import BranchBatch
-from llavacot_mlx.cache import sight_of_all
-from llavacot_mlx.candidates import CandidateStart, DecodeState, Token, decode_batch
-from llavacot_mlx.config_json import load_config
-from llavacot_mlx.decode import decode
+from llavacot_mlx.checkpoint.config_json import load_config
+from llavacot_mlx.checkpoint.weights import load_model
+from llavacot_mlx.generate.batch_decode import CandidateStart, DecodeState, Token, decode_batch
+from llavacot_mlx.generate.decode import decode
+from llavacot_mlx.generate.prefill import PrefilledPrompt, prefill
+from llavacot_mlx.generate.sampling_params import PUBLISHED_SAMPLING
+from llavacot_mlx.model.kv_cache import sight_of_all
 from llavacot_mlx.model.quantized_kv import unpacked
-from llavacot_mlx.pictures import TileCutter, open_picture
-from llavacot_mlx.prefill import PrefilledPrompt, prefill
-from llavacot_mlx.prompt import Prompt
-from llavacot_mlx.sampling_params import PUBLISHED_SAMPLING
-from llavacot_mlx.tokenizer import Tokenizer, Turn
+from llavacot_mlx.model.shared_prefix import BranchBatch
+from llavacot_mlx.prompt.image_processor import TileCutter, open_picture
+from llavacot_mlx.prompt.image_spans import Prompt
+from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
 from llavacot_mlx.usage import Timings, Usage
-from llavacot_mlx.weights import load_model
 
 QUESTION = "What is in the picture?"
 RESULTS = Path(__file__).parent / "results"

@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from llavacot_mlx.config_json import parse_config
+from llavacot_mlx.checkpoint.config_json import parse_config
 from llavacot_mlx.model.config import ModelConfig
 from llavacot_mlx.model.mllama import Mllama
 

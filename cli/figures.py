@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llavacot_mlx.trace import Trace
+from llavacot_mlx.trace.record import Trace
 
 
 def figures(trace: Trace) -> str:

@@ -10,10 +10,20 @@ from typing import Annotated
 import typer
 
 from llavacot_mlx import __version__
-from llavacot_mlx.cli import ask, calibrate, convert, data, export, fuse, info, lora_train, trace
 from llavacot_mlx.cli.command import Command
-from llavacot_mlx.cli.exits import ending_well
-from llavacot_mlx.cli.welcome import first_command
+from llavacot_mlx.cli.commands import (
+    ask,
+    calibrate,
+    convert,
+    data,
+    export,
+    fuse,
+    info,
+    lora_train,
+    trace,
+)
+from llavacot_mlx.cli.exit_codes import ending_well
+from llavacot_mlx.cli.next_steps import first_command
 
 app = typer.Typer(
     name="llavacot",

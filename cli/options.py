@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llavacot_mlx.cli.view import Show
+from llavacot_mlx.cli.views.view import Show
 
 
 class Dtype(enum.StrEnum):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from llavacot_mlx.cli.candidates import retold
-from llavacot_mlx.events import (
+from llavacot_mlx.cli.views.search_view import retold
+from llavacot_mlx.plan.plan import Plan, Unit
+from llavacot_mlx.plan.plan_yaml import plan_from
+from llavacot_mlx.prompt.stages import Closed, Stage, StageParser
+from llavacot_mlx.trace.events import (
     Answered,
     CandidateEnded,
     CandidateScored,
@@ -18,10 +21,7 @@ from llavacot_mlx.events import (
     Retraced,
     SearchEvent,
 )
-from llavacot_mlx.plan_file import plan_from
-from llavacot_mlx.plans import Plan, Unit
-from llavacot_mlx.stages import Closed, Stage, StageParser
-from llavacot_mlx.trace import NodeRecord, SearchRecord, Trace
+from llavacot_mlx.trace.record import NodeRecord, SearchRecord, Trace
 
 
 def retelling(trace: Trace) -> Iterator[Event]:

@@ -20,11 +20,11 @@ from typing import Self
 import mlx.core as mx
 import numpy as np
 
+from llavacot_mlx.checkpoint.dtypes import mlx_dtype
+from llavacot_mlx.checkpoint.finite import is_finite
+from llavacot_mlx.checkpoint.safetensors import TensorEntry
 from llavacot_mlx.convert.plan import Step
-from llavacot_mlx.dtypes import mlx_dtype
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.finite import is_finite
-from llavacot_mlx.safetensors import TensorEntry
 
 BLOCK_BYTES = 16 * 10**6
 """Of a source that are in memory as one block, or one row where a row is longer."""

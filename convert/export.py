@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from llavacot_mlx.checkpoint.dtypes import named_dtype
+from llavacot_mlx.convert.convert import Progress
 from llavacot_mlx.convert.fuse import Written
 from llavacot_mlx.convert.merge import Merging, Reporter, merged, plan_merges
 from llavacot_mlx.convert.model_files import copy_settings, finish_for_hub, write_config
-from llavacot_mlx.convert.run import Progress
 from llavacot_mlx.convert.source import SourceCheckpoint
 from llavacot_mlx.convert.target import Target, written
 from llavacot_mlx.convert.tensor_files import write_weights
-from llavacot_mlx.dtypes import named_dtype
 
 
 def export(

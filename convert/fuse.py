@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from llavacot_mlx.calibration import load_calibration, save_calibration
+from llavacot_mlx.convert.convert import Progress
 from llavacot_mlx.convert.merge import Merging, Reporter, merged, plan_merges
 from llavacot_mlx.convert.model_files import copy_settings, drop_quantization, write_config
-from llavacot_mlx.convert.run import Progress
 from llavacot_mlx.convert.source import SourceCheckpoint
 from llavacot_mlx.convert.target import Target, written
 from llavacot_mlx.convert.tensor_files import write_weights
+from llavacot_mlx.search.calibration import load_calibration, save_calibration
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from functools import partial
 
 import mlx.core as mx
 
-from llavacot_mlx.adapters import Adapter, LowRank
+from llavacot_mlx.checkpoint.adapters import Adapter, LowRank
+from llavacot_mlx.checkpoint.finite import is_finite
+from llavacot_mlx.checkpoint.weight_names import PATCH_EMBEDDING, hub_name
+from llavacot_mlx.checkpoint.weights import SourceTensor, read_tensors
+from llavacot_mlx.convert.convert import Progress
 from llavacot_mlx.convert.plan import PlannedTensor
-from llavacot_mlx.convert.run import Progress
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.finite import is_finite
 from llavacot_mlx.model.config import ModelConfig, Quantization
-from llavacot_mlx.names import PATCH_EMBEDDING, hub_name
-from llavacot_mlx.weights import SourceTensor, read_tensors
 
 _NORM = "language_model.model.norm.weight"  # never quantised, so its type is the plain weights'
 

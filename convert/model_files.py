@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from llavacot_mlx.checked import read_json
+from llavacot_mlx.checkpoint.safetensors import INDEX_NAME
 from llavacot_mlx.model.config import Llama3Scaling, ModelConfig, Quantization, QuantizationMap
-from llavacot_mlx.safetensors import INDEX_NAME
 
 # Tokenizer, chat template, picture and generation settings, licence; never code.
 _ENDINGS = frozenset({".json", ".jinja", ".txt", ".model", ".md"})

@@ -16,14 +16,15 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from llavacot_mlx.adapter_config import (
+from llavacot_mlx.checked import KeyRules, PositiveInt, checked, named, read_json, shown
+from llavacot_mlx.checkpoint.adapter_config import (
     CONFIG_NAME,
     AdapterConfig,
     Base,
     FineTuneType,
     LoRAParameters,
 )
-from llavacot_mlx.adapters import (
+from llavacot_mlx.checkpoint.adapters import (
     Adapter,
     LowRank,
     check_fits,
@@ -31,11 +32,10 @@ from llavacot_mlx.adapters import (
     read_floats,
     save_adapter,
 )
-from llavacot_mlx.checked import KeyRules, PositiveInt, checked, named, read_json, shown
+from llavacot_mlx.checkpoint.weight_names import canonical_name, name_in_memory
 from llavacot_mlx.convert.source import SourceCheckpoint
 from llavacot_mlx.convert.target import Target, written
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.names import canonical_name, name_in_memory
 
 PEFT_WEIGHTS_NAME = "adapter_model.safetensors"
 

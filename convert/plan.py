@@ -10,12 +10,12 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from llavacot_mlx.checkpoint.dtypes import mlx_dtype, named_dtype
+from llavacot_mlx.checkpoint.weights import SourceTensor, quantize_modules
 from llavacot_mlx.convert.recipes import Choice, Recipe, matches, uniform
-from llavacot_mlx.dtypes import mlx_dtype, named_dtype
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import ModelConfig, Quantization, QuantizationMap
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.weights import SourceTensor, quantize_modules
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 from llavacot_mlx.checked import OneOf, PositiveInt, checked, named, nearest, read_yaml, shown
-from llavacot_mlx.dtypes import FLOAT_NAMES, FloatName
+from llavacot_mlx.checkpoint.dtypes import FLOAT_NAMES, FloatName
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import Quantization
 

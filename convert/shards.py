@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Generic, Protocol, Self, TypeVar
 
+from llavacot_mlx.checkpoint.dtypes import file_name
+from llavacot_mlx.checkpoint.safetensors import INDEX_NAME
 from llavacot_mlx.convert.blocks import ConvertedBlock
 from llavacot_mlx.convert.plan import PlannedTensor
-from llavacot_mlx.dtypes import file_name
-from llavacot_mlx.safetensors import INDEX_NAME
 
 _SHARD_BYTES = 5 * 10**9  # as large as hubs like them
 

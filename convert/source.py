@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from llavacot_mlx.adapter_config import WEIGHTS_NAME
-from llavacot_mlx.adapters import Adapter, check_fits, read_adapter
-from llavacot_mlx.config_json import load_config
+from llavacot_mlx.checkpoint.adapter_config import WEIGHTS_NAME
+from llavacot_mlx.checkpoint.adapters import Adapter, check_fits, read_adapter
+from llavacot_mlx.checkpoint.config_json import load_config
+from llavacot_mlx.checkpoint.weights import SourceTensor, model_of, source_tensors
 from llavacot_mlx.model.config import ModelConfig
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.pictures import TileCutter
-from llavacot_mlx.tokenizer import Tokenizer
-from llavacot_mlx.weights import SourceTensor, model_of, source_tensors
+from llavacot_mlx.prompt.image_processor import TileCutter
+from llavacot_mlx.prompt.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,19 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from llavacot_mlx.config_json import load_config
+from llavacot_mlx.checkpoint.config_json import load_config
+from llavacot_mlx.checkpoint.safetensors import TensorEntry
+from llavacot_mlx.checkpoint.weights import (
+    SourceTensor,
+    check_tree,
+    quantize_modules,
+    source_tensors,
+)
 from llavacot_mlx.convert.blocks import Block, BlockReader, array_of, in_type
 from llavacot_mlx.convert.plan import Step
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import Quantization
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.safetensors import TensorEntry
-from llavacot_mlx.weights import SourceTensor, check_tree, quantize_modules, source_tensors
 
 _BYTES = 2**17
 """Of each tensor of the source that are compared, or one row where a row is longer."""

@@ -12,8 +12,8 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from llavacot_mlx import Assistant, Trace, demo
-from llavacot_mlx.cli.render import finished
-from llavacot_mlx.cli.welcome import QUESTION
+from llavacot_mlx.cli.next_steps import QUESTION
+from llavacot_mlx.cli.views.live import finished
 
 WIDTH = 80
 

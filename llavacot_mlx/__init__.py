@@ -6,12 +6,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .assistant import Assistant
-    from .errors import UserError
-    from .judges.base import Candidate, ExternalJudge, JudgeError
-    from .plans import Plan
-    from .request import Request
-    from .trace import Trace
+    from llavacot_mlx.assistant import Assistant
+    from llavacot_mlx.errors import UserError
+    from llavacot_mlx.plan.plan import Plan
+    from llavacot_mlx.request import Request
+    from llavacot_mlx.search.judges.base import Candidate, ExternalJudge, JudgeError
+    from llavacot_mlx.trace.record import Trace
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,12 +28,12 @@ __all__ = [
 
 _DEFINED_IN = {
     "Assistant": "assistant",
-    "Candidate": "judges.base",
-    "ExternalJudge": "judges.base",
-    "JudgeError": "judges.base",
-    "Plan": "plans",
+    "Candidate": "search.judges.base",
+    "ExternalJudge": "search.judges.base",
+    "JudgeError": "search.judges.base",
+    "Plan": "plan.plan",
     "Request": "request",
-    "Trace": "trace",
+    "Trace": "trace.record",
     "UserError": "errors",
 }
 

@@ -1,5 +1,5 @@
 """`python -m llavacot_mlx` is `llavacot`."""
 
-from .cli.main import run
+from llavacot_mlx.cli.main import run
 
 run()

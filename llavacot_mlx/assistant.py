@@ -6,17 +6,17 @@ import time
 from pathlib import Path
 from typing import Unpack, overload
 
-from .adapters import load_adapter
-from .answering import AnswerStream, LoadedModel
-from .calibration import load_calibration
-from .config_json import load_config
-from .kv_meter import KVLimits
-from .pictures import ImageSource, TileCutter
-from .plan_file import plan_from
-from .request import AskOptions, Request, request_of
-from .tokenizer import Tokenizer
-from .trace import Trace
-from .weights import load_model
+from llavacot_mlx.answer import AnswerStream, LoadedModel
+from llavacot_mlx.checkpoint.adapters import load_adapter
+from llavacot_mlx.checkpoint.config_json import load_config
+from llavacot_mlx.checkpoint.weights import load_model
+from llavacot_mlx.model.kv_budget import KVLimits
+from llavacot_mlx.plan.plan_yaml import plan_from
+from llavacot_mlx.prompt.image_processor import ImageSource, TileCutter
+from llavacot_mlx.prompt.tokenizer import Tokenizer
+from llavacot_mlx.request import AskOptions, Request, request_of
+from llavacot_mlx.search.calibration import load_calibration
+from llavacot_mlx.trace.record import Trace
 
 
 class Assistant:

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .errors import UserError
+from llavacot_mlx.errors import UserError
 
 
 def check_can_write(file: Path) -> None:

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from .errors import UserError
+from llavacot_mlx.errors import UserError
 
 _MAX_JSON_BYTES = 100_000_000  # a tokenizer.json has 17 MB
 _MAX_YAML_BYTES = 1_000_000  # what people write by hand has a few hundred bytes

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from .errors import UserError
-from .kv_meter import NO_LIMITS, KVLimits
-from .plans import Plan, Settings, plan_of
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.model.kv_budget import NO_LIMITS, KVLimits
+from llavacot_mlx.plan.plan import Plan, Settings, plan_of
 
 if TYPE_CHECKING:
-    from .pictures import ImageSource
+    from llavacot_mlx.prompt.image_processor import ImageSource
 
 
 @dataclass(frozen=True)

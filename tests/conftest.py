@@ -23,7 +23,7 @@ from PIL import Image
 from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.model.config import Llama3Scaling, ModelConfig, TextConfig, VisionConfig
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.tokenizer import Tokenizer
+from llavacot_mlx.prompt.tokenizer import Tokenizer
 
 # Tests of Llama 3.2's tokenizer run with the stand-in, and with the real one where there is one.
 LLAMA = ("stand-in", "real") if llama_vocabulary.real_folder() else ("stand-in",)

@@ -16,7 +16,10 @@ from typing import TypedDict
 from rich.cells import cell_len
 
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.events import (
+from llavacot_mlx.plan.plan_yaml import plan_object
+from llavacot_mlx.prompt.stages import Closed, Opened, Stage, StageEvent, StageParser, StageRecord
+from llavacot_mlx.request import Request
+from llavacot_mlx.trace.events import (
     Answered,
     CandidateEnded,
     CandidateScored,
@@ -32,10 +35,7 @@ from llavacot_mlx.events import (
     StageStarted,
     StageText,
 )
-from llavacot_mlx.plan_file import plan_object
-from llavacot_mlx.request import Request
-from llavacot_mlx.stages import Closed, Opened, Stage, StageEvent, StageParser, StageRecord
-from llavacot_mlx.trace import ChoiceRecord, NodeRecord, SearchRecord, Trace
+from llavacot_mlx.trace.record import ChoiceRecord, NodeRecord, SearchRecord, Trace
 from llavacot_mlx.usage import Timings, Usage
 
 GOOD_ANSWER = (
@@ -141,7 +141,7 @@ class FakeAssistant:
 
 
 class FakeAnswerStream:
-    """`llavacot_mlx.answering.AnswerStream` of a script."""
+    """`llavacot_mlx.answer.AnswerStream` of a script."""
 
     def __init__(self, script: Script, name: str, request: Request) -> None:
         self._script, self._name, self._request = script, name, request

@@ -8,10 +8,10 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from llavacot_mlx.adapter_config import AdapterConfig, Base, FineTuneType, LoRAParameters
-from llavacot_mlx.adapters import save_adapter
+from llavacot_mlx.checkpoint.adapter_config import AdapterConfig, Base, FineTuneType, LoRAParameters
+from llavacot_mlx.checkpoint.adapters import save_adapter
+from llavacot_mlx.checkpoint.weights import load_model
 from llavacot_mlx.model.linear import dims_of
-from llavacot_mlx.weights import load_model
 
 # Of every part of the model one: both kinds of attention, an MLP, the output head, a vision layer
 # with a bias, and the projector.

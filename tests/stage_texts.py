@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from hypothesis import strategies as st
 
-from llavacot_mlx.stages import Stage, StageEvent, Text
+from llavacot_mlx.prompt.stages import Stage, StageEvent, Text
 
 TAGS = [tag for stage in Stage for tag in (stage.opening, stage.closing)]
 SPOKEN = [f"(Here {verb} the {stage.tag} stage)" for stage in Stage for verb in ("begins", "ends")]

@@ -12,20 +12,25 @@ import pytest
 from mlx.utils import tree_flatten
 from random_adapter import KEYS, RANK, SCALE, config_for, tensors_for, write_adapter
 
-from llavacot_mlx import adapters
-from llavacot_mlx.adapter_config import CONFIG_NAME, WEIGHTS_NAME, AdapterConfig, is_adapter
-from llavacot_mlx.adapters import load_adapter, read_adapter, save_adapter
 from llavacot_mlx.assistant import Assistant
-from llavacot_mlx.calibration import ScoreStats, load_calibration, save_calibration
-from llavacot_mlx.convert.run import convert
+from llavacot_mlx.checkpoint import adapters
+from llavacot_mlx.checkpoint.adapter_config import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    AdapterConfig,
+    is_adapter,
+)
+from llavacot_mlx.checkpoint.adapters import load_adapter, read_adapter, save_adapter
+from llavacot_mlx.checkpoint.fingerprints import base_hash, lineage_hash
+from llavacot_mlx.checkpoint.weights import load_model
+from llavacot_mlx.convert.convert import convert
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.fingerprints import base_hash, lineage_hash
 from llavacot_mlx.model.config import Quantization
 from llavacot_mlx.model.linear import QuantizedLinear
 from llavacot_mlx.model.lora import DoRALinear, LoRALinear
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.stages import Stage
-from llavacot_mlx.weights import load_model
+from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.search.calibration import ScoreStats, load_calibration, save_calibration
 
 Q_PROJ = "language_model.model.layers.1.self_attn.q_proj"
 
@@ -252,7 +257,7 @@ def test_a_base_in_a_folder_is_named_by_its_whole_path(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A relative path would mean nothing in another folder, or something else."""
-    from llavacot_mlx.adapter_config import Base
+    from llavacot_mlx.checkpoint.adapter_config import Base
 
     monkeypatch.chdir(tiny.parent)
     assert Base.of(tiny.name, Path(tiny.name)).model == str(tiny.resolve())

@@ -13,11 +13,15 @@ import pytest
 from PIL import Image
 
 import llavacot_mlx
-from llavacot_mlx import answering as answering_module
+from llavacot_mlx import answer as answering_module
 from llavacot_mlx.assistant import Assistant
-from llavacot_mlx.config_json import load_config
+from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.events import (
+from llavacot_mlx.plan.plan import Settings, plan_of
+from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.prompt.tokenizer import Tokenizer
+from llavacot_mlx.request import Request
+from llavacot_mlx.trace.events import (
     Answered,
     Event,
     FreeText,
@@ -26,11 +30,7 @@ from llavacot_mlx.events import (
     StageStarted,
     StageText,
 )
-from llavacot_mlx.plans import Settings, plan_of
-from llavacot_mlx.request import Request
-from llavacot_mlx.stages import Stage
-from llavacot_mlx.tokenizer import Tokenizer
-from llavacot_mlx.trace import Trace
+from llavacot_mlx.trace.record import Trace
 from llavacot_mlx.usage import Timings
 
 GOOD = (

@@ -25,9 +25,9 @@ from benchmarks.search_quality import (
 from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.demo import model_path
 from llavacot_mlx.demo.world import VALIDATION, draw, questions, scene
-from llavacot_mlx.node import Node
-from llavacot_mlx.plans import SELF, Method
-from llavacot_mlx.stages import Stage, StageRecord
+from llavacot_mlx.plan.plan import SELF, Method
+from llavacot_mlx.prompt.stages import Stage, StageRecord
+from llavacot_mlx.search.node import Node
 
 
 def outcome(question: int, contender: Contender, right: bool, decoded: int) -> Outcome:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from demo_rows import write_rows
 
-from llavacot_mlx.blas import load_fast_blas
+from llavacot_mlx.cli.openblas import load_fast_blas
 
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a Mac has Accelerate"),
@@ -39,7 +39,7 @@ PRODUCT = "import mlx.core as mx; mx.eval(mx.ones((2, 2)) @ mx.ones((2, 2)))"
 def test_mlx_is_linked_to_what_was_loaded(tmp_path: Path) -> None:
     (tmp_path / "without").mkdir()
     assert "openblas" not in blas_of(tmp_path / "without", "-c", PRODUCT)
-    load = "from llavacot_mlx.blas import load_fast_blas; assert load_fast_blas(); "
+    load = "from llavacot_mlx.cli.openblas import load_fast_blas; assert load_fast_blas(); "
     assert "openblas" in blas_of(tmp_path, "-c", load + PRODUCT)
 
 
@@ -53,12 +53,12 @@ def test_a_training_has_it(tmp_path: Path) -> None:
 
 
 def test_without_any_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llavacot_mlx.blas._SYSTEM", "libnowhere.so")
-    monkeypatch.setattr("llavacot_mlx.blas._BUNDLED", "nowhere*")
+    monkeypatch.setattr("llavacot_mlx.cli.openblas._SYSTEM", "libnowhere.so")
+    monkeypatch.setattr("llavacot_mlx.cli.openblas._BUNDLED", "nowhere*")
     assert load_fast_blas() is None
 
 
 def test_a_library_without_the_names_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llavacot_mlx.blas._SYSTEM", "libc.so.6")
-    monkeypatch.setattr("llavacot_mlx.blas._BUNDLED", "nowhere*")
+    monkeypatch.setattr("llavacot_mlx.cli.openblas._SYSTEM", "libc.so.6")
+    monkeypatch.setattr("llavacot_mlx.cli.openblas._BUNDLED", "nowhere*")
     assert load_fast_blas() is None

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from test_decode import prompt, tiles, words
 
-from llavacot_mlx.branches import Branch, BranchBatch
-from llavacot_mlx.cache import Sight, VisionMemory
-from llavacot_mlx.candidates import DecodeState
+from llavacot_mlx.generate.batch_decode import DecodeState
+from llavacot_mlx.generate.prefill import prefill
+from llavacot_mlx.model.kv_cache import Sight, VisionMemory
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.prefill import prefill
+from llavacot_mlx.model.shared_prefix import Branch, BranchBatch
 from llavacot_mlx.usage import Timings, Usage
 
 QUESTION = prompt(words(5), tiles(1), words(9, 1))

@@ -6,8 +6,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from llavacot_mlx import cache
-from llavacot_mlx.cache import TextCache, VisionMemory
+from llavacot_mlx.model import kv_cache as cache
+from llavacot_mlx.model.kv_cache import TextCache, VisionMemory
 from llavacot_mlx.model.mllama import Mllama
 
 

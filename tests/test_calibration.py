@@ -12,11 +12,16 @@ from typer.testing import CliRunner
 
 from llavacot_mlx import demo
 from llavacot_mlx.assistant import Assistant
-from llavacot_mlx.calibration import FILE_NAME, ScoreStats, load_calibration, save_calibration
 from llavacot_mlx.cli.main import app
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.plans import Settings, plan_of
-from llavacot_mlx.stages import Stage
+from llavacot_mlx.plan.plan import Settings, plan_of
+from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.search.calibration import (
+    FILE_NAME,
+    ScoreStats,
+    load_calibration,
+    save_calibration,
+)
 
 QUESTION = "Is there a small red square?"  # its answer is short
 

@@ -9,14 +9,20 @@ import mlx.core as mx
 import pytest
 from test_decode import prompt, tiles, words
 
-from llavacot_mlx.candidates import CandidateStart, DecodeState, Ended, Token, decode_batch
-from llavacot_mlx.decode import decode
-from llavacot_mlx.decode_context import DecodeContext
-from llavacot_mlx.judges.asking import ask_each
+from llavacot_mlx.generate.batch_decode import (
+    CandidateStart,
+    DecodeState,
+    Ended,
+    Token,
+    decode_batch,
+)
+from llavacot_mlx.generate.context import DecodeContext
+from llavacot_mlx.generate.decode import decode
+from llavacot_mlx.generate.prefill import PrefilledPrompt, prefill
+from llavacot_mlx.generate.sampling_params import Sampling
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.model.text import TextModel
-from llavacot_mlx.prefill import PrefilledPrompt, prefill
-from llavacot_mlx.sampling_params import Sampling
+from llavacot_mlx.search.judges.batched_question import ask_each
 from llavacot_mlx.usage import Timings, Usage
 
 QUESTION = prompt(words(4), tiles(2), words(11, 1))

@@ -12,12 +12,12 @@ import pytest
 from random_adapter import write_adapter
 from typer.testing import CliRunner
 
-from llavacot_mlx.adapters import read_adapter
-from llavacot_mlx.calibration import ScoreStats, load_calibration
+from llavacot_mlx.checkpoint.adapters import read_adapter
+from llavacot_mlx.checkpoint.safetensors import list_tensors
 from llavacot_mlx.cli.main import app
-from llavacot_mlx.convert.run import convert
+from llavacot_mlx.convert.convert import convert
 from llavacot_mlx.model.config import Quantization
-from llavacot_mlx.safetensors import list_tensors
+from llavacot_mlx.search.calibration import ScoreStats, load_calibration
 
 
 @pytest.fixture
@@ -132,8 +132,8 @@ def test_a_calibration_is_kept_with_the_adapter(
     desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The base's own stays as it is."""
-    from llavacot_mlx.cli import calibrate
-    from llavacot_mlx.stages import Stage
+    from llavacot_mlx.cli.commands import calibrate
+    from llavacot_mlx.prompt.stages import Stage
 
     moments = {Stage.CAPTION: ScoreStats(0.5, 0.1, 4)}
     loaded = []

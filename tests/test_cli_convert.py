@@ -12,7 +12,7 @@ from terminal_session import TerminalSession
 from typer.testing import CliRunner
 
 from llavacot_mlx.cli.main import app
-from llavacot_mlx.convert import run
+from llavacot_mlx.convert import convert as run
 from llavacot_mlx.convert.recipes import RECIPES, Recipe, with_vision
 from llavacot_mlx.model.config import Quantization
 
@@ -100,7 +100,7 @@ def test_what_comes_from_here_is_verified(
     asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """What was downloaded has passed the hub's own check; the flag decides where it is given."""
-    monkeypatch.setattr("llavacot_mlx.hub.find", lambda *_: tmp_path / "checkpoint")
+    monkeypatch.setattr("llavacot_mlx.checkpoint.hub.find", lambda *_: tmp_path / "checkpoint")
     for source, usually in (("checkpoint", True), ("owner/name", False)):
         convert(source)
         assert (asked["verify"], asked["name"]) == (usually, None if usually else source)
@@ -134,7 +134,9 @@ def test_a_quantisation_flag_without_q_is_refused(asked: dict[str, Any], flags: 
 def test_an_existing_target_is_refused_before_anything_is_downloaded(
     asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llavacot_mlx.hub.find", lambda *_: pytest.fail("looked for the model"))
+    monkeypatch.setattr(
+        "llavacot_mlx.checkpoint.hub.find", lambda *_: pytest.fail("looked for the model")
+    )
     Path("mlx_model").mkdir()
     assert refused("owner/name").startswith("mlx_model exists already: ")
     assert asked == {}

@@ -13,8 +13,8 @@ from bad_rows import write_bad_rows
 from demo_rows import row, write_rows
 from PIL import Image
 
+from llavacot_mlx.train.data.problem import ProblemKind
 from llavacot_mlx.train.plots import STATS_SIZE
-from llavacot_mlx.train.problem import ProblemKind
 
 pytestmark = pytest.mark.processes
 

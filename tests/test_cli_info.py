@@ -16,14 +16,14 @@ from fake_hub import FakeHub
 from mlx.utils import tree_flatten
 from typer.testing import CliRunner
 
-from llavacot_mlx import device
+from llavacot_mlx.checkpoint.config_json import load_config
+from llavacot_mlx.checkpoint.weights import load_model, source_tensors
 from llavacot_mlx.cli.main import app
-from llavacot_mlx.config_json import load_config
+from llavacot_mlx.convert.convert import convert
 from llavacot_mlx.convert.recipes import RECIPES
-from llavacot_mlx.convert.run import convert
+from llavacot_mlx.generate import device
 from llavacot_mlx.model.config import Quantization
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.weights import load_model, source_tensors
 
 PROJECTOR = "multi_modal_projector.weight"
 

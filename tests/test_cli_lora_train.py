@@ -20,7 +20,7 @@ from demo_rows import write_rows
 from mlx.utils import tree_flatten
 from terminal_session import TerminalSession
 
-from llavacot_mlx.config_json import load_config
+from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.demo import model_path
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.train.checkpoint import FILE_NAME as CHECKPOINT

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from llavacot_mlx.cli.main import app
 from llavacot_mlx.convert.recipes import USUAL
-from llavacot_mlx.plans import Settings, plan_of
+from llavacot_mlx.plan.plan import Settings, plan_of
 from llavacot_mlx.train.settings import TrainSettings, settings_of
 
 # Options of one name that mean another thing in these commands.

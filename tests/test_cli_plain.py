@@ -10,13 +10,13 @@ import pytest
 from fakes import GOOD_ANSWER, RETRACING, FakeAssistant, Script, ScriptedRound
 from PIL import Image
 
-from llavacot_mlx.cli.plain import PlainView
 from llavacot_mlx.cli.printable import printable, printable_line
-from llavacot_mlx.cli.view import Show
-from llavacot_mlx.events import CandidateStarted, CandidateText
-from llavacot_mlx.plans import Settings, Unit, plan_of
+from llavacot_mlx.cli.views.plain import PlainView
+from llavacot_mlx.cli.views.view import Show
+from llavacot_mlx.plan.plan import Settings, Unit, plan_of
+from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.request import Request
-from llavacot_mlx.stages import Stage
+from llavacot_mlx.trace.events import CandidateStarted, CandidateText
 
 PICTURE = Image.new("RGB", (8, 8))
 

@@ -8,7 +8,7 @@ from fakes import FakeTerminal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llavacot_mlx.cli.region import Line, Region
+from llavacot_mlx.cli.views.live_region import Line, Region
 
 WIDTH, HEIGHT = 20, 6
 

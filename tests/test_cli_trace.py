@@ -17,7 +17,7 @@ from fakes import RETRACING, command
 from terminal_session import TerminalSession
 from traces import greedy, png, retracing
 
-from llavacot_mlx.trace_file import write_trace
+from llavacot_mlx.trace.file import write_trace
 
 pytestmark = pytest.mark.processes
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llavacot_mlx.config_json import load_config, parse_config
+from llavacot_mlx.checkpoint.config_json import load_config, parse_config
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import Llama3Scaling, ModelConfig, Quantization
 

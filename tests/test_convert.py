@@ -15,14 +15,15 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 
-from llavacot_mlx.config_json import load_config
-from llavacot_mlx.convert import plan, run, shards
-from llavacot_mlx.convert.run import Progress, convert
+from llavacot_mlx.checkpoint.config_json import load_config
+from llavacot_mlx.checkpoint.safetensors import INDEX_NAME, list_tensors
+from llavacot_mlx.checkpoint.weights import load_model
+from llavacot_mlx.convert import convert as run
+from llavacot_mlx.convert import plan, shards
+from llavacot_mlx.convert.convert import Progress, convert
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import Quantization
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.safetensors import INDEX_NAME, list_tensors
-from llavacot_mlx.weights import load_model
 
 FOUR_BITS = Quantization(group_size=32, bits=4)
 PROJECTOR = "multi_modal_projector.weight"
@@ -481,7 +482,7 @@ def test_weights_that_are_not_finite(
 
 def test_what_is_planned_is_what_mlx_makes(quantizable: Path) -> None:
     """Names, shapes and types of a plan are those of the arrays, or the header would lie."""
-    from llavacot_mlx.weights import source_tensors
+    from llavacot_mlx.checkpoint.weights import source_tensors
 
     config, sources = load_config(quantizable), source_tensors(quantizable)
     steps = plan.plan_steps(config, sources, mx.bfloat16, FOUR_BITS)

@@ -17,9 +17,10 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from llavacot_mlx.convert import blocks, run, shards
+from llavacot_mlx.convert import blocks, shards
+from llavacot_mlx.convert import convert as run
+from llavacot_mlx.convert.convert import Converted, Progress, convert
 from llavacot_mlx.convert.journal import Journal
-from llavacot_mlx.convert.run import Converted, Progress, convert
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import Quantization
 

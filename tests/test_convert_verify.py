@@ -10,16 +10,16 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from llavacot_mlx.config_json import load_config
-from llavacot_mlx.convert import run
+from llavacot_mlx.checkpoint.config_json import load_config
+from llavacot_mlx.checkpoint.safetensors import list_tensors
+from llavacot_mlx.checkpoint.weights import source_tensors
+from llavacot_mlx.convert import convert as run
+from llavacot_mlx.convert.convert import convert
 from llavacot_mlx.convert.plan import plan_steps
 from llavacot_mlx.convert.recipes import RECIPES
-from llavacot_mlx.convert.run import convert
 from llavacot_mlx.convert.verify import _unpacked, compare_with_source
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import Quantization
-from llavacot_mlx.safetensors import list_tensors
-from llavacot_mlx.weights import source_tensors
 
 FORMATS = [
     *(Quantization(group, bits) for group in (32, 128) for bits in (2, 3, 4, 5, 6, 8)),

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from conftest import CONFIG, IMAGE_TOKEN_ID
 
-from llavacot_mlx import decode as decode_module
-from llavacot_mlx import prefill as prefill_module
-from llavacot_mlx.decode import decode
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.generate import decode as decode_module
+from llavacot_mlx.generate import prefill as prefill_module
+from llavacot_mlx.generate.decode import decode
+from llavacot_mlx.generate.prefill import prefill
+from llavacot_mlx.generate.sampling_params import Sampling
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.pictures import Tiles
-from llavacot_mlx.prefill import prefill
-from llavacot_mlx.prompt import Prompt
-from llavacot_mlx.sampling_params import Sampling
+from llavacot_mlx.prompt.image_processor import Tiles
+from llavacot_mlx.prompt.image_spans import Prompt
 from llavacot_mlx.usage import Timings, Usage
 
 GREEDY = Sampling(0.0)

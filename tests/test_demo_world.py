@@ -37,8 +37,8 @@ from llavacot_mlx.demo.world import (
     scene,
     slips,
 )
-from llavacot_mlx.judges.questions import IS_IT_RIGHT
-from llavacot_mlx.stages import Stage
+from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.search.judges.prompts import IS_IT_RIGHT
 
 MANY = range(400)
 RECIPE = Path(__file__).parent.parent / "recipes" / "demo_model"

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from llavacot_mlx.dtypes import (
+from llavacot_mlx.checkpoint.dtypes import (
     ELEMENT_TYPES,
     FLOAT_NAMES,
     FLOATS,
@@ -17,8 +17,8 @@ from llavacot_mlx.dtypes import (
     mlx_dtype,
     named_dtype,
 )
+from llavacot_mlx.checkpoint.finite import is_finite
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.finite import is_finite
 
 
 @pytest.mark.parametrize("name", [n for n, element in ELEMENT_TYPES.items() if element.mlx_name])
@@ -58,6 +58,8 @@ def test_what_is_finite(name: str, value: float) -> None:
 
 @pytest.mark.processes
 def test_the_table_loads_no_mlx() -> None:
-    program = "import sys, llavacot_mlx.dtypes; print({'mlx', 'numpy'} & set(sys.modules))"
+    program = (
+        "import sys, llavacot_mlx.checkpoint.dtypes; print({'mlx', 'numpy'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr

@@ -10,14 +10,14 @@ import mlx.core as mx
 import pytest
 from random_adapter import write_adapter
 
-from llavacot_mlx.config_json import load_config
+from llavacot_mlx.checkpoint.config_json import load_config
+from llavacot_mlx.checkpoint.safetensors import INDEX_NAME, list_tensors, read_header
 from llavacot_mlx.convert import shards
+from llavacot_mlx.convert.convert import Progress, convert
 from llavacot_mlx.convert.export import export
-from llavacot_mlx.convert.run import Progress, convert
 from llavacot_mlx.convert.target import Target
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import Quantization
-from llavacot_mlx.safetensors import INDEX_NAME, list_tensors, read_header
 
 
 def read_json(file: Path) -> Any:

@@ -12,22 +12,22 @@ import pytest
 from mlx.utils import tree_flatten
 from random_adapter import tensors_for, write_adapter
 
-from llavacot_mlx.adapters import load_adapter, read_adapter
-from llavacot_mlx.cache import sight_of_all
-from llavacot_mlx.calibration import ScoreStats, load_calibration, save_calibration
-from llavacot_mlx.config_json import load_config
+from llavacot_mlx.checkpoint.adapters import load_adapter, read_adapter
+from llavacot_mlx.checkpoint.config_json import load_config
+from llavacot_mlx.checkpoint.safetensors import list_tensors
+from llavacot_mlx.checkpoint.weights import load_model
 from llavacot_mlx.convert import shards
+from llavacot_mlx.convert.convert import Progress, convert
 from llavacot_mlx.convert.fuse import fuse
-from llavacot_mlx.convert.run import Progress, convert
 from llavacot_mlx.convert.target import Target
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import Quantization
+from llavacot_mlx.model.kv_cache import sight_of_all
 from llavacot_mlx.model.linear import plain_weight
 from llavacot_mlx.model.lora import LoRALinear
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.safetensors import list_tensors
-from llavacot_mlx.stages import Stage
-from llavacot_mlx.weights import load_model
+from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.search.calibration import ScoreStats, load_calibration, save_calibration
 
 
 @pytest.fixture(scope="module")

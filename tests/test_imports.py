@@ -35,7 +35,16 @@ def test_the_network_does_not_load_the_trace_the_plans_or_a_yaml_parser() -> Non
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    "module", ["events", "trace", "plans", "plan_file", "stages", "sampling_params", "usage"]
+    "module",
+    [
+        "trace.events",
+        "trace.record",
+        "plan.plan",
+        "plan.plan_yaml",
+        "prompt.stages",
+        "generate.sampling_params",
+        "usage",
+    ],
 )
 def test_pure_python_modules_do_not_load_mlx(module: str) -> None:
     loaded = loaded_by(f"import llavacot_mlx.{module}")

@@ -17,27 +17,33 @@ from PIL import Image
 from test_decode import prompt, tiles, words
 
 from llavacot_mlx import demo
-from llavacot_mlx.branches import Branch
-from llavacot_mlx.cache import Segment
-from llavacot_mlx.candidates import DecodeState
-from llavacot_mlx.config_json import load_config
+from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.judges import asking, self_judge
-from llavacot_mlx.judges.asking import ask_each
-from llavacot_mlx.judges.base import Candidate, JudgeError
-from llavacot_mlx.judges.outside import ExternalJudgeAdapter, ExternalJudges, check_name, is_model
-from llavacot_mlx.judges.pairwise import PairwiseJudge
-from llavacot_mlx.judges.registry import OWN, judge_named
-from llavacot_mlx.judges.self_judge import SelfJudge
-from llavacot_mlx.judges.yes_or_no import YesOrNo
-from llavacot_mlx.kv_meter import KVMeter
+from llavacot_mlx.generate.batch_decode import DecodeState
+from llavacot_mlx.generate.prefill import prefill
+from llavacot_mlx.model.kv_budget import KVMeter
+from llavacot_mlx.model.kv_cache import Segment
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.node import Node
-from llavacot_mlx.plans import OWN_JUDGES
-from llavacot_mlx.prefill import prefill
-from llavacot_mlx.search_context import SearchContext
-from llavacot_mlx.stages import Stage, StageRecord
-from llavacot_mlx.tokenizer import Tokenizer
+from llavacot_mlx.model.shared_prefix import Branch
+from llavacot_mlx.plan.plan import OWN_JUDGES
+from llavacot_mlx.prompt.stages import Stage, StageRecord
+from llavacot_mlx.prompt.tokenizer import Tokenizer
+from llavacot_mlx.search.context import SearchContext
+from llavacot_mlx.search.judges import batched_question as asking
+from llavacot_mlx.search.judges import self_judge
+from llavacot_mlx.search.judges.base import Candidate, JudgeError
+from llavacot_mlx.search.judges.batched_question import ask_each
+from llavacot_mlx.search.judges.pairwise import PairwiseJudge
+from llavacot_mlx.search.judges.plugins import (
+    ExternalJudgeAdapter,
+    ExternalJudges,
+    check_name,
+    is_model,
+)
+from llavacot_mlx.search.judges.registry import OWN, judge_named
+from llavacot_mlx.search.judges.self_judge import SelfJudge
+from llavacot_mlx.search.judges.yes_or_no import YesOrNo
+from llavacot_mlx.search.node import Node
 from llavacot_mlx.usage import Timings, Usage
 
 PAGE = Path(__file__).parents[1] / "docs" / "judges.md"

@@ -13,13 +13,13 @@ from conftest import IMAGE_TOKEN_ID
 from PIL import Image
 
 from llavacot_mlx.assistant import Assistant
-from llavacot_mlx.cache import sight_of_all
+from llavacot_mlx.generate.prefill import prefill
 from llavacot_mlx.model.kernels import CPU, GPU, Kernels, kernels, use
+from llavacot_mlx.model.kv_cache import sight_of_all
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.pictures import Tiles
-from llavacot_mlx.prefill import prefill
-from llavacot_mlx.prompt import Prompt
-from llavacot_mlx.trace import Trace
+from llavacot_mlx.prompt.image_processor import Tiles
+from llavacot_mlx.prompt.image_spans import Prompt
+from llavacot_mlx.trace.record import Trace
 from llavacot_mlx.usage import Timings, Usage
 
 # mx.compile on a Linux CPU needs a C++ compiler at run time, which not every machine has.

@@ -7,10 +7,10 @@ import pytest
 
 from llavacot_mlx import demo
 from llavacot_mlx.assistant import Assistant
-from llavacot_mlx.branches import Branch, BranchBatch
-from llavacot_mlx.cache import Segment, TextCache
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.kv_meter import KVLimits, KVMeter
+from llavacot_mlx.model.kv_budget import KVLimits, KVMeter
+from llavacot_mlx.model.kv_cache import Segment, TextCache
+from llavacot_mlx.model.shared_prefix import Branch, BranchBatch
 from llavacot_mlx.usage import Usage
 
 QUESTION = "Is there a small red triangle?"  # its answer is short

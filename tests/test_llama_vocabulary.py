@@ -11,8 +11,8 @@ from conftest import LLAMA
 from llama_vocabulary import ORDINARY_TOKENS, PIECES, SPECIAL_TOKENS, write_stand_in
 from tokenizers import Tokenizer as HFTokenizer
 
-from llavacot_mlx.stages import Stage
-from llavacot_mlx.tokenizer import Tokenizer
+from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.prompt.tokenizer import Tokenizer
 
 BEFORE = ("", "a", ".", ",", ":", ";", "!", "?", ")", '"', " ", "\n", "\n\n", ">", "?>", ". ", "  ")
 AFTER = ("", "\n", "\n\n", "\n\n\n", "\r\n", ":", ".", ",", '"', " ", "<", ">", "</", "<SUMMARY>")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llavacot_mlx.names import PATCH_EMBEDDING, canonical_name, is_channels_first
+from llavacot_mlx.checkpoint.weight_names import PATCH_EMBEDDING, canonical_name, is_channels_first
 
 # Ours (which is that of MLX folders), hubs', and transformers' in memory since 4.52.
 NAMES = [

@@ -25,7 +25,7 @@ from traces import events_of, greedy, png, retracing, trace_of
 from llavacot_mlx.cli.html.page import page, path_taken
 from llavacot_mlx.cli.html.page_picture import page_picture
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.trace import Trace
+from llavacot_mlx.trace.record import Trace
 
 EVIL = (
     "</p></title></style><script>alert(1)</script><img src=x onerror=alert(1)>"

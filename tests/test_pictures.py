@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from llavacot_mlx import pictures
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.pictures import TileCutter, open_picture, tile_arrangements, to_rgb
+from llavacot_mlx.prompt import image_processor as pictures
+from llavacot_mlx.prompt.image_processor import TileCutter, open_picture, tile_arrangements, to_rgb
 
 SETTINGS: dict[str, Any] = {
     "size": {"height": 8, "width": 8},

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from llavacot_mlx import plan_file
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.plan_file import plan_from, plan_object, read_plan
-from llavacot_mlx.plans import Method, Plan, Retrace, Settings, Step, Unit, plan_of
-from llavacot_mlx.sampling_params import Sampling
+from llavacot_mlx.generate.sampling_params import Sampling
+from llavacot_mlx.plan import plan_yaml as plan_file
+from llavacot_mlx.plan.plan import Method, Plan, Retrace, Settings, Step, Unit, plan_of
+from llavacot_mlx.plan.plan_yaml import plan_from, plan_object, read_plan
 
 MINE = """
 method: mine

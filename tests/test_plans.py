@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.plans import (
+from llavacot_mlx.generate.sampling_params import Sampling
+from llavacot_mlx.plan.plan import (
     LOGPROB,
     MAJORITY,
     PAIRWISE,
@@ -20,7 +21,6 @@ from llavacot_mlx.plans import (
     Unit,
     plan_of,
 )
-from llavacot_mlx.sampling_params import Sampling
 
 
 def test_swires_has_its_published_numbers() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llavacot_mlx.prompt import OpenImages, open_images
+from llavacot_mlx.prompt.image_spans import OpenImages, open_images
 
 IMAGE = 7
 

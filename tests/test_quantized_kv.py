@@ -10,24 +10,17 @@ import pytest
 
 from llavacot_mlx import demo
 from llavacot_mlx.assistant import Assistant
-from llavacot_mlx.branches import Branch, BranchBatch
-from llavacot_mlx.cache import Segment, VisionMemory
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.kv_meter import KVLimits, KVMeter
+from llavacot_mlx.generate.prefill import PrefilledPrompt, prefill
 from llavacot_mlx.model.attention import attend, attend_to_all
 from llavacot_mlx.model.kernels import CPU, use
-from llavacot_mlx.model.quantized_kv import (
-    KV,
-    QuantizedKV,
-    joined,
-    kv_bytes,
-    tokens_of,
-    unpacked,
-)
-from llavacot_mlx.pictures import open_picture
-from llavacot_mlx.prefill import PrefilledPrompt, prefill
-from llavacot_mlx.prompt import Prompt
-from llavacot_mlx.tokenizer import Turn
+from llavacot_mlx.model.kv_budget import KVLimits, KVMeter
+from llavacot_mlx.model.kv_cache import Segment, VisionMemory
+from llavacot_mlx.model.quantized_kv import KV, QuantizedKV, joined, kv_bytes, tokens_of, unpacked
+from llavacot_mlx.model.shared_prefix import Branch, BranchBatch
+from llavacot_mlx.prompt.image_processor import open_picture
+from llavacot_mlx.prompt.image_spans import Prompt
+from llavacot_mlx.prompt.tokenizer import Turn
 from llavacot_mlx.usage import Timings, Usage
 
 LONG_QUESTION = "Is there a small red square? " * 12

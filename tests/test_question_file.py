@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.question_file import QuestionRow, read_questions
+from llavacot_mlx.search.question_file import QuestionRow, read_questions
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from stage_texts import TEXTS, joined
 from tokenizers.pre_tokenizers import ByteLevel
 
-from llavacot_mlx.config_json import load_config
+from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.demo import model_path
-from llavacot_mlx.reader import Reader
-from llavacot_mlx.stages import Closed, Opened, Stage, StageEvent, StageParser, Text
-from llavacot_mlx.tokenizer import Tokenizer
+from llavacot_mlx.prompt.stages import Closed, Opened, Stage, StageEvent, StageParser, Text
+from llavacot_mlx.prompt.tokenizer import Tokenizer
+from llavacot_mlx.trace.stage_reader import Reader
 
 SUMMARY, CAPTION, REASONING, CONCLUSION = Stage
 SPELLING = ByteLevel(add_prefix_space=False, use_regex=False)

@@ -9,14 +9,14 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from llavacot_mlx.config_json import load_config
+from llavacot_mlx.checkpoint.config_json import load_config
+from llavacot_mlx.checkpoint.safetensors import list_tensors
+from llavacot_mlx.checkpoint.weights import load_model
 from llavacot_mlx.convert import recipes
+from llavacot_mlx.convert.convert import convert
 from llavacot_mlx.convert.recipes import RECIPES, Recipe, read_recipe, recipe_called, with_vision
-from llavacot_mlx.convert.run import convert
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import Quantization
-from llavacot_mlx.safetensors import list_tensors
-from llavacot_mlx.weights import load_model
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,12 @@ from traces import events_of, trace_of
 
 from llavacot_mlx import demo
 from llavacot_mlx.assistant import Assistant
-from llavacot_mlx.cli.plain import PlainView
 from llavacot_mlx.cli.retelling import retelling, unit_of
-from llavacot_mlx.cli.view import Show
-from llavacot_mlx.events import (
+from llavacot_mlx.cli.views.plain import PlainView
+from llavacot_mlx.cli.views.view import Show
+from llavacot_mlx.generate.sampling_params import Sampling
+from llavacot_mlx.plan.plan import Plan, Retrace, Settings, Step, Unit, plan_of
+from llavacot_mlx.trace.events import (
     Answered,
     CandidateEnded,
     CandidateText,
@@ -27,9 +29,7 @@ from llavacot_mlx.events import (
     Prepared,
     StageText,
 )
-from llavacot_mlx.plans import Plan, Retrace, Settings, Step, Unit, plan_of
-from llavacot_mlx.sampling_params import Sampling
-from llavacot_mlx.trace import Trace
+from llavacot_mlx.trace.record import Trace
 
 PICTURE = Image.new("RGB", (40, 30), "red")
 

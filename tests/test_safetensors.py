@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from llavacot_mlx.checkpoint.safetensors import INDEX_NAME, list_tensors, read_header
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.safetensors import INDEX_NAME, list_tensors, read_header
 
 IN_ONE_FOLDER = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

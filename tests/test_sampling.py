@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llavacot_mlx import sampling as sampling_module
-from llavacot_mlx.sampling import _nucleus, log_probabilities, sample, token_keys
-from llavacot_mlx.sampling_params import Sampling
+from llavacot_mlx.generate import sampling as sampling_module
+from llavacot_mlx.generate.sampling import _nucleus, log_probabilities, sample, token_keys
+from llavacot_mlx.generate.sampling_params import Sampling
 
 PROBABILITIES = [0.4, 0.1, 0.05, 0.25, 0.2]
 LOGITS = mx.log(mx.array([PROBABILITIES])) + 3  # the constant says nothing

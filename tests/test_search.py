@@ -15,10 +15,26 @@ from PIL import Image
 
 from llavacot_mlx import demo
 from llavacot_mlx.assistant import Assistant
-from llavacot_mlx.cache import VisionMemory
-from llavacot_mlx.candidates import DecodeState
-from llavacot_mlx.convert.run import convert
-from llavacot_mlx.events import (
+from llavacot_mlx.convert.convert import convert
+from llavacot_mlx.generate.batch_decode import DecodeState
+from llavacot_mlx.generate.prefill import prefill
+from llavacot_mlx.generate.sampling_params import Sampling
+from llavacot_mlx.model.config import Quantization
+from llavacot_mlx.model.kv_budget import KVLimits, KVMeter
+from llavacot_mlx.model.kv_cache import VisionMemory
+from llavacot_mlx.model.text import TextModel
+from llavacot_mlx.model.vision import VisionModel
+from llavacot_mlx.plan.plan import Method, Plan, Settings, Step, Unit, plan_of
+from llavacot_mlx.prompt.image_processor import open_picture
+from llavacot_mlx.prompt.image_spans import Prompt
+from llavacot_mlx.prompt.stages import Stage, StageRecord
+from llavacot_mlx.prompt.tokenizer import Turn
+from llavacot_mlx.search.context import SearchContext
+from llavacot_mlx.search.engine import Search, best
+from llavacot_mlx.search.judges.base import JudgeError
+from llavacot_mlx.search.judges.majority import MajorityJudge
+from llavacot_mlx.search.node import Node
+from llavacot_mlx.trace.events import (
     CandidateEnded,
     CandidateScored,
     CandidatesKept,
@@ -27,23 +43,7 @@ from llavacot_mlx.events import (
     Noticed,
     Retraced,
 )
-from llavacot_mlx.judges.base import JudgeError
-from llavacot_mlx.judges.majority import MajorityJudge
-from llavacot_mlx.kv_meter import KVLimits, KVMeter
-from llavacot_mlx.model.config import Quantization
-from llavacot_mlx.model.text import TextModel
-from llavacot_mlx.model.vision import VisionModel
-from llavacot_mlx.node import Node
-from llavacot_mlx.pictures import open_picture
-from llavacot_mlx.plans import Method, Plan, Settings, Step, Unit, plan_of
-from llavacot_mlx.prefill import prefill
-from llavacot_mlx.prompt import Prompt
-from llavacot_mlx.sampling_params import Sampling
-from llavacot_mlx.search import Search, best
-from llavacot_mlx.search_context import SearchContext
-from llavacot_mlx.stages import Stage, StageRecord
-from llavacot_mlx.tokenizer import Turn
-from llavacot_mlx.trace import Trace
+from llavacot_mlx.trace.record import Trace
 from llavacot_mlx.usage import Timings, Usage
 
 QUESTION = "Is there a small red triangle?"  # its answer is short

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from stage_texts import TEXTS, joined
 
-from llavacot_mlx.stages import Closed, Opened, Stage, StageEvent, StageParser, Text
+from llavacot_mlx.prompt.stages import Closed, Opened, Stage, StageEvent, StageParser, Text
 
 SUMMARY, CAPTION, REASONING, CONCLUSION = Stage
 

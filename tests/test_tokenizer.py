@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from llavacot_mlx.config_json import load_config
+from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.tokenizer import Tokenizer, Turn
+from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
 
 ANY_TIME = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

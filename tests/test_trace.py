@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from llavacot_mlx.stages import Stage, StageRecord
-from llavacot_mlx.trace import SearchRecord, Trace
+from llavacot_mlx.prompt.stages import Stage, StageRecord
+from llavacot_mlx.trace.record import SearchRecord, Trace
 from llavacot_mlx.usage import Timings, Usage
 
 STAGES = tuple(

@@ -14,8 +14,8 @@ import pytest
 from traces import events_of, greedy, png, retracing, trace_of
 
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.trace import Trace
-from llavacot_mlx.trace_file import media_type, parse_trace, read_trace, write_trace
+from llavacot_mlx.trace.file import media_type, parse_trace, read_trace, write_trace
+from llavacot_mlx.trace.record import Trace
 
 
 @pytest.mark.parametrize("trace", [retracing(), greedy()], ids=["search", "single path"])

@@ -8,11 +8,11 @@ import pytest
 from conftest import CONFIG
 from mlx.utils import tree_flatten
 
-from llavacot_mlx.adapter_config import FineTuneType
+from llavacot_mlx.checkpoint.adapter_config import FineTuneType
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.lora import DoRALinear, LoRALinear
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.train.adapt import AdapterSettings, apply_lora, trainable_count
+from llavacot_mlx.train.lora_setup import AdapterSettings, apply_lora, trainable_count
 
 # CONFIG has four text layers, of which 0 and 2 are cross-attention.
 SELF = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from llavacot_mlx.stages import Stage
-from llavacot_mlx.train.answer_rules import leaks, stage_problems
-from llavacot_mlx.train.problem import ProblemKind as Kind
+from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.train.data.problem import ProblemKind as Kind
+from llavacot_mlx.train.data.rules import leaks, stage_problems
 
 S, C, R, E = (f"{stage.opening} {stage.value} {stage.closing}" for stage in Stage)
 GOOD = f"{S}\n\n{C}\n\n{R}\n\n{E}"

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llavacot_mlx.train.batches import batch_order, batches_from, pad_batch, steps_of
-from llavacot_mlx.train.sample import Sample, TokenKind
+from llavacot_mlx.train.data.batches import batch_order, batches_from, pad_batch, steps_of
+from llavacot_mlx.train.data.sample import Sample, TokenKind
 from llavacot_mlx.train.settings import TrainSettings
 
 LENGTHS = np.random.default_rng(0).integers(10, 900, 200).tolist()

@@ -11,13 +11,13 @@ from bad_rows import write_bad_rows
 from demo_rows import write_rows
 
 from llavacot_mlx import demo
-from llavacot_mlx.config_json import load_config
-from llavacot_mlx.pictures import TileCutter, open_picture
-from llavacot_mlx.tokenizer import Tokenizer
-from llavacot_mlx.train.check import Checked, CheckedRow, check_rows
-from llavacot_mlx.train.dataset import Dataset
-from llavacot_mlx.train.encoding import encode
-from llavacot_mlx.train.problem import Problem, ProblemKind
+from llavacot_mlx.checkpoint.config_json import load_config
+from llavacot_mlx.prompt.image_processor import TileCutter, open_picture
+from llavacot_mlx.prompt.tokenizer import Tokenizer
+from llavacot_mlx.train.data.checks import Checked, CheckedRow, check_rows
+from llavacot_mlx.train.data.dataset import Dataset
+from llavacot_mlx.train.data.encoding import encode
+from llavacot_mlx.train.data.problem import Problem, ProblemKind
 
 CONFIG = load_config(demo.model_path())
 TOKENIZER = Tokenizer.load(demo.model_path(), CONFIG)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from llavacot_mlx.tokenizer import Turn
-from llavacot_mlx.train.conversation import Conversation, parse_row
-from llavacot_mlx.train.problem import ProblemKind, RowError
+from llavacot_mlx.prompt.tokenizer import Turn
+from llavacot_mlx.train.data.conversation import Conversation, parse_row
+from llavacot_mlx.train.data.problem import ProblemKind, RowError
 
 WHERE = "train.jsonl, row 3"
 

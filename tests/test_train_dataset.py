@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.train.dataset import Dataset, open_splits
-from llavacot_mlx.train.problem import ProblemKind, RowError
+from llavacot_mlx.train.data.dataset import Dataset, open_splits
+from llavacot_mlx.train.data.problem import ProblemKind, RowError
 
 
 def line(number: int, **more: str) -> str:

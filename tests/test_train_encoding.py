@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llavacot_mlx import demo
-from llavacot_mlx.config_json import load_config
+from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.demo.world import questions, scene
-from llavacot_mlx.reader import Reader
-from llavacot_mlx.stages import Stage
-from llavacot_mlx.tokenizer import Tokenizer, Turn
-from llavacot_mlx.train.conversation import Conversation
-from llavacot_mlx.train.encoding import answer_token_kinds, encode
-from llavacot_mlx.train.sample import Sample, TokenKind
+from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
+from llavacot_mlx.trace.stage_reader import Reader
+from llavacot_mlx.train.data.conversation import Conversation
+from llavacot_mlx.train.data.encoding import answer_token_kinds, encode
+from llavacot_mlx.train.data.sample import Sample, TokenKind
 
 
 @pytest.fixture(scope="module", params=["demo", *LLAMA])

@@ -10,8 +10,8 @@ import pytest
 
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.pictures import Tiles
-from llavacot_mlx.train.features import FeatureCache, compute_features
+from llavacot_mlx.prompt.image_processor import Tiles
+from llavacot_mlx.train.loss.feature_cache import FeatureCache, compute_features
 
 PLENTY = 10**9
 

@@ -12,21 +12,22 @@ import pytest
 from conftest import CONFIG, IMAGE_TOKEN_ID
 from mlx.utils import tree_flatten, tree_map
 
-from llavacot_mlx.adapter_config import FineTuneType
-from llavacot_mlx.kv_meter import KVMeter
+from llavacot_mlx.checkpoint.adapter_config import FineTuneType
+from llavacot_mlx.generate.prefill import PromptImages
 from llavacot_mlx.model.kernels import CPU, use
+from llavacot_mlx.model.kv_budget import KVMeter
 from llavacot_mlx.model.linear import plain_weight
 from llavacot_mlx.model.lora import LoRALinear
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.pictures import Tiles
-from llavacot_mlx.prefill import PromptImages
-from llavacot_mlx.prompt import open_images
-from llavacot_mlx.train import attention, forward
-from llavacot_mlx.train.adapt import AdapterSettings, apply_lora
-from llavacot_mlx.train.features import compute_features
-from llavacot_mlx.train.forward import Gradients, loss_and_gradients, loss_sums
-from llavacot_mlx.train.inputs import Inputs
-from llavacot_mlx.train.sample import TokenKind
+from llavacot_mlx.prompt.image_processor import Tiles
+from llavacot_mlx.prompt.image_spans import open_images
+from llavacot_mlx.train.data.sample import TokenKind
+from llavacot_mlx.train.lora_setup import AdapterSettings, apply_lora
+from llavacot_mlx.train.loss import blocked_attention as attention
+from llavacot_mlx.train.loss import loss_and_grad as forward
+from llavacot_mlx.train.loss.feature_cache import compute_features
+from llavacot_mlx.train.loss.loss_and_grad import Gradients, loss_and_gradients, loss_sums
+from llavacot_mlx.train.loss.step_inputs import Inputs
 from llavacot_mlx.usage import Usage
 
 # Length of a row, where its image token stands, and its picture's tiles; None without a picture.

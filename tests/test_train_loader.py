@@ -12,15 +12,15 @@ import pytest
 from demo_rows import write_rows
 
 from llavacot_mlx import demo
-from llavacot_mlx.config_json import load_config
+from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.pictures import TileCutter, open_picture
-from llavacot_mlx.tokenizer import Tokenizer
-from llavacot_mlx.train.ahead import prefetch
-from llavacot_mlx.train.batches import Batch, batch_order
-from llavacot_mlx.train.dataset import Dataset
-from llavacot_mlx.train.encoding import encode
-from llavacot_mlx.train.loader import Loader
+from llavacot_mlx.prompt.image_processor import TileCutter, open_picture
+from llavacot_mlx.prompt.tokenizer import Tokenizer
+from llavacot_mlx.train.data.batches import Batch, batch_order
+from llavacot_mlx.train.data.dataset import Dataset
+from llavacot_mlx.train.data.encoding import encode
+from llavacot_mlx.train.data.loader import Loader
+from llavacot_mlx.train.data.prefetch import prefetch
 
 CONFIG = load_config(demo.model_path())
 TOKENIZER = Tokenizer.load(demo.model_path(), CONFIG)

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.stages import Stage
+from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.train.data.stats import Stats
 from llavacot_mlx.train.plots import CURVE_SIZE, STATS_SIZE, draw_curve, draw_curves, draw_stats
-from llavacot_mlx.train.stats import Stats
 
 
 def stats(lengths: list[int], sources: dict[str, int], tiles: dict[int, int]) -> Stats:

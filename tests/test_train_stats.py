@@ -9,13 +9,13 @@ import pytest
 from demo_rows import row
 
 from llavacot_mlx import demo
-from llavacot_mlx.config_json import load_config
-from llavacot_mlx.pictures import TileCutter
-from llavacot_mlx.stages import Stage
-from llavacot_mlx.tokenizer import Tokenizer
-from llavacot_mlx.train.check import check_rows
-from llavacot_mlx.train.dataset import Dataset
-from llavacot_mlx.train.stats import NO_FOLDER, NO_PICTURE, Stats
+from llavacot_mlx.checkpoint.config_json import load_config
+from llavacot_mlx.prompt.image_processor import TileCutter
+from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.prompt.tokenizer import Tokenizer
+from llavacot_mlx.train.data.checks import check_rows
+from llavacot_mlx.train.data.dataset import Dataset
+from llavacot_mlx.train.data.stats import NO_FOLDER, NO_PICTURE, Stats
 
 CONFIG = load_config(demo.model_path())
 TOKENIZER = Tokenizer.load(demo.model_path(), CONFIG)

@@ -14,11 +14,11 @@ import pytest
 from conftest import CONFIG
 from mlx.utils import tree_flatten
 
-from llavacot_mlx import weights
+from llavacot_mlx.checkpoint import weights
+from llavacot_mlx.checkpoint.weights import load_model
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import ModelConfig, Quantization, QuantizationMap
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.weights import load_model
 
 FILE = "model.safetensors"
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from fakes import GOOD_ANSWER, RETRACING, FakeAnswerStream, Script, ScriptedRound
 from PIL import Image
 
-from llavacot_mlx.events import Answered, Event, Interrupted
-from llavacot_mlx.plans import Settings, plan_of
+from llavacot_mlx.plan.plan import Settings, plan_of
 from llavacot_mlx.request import Request
-from llavacot_mlx.trace import Trace
+from llavacot_mlx.trace.events import Answered, Event, Interrupted
+from llavacot_mlx.trace.record import Trace
 
 
 def events_of(

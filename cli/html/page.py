@@ -14,15 +14,16 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from llavacot_mlx import __version__
-from llavacot_mlx.cli.candidates import Candidate, Round, SearchSoFar, retold, step_back
 from llavacot_mlx.cli.figures import figures, search_figures, seconds, size
 from llavacot_mlx.cli.html.page_picture import page_picture
 from llavacot_mlx.cli.html.search_tree_svg import SearchTree, search_tree
-from llavacot_mlx.cli.plain import not_closed
 from llavacot_mlx.cli.printable import printable, printable_line
 from llavacot_mlx.cli.retelling import retelling, unit_of
+from llavacot_mlx.cli.views.plain import not_closed
+from llavacot_mlx.cli.views.search_view import Candidate, Round, SearchSoFar, retold, step_back
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.events import (
+from llavacot_mlx.prompt.stages import Stage, StageRecord
+from llavacot_mlx.trace.events import (
     CandidateEnded,
     CandidateScored,
     CandidatesKept,
@@ -34,8 +35,7 @@ from llavacot_mlx.events import (
     StageStarted,
     StageText,
 )
-from llavacot_mlx.stages import Stage, StageRecord
-from llavacot_mlx.trace import SearchRecord, Trace
+from llavacot_mlx.trace.record import SearchRecord, Trace
 
 _FOLDER = Path(__file__).parent
 _SHORT_GIST = 80  # characters that a phone shows in full

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from llavacot_mlx.pictures import open_picture, to_rgb
+from llavacot_mlx.prompt.image_processor import open_picture, to_rgb
 
 _LONGEST_SIDE = 1120  # pixels: two tiles of the published model, and plenty for a page
 

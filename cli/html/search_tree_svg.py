@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from llavacot_mlx.trace import NodeRecord, SearchRecord
+from llavacot_mlx.trace.record import NodeRecord, SearchRecord
 
 _MAX_LEAVES = 64  # dots beside each other; a phone cannot show more
 _PHONE = 320.0  # pixels that the drawing has on a phone; sizes below are pixels there

@@ -28,8 +28,8 @@ from llavacot_mlx.demo.questions import (
     tagged,
 )
 from llavacot_mlx.demo.scenes import COLOURS, HORIZONTAL, KINDS, SIZES, VERTICAL, Scene, Shape
-from llavacot_mlx.judges.questions import IS_IT_RIGHT
-from llavacot_mlx.stages import Stage
+from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.search.judges.prompts import IS_IT_RIGHT
 
 OPEN_SHARE = 0.2  # of the captions and reasonings judged are cut before their end
 LAST_STEP_SHARE = 0.4  # of the mistakes planted in a reasoning or conclusion are in its last step

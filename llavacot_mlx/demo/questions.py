@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from llavacot_mlx.demo.scenes import COLOURS, KINDS, SIZES, Scene, Shape
-from llavacot_mlx.stages import Stage
+from llavacot_mlx.prompt.stages import Stage
 
 QUESTION_KINDS = ("count", "compare", "subtract", "attribute", "existence", "position")
 CHOICE_SHARE = 0.3  # of the questions are multiple choice

@@ -6,7 +6,7 @@ import math
 
 import mlx.core as mx
 
-from .kernels import kernels
+from llavacot_mlx.model.kernels import kernels
 
 
 def _silu(x: mx.array) -> mx.array:

@@ -7,8 +7,8 @@ from typing import Literal
 
 import mlx.core as mx
 
-from .kernels import kernels
-from .quantized_kv import KV, QuantizedKV, scores, weighted
+from llavacot_mlx.model.kernels import kernels
+from llavacot_mlx.model.quantized_kv import KV, QuantizedKV, scores, weighted
 
 
 def attend_to_all(queries: mx.array, keys: KV, values: KV) -> mx.array:

@@ -7,7 +7,7 @@ from typing import cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from .kernels import kernels
+from llavacot_mlx.model.kernels import kernels
 
 
 class Linear(nn.Linear):

@@ -12,7 +12,7 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
-from .linear import dims_of, plain_weight
+from llavacot_mlx.model.linear import dims_of, plain_weight
 
 
 class LoRALinear(nn.Module):

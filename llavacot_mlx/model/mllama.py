@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from llavacot_mlx.cache import SelfAttentionCache, Sight
-
-from .config import ModelConfig
-from .linear import Linear
-from .text import LanguageModel
-from .vision import LayerRunner, VisionModel, call_layer
+from llavacot_mlx.model.config import ModelConfig
+from llavacot_mlx.model.kv_cache import SelfAttentionCache, Sight
+from llavacot_mlx.model.linear import Linear
+from llavacot_mlx.model.text import LanguageModel
+from llavacot_mlx.model.vision import LayerRunner, VisionModel, call_layer
 
 
 class Mllama(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from .kernels import kernels
+from llavacot_mlx.model.kernels import kernels
 
 
 class Rotation:

@@ -12,15 +12,14 @@ from functools import partial
 import mlx.core as mx
 import mlx.nn as nn
 
-from llavacot_mlx.cache import SelfAttentionCache, Sight, TextCache, VisionMemory
-from llavacot_mlx.kv_meter import KVMeter
-
-from .activations import silu
-from .attention import attend_to_all
-from .config import Llama3Scaling, TextConfig
-from .linear import Linear
-from .quantized_kv import KV, kv_bytes
-from .rope import Rotation
+from llavacot_mlx.model.activations import silu
+from llavacot_mlx.model.attention import attend_to_all
+from llavacot_mlx.model.config import Llama3Scaling, TextConfig
+from llavacot_mlx.model.kv_budget import KVMeter
+from llavacot_mlx.model.kv_cache import SelfAttentionCache, Sight, TextCache, VisionMemory
+from llavacot_mlx.model.linear import Linear
+from llavacot_mlx.model.quantized_kv import KV, kv_bytes
+from llavacot_mlx.model.rope import Rotation
 
 
 class SelfAttention(nn.Module):

@@ -11,10 +11,10 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 
-from .activations import gelu
-from .attention import attend
-from .config import VisionConfig
-from .linear import Linear
+from llavacot_mlx.model.activations import gelu
+from llavacot_mlx.model.attention import attend
+from llavacot_mlx.model.config import VisionConfig
+from llavacot_mlx.model.linear import Linear
 
 Attention = Callable[[mx.array, mx.array, mx.array], mx.array]
 """Queries, keys, values → attention output, with the shapes of `attend`."""

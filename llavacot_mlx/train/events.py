@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .sample import TokenKind
+from llavacot_mlx.train.data.sample import TokenKind
 
 
 @dataclass(frozen=True)

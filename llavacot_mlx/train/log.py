@@ -8,9 +8,8 @@ from typing import Any
 
 from llavacot_mlx.atomic import write_file
 from llavacot_mlx.errors import UserError
-
-from .events import Stepped, Validated
-from .sample import TokenKind
+from llavacot_mlx.train.data.sample import TokenKind
+from llavacot_mlx.train.events import Stepped, Validated
 
 FILE_NAME = "log.jsonl"
 

@@ -8,8 +8,7 @@ from mlx.utils import tree_flatten
 
 from llavacot_mlx.model.kernels import kernels
 from llavacot_mlx.model.mllama import Mllama
-
-from .settings import TrainSettings
+from llavacot_mlx.train.settings import TrainSettings
 
 _LOGIT_ROWS = 128  # positions that go through the output head at once
 

@@ -7,8 +7,7 @@ from typing import Any
 import mlx.optimizers as optimizers
 
 from llavacot_mlx.errors import UserError
-
-from .settings import LRSchedule, TrainSettings
+from llavacot_mlx.train.settings import LRSchedule, TrainSettings
 
 _CLASSES: dict[str, Any] = {
     "adam": optimizers.Adam,

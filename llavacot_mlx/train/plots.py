@@ -13,8 +13,7 @@ import numpy as np
 
 from llavacot_mlx.atomic import check_can_write, write_file
 from llavacot_mlx.errors import UserError
-
-from .stats import Stats
+from llavacot_mlx.train.data.stats import Stats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

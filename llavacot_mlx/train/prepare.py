@@ -9,36 +9,35 @@ from typing import Any
 
 from mlx.utils import tree_flatten
 
-from llavacot_mlx.adapter_config import AdapterConfig, Base, FineTuneType, LoRAParameters
-from llavacot_mlx.answering import LoadedModel
+from llavacot_mlx.answer import LoadedModel
 from llavacot_mlx.atomic import write_file
-from llavacot_mlx.config_json import load_config
-from llavacot_mlx.device import memory_of_this_machine
+from llavacot_mlx.checkpoint.adapter_config import AdapterConfig, Base, FineTuneType, LoRAParameters
+from llavacot_mlx.checkpoint.config_json import load_config
+from llavacot_mlx.checkpoint.weights import load_model
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.generate.device import memory_of_this_machine
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.pictures import TileCutter
-from llavacot_mlx.tokenizer import Tokenizer
-from llavacot_mlx.weights import load_model
-
-from .adapt import LINEARS, AdapterSettings, apply_lora, trainable_count
-from .batches import steps_of
-from .check import Checked, CheckedRow, check_rows
-from .checkpoint import FILE_NAME, Checkpoint, differences, load_checkpoint
-from .dataset import Dataset, open_splits
-from .encoding import encode
-from .example import Example, example_of
-from .features import FeatureCache
-from .loader import Loader
-from .loop import Training
-from .memory import MemoryEstimate, advice, estimate
-from .optimizer import optimizer_of
-from .problem import Problem
-from .rows import Question, Rows
-from .sample import Sample
-from .settings import FREE_ON_RESUME, TrainSettings, settings_object
-from .settings_yaml import settings_yaml
-from .validation import Validation
-from .workers import Workers
+from llavacot_mlx.prompt.image_processor import TileCutter
+from llavacot_mlx.prompt.tokenizer import Tokenizer
+from llavacot_mlx.train.checkpoint import FILE_NAME, Checkpoint, differences, load_checkpoint
+from llavacot_mlx.train.data.batches import steps_of
+from llavacot_mlx.train.data.checks import Checked, CheckedRow, check_rows
+from llavacot_mlx.train.data.dataset import Dataset, open_splits
+from llavacot_mlx.train.data.encoding import encode
+from llavacot_mlx.train.data.loader import Loader
+from llavacot_mlx.train.data.problem import Problem
+from llavacot_mlx.train.data.sample import Sample
+from llavacot_mlx.train.distributed import Workers
+from llavacot_mlx.train.lora_setup import LINEARS, AdapterSettings, apply_lora, trainable_count
+from llavacot_mlx.train.loss.feature_cache import FeatureCache
+from llavacot_mlx.train.loss.image_features import Question, Rows
+from llavacot_mlx.train.memory import MemoryEstimate, advice, estimate
+from llavacot_mlx.train.optimizer import optimizer_of
+from llavacot_mlx.train.preview import Example, example_of
+from llavacot_mlx.train.settings import FREE_ON_RESUME, TrainSettings, settings_object
+from llavacot_mlx.train.settings_yaml import settings_yaml
+from llavacot_mlx.train.trainer import Training
+from llavacot_mlx.train.validation import Validation
 
 SETTINGS_NAME = "lora.yaml"
 _ANSWER_TOKENS = 1024  # of an answer in a validation

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from llavacot_mlx.adapter_config import FineTuneType
 from llavacot_mlx.checked import KeyRules, checked, named
-from llavacot_mlx.dtypes import FLOAT_NAMES
+from llavacot_mlx.checkpoint.adapter_config import FineTuneType
+from llavacot_mlx.checkpoint.dtypes import FLOAT_NAMES
 from llavacot_mlx.errors import UserError
 
 

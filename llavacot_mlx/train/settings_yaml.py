@@ -11,8 +11,7 @@ import yaml
 
 from llavacot_mlx.checked import read_yaml
 from llavacot_mlx.errors import UserError
-
-from .settings import About, TrainSettings, settings_object, settings_of
+from llavacot_mlx.train.settings import About, TrainSettings, settings_object, settings_of
 
 _COMMENT_COLUMN, _WIDTH = 28, 100
 

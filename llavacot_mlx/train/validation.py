@@ -9,19 +9,18 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from llavacot_mlx.answering import AnswerStream, LoadedModel
+from llavacot_mlx.answer import AnswerStream, LoadedModel
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.plans import Settings, plan_of
+from llavacot_mlx.plan.plan import Settings, plan_of
+from llavacot_mlx.prompt.stages import Stage, StageParser, Text
 from llavacot_mlx.request import Request
-from llavacot_mlx.stages import Stage, StageParser, Text
-
-from .events import Answer, KindMetrics, Validated
-from .forward import loss_sums
-from .head import LossSums
-from .rows import Question, Rows
-from .sample import TokenKind
-from .settings import TrainSettings
-from .workers import Workers
+from llavacot_mlx.train.data.sample import TokenKind
+from llavacot_mlx.train.distributed import Workers
+from llavacot_mlx.train.events import Answer, KindMetrics, Validated
+from llavacot_mlx.train.loss.cross_entropy import LossSums
+from llavacot_mlx.train.loss.image_features import Question, Rows
+from llavacot_mlx.train.loss.loss_and_grad import loss_sums
+from llavacot_mlx.train.settings import TrainSettings
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from llavacot_mlx.demo.world import (
     questions,
     scene,
 )
-from llavacot_mlx.stages import Stage
+from llavacot_mlx.prompt.stages import Stage
 
 MOST_TOKENS = 240
 

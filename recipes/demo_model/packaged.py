@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import MllamaForConditionalGeneration
 
-from llavacot_mlx.names import PATCH_EMBEDDING
+from llavacot_mlx.checkpoint.weight_names import PATCH_EMBEDDING
 
-# The package's names of weights, and transformers' in memory (the reverse of llavacot_mlx.names).
+# The names of weights in memory, and those of transformers: the reverse of
+# llavacot_mlx.checkpoint.weight_names.
 _PREFIXES = {
     "language_model.model.": "model.language_model.",
     "language_model.lm_head.": "lm_head.",

@@ -31,7 +31,7 @@ from llavacot_mlx.demo.world import (
     scene,
     slips,
 )
-from llavacot_mlx.stages import Stage
+from llavacot_mlx.prompt.stages import Stage
 
 BATCHES_A_CHUNK = 8  # a chunk's scenes are sorted by length before they are cut into batches
 LENGTH_STEP = 32  # rows are padded to a multiple of this: few lengths to compile for

@@ -8,7 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from llavacot_mlx.demo.world import QUESTION_KINDS, Question, Scene
-from llavacot_mlx.stages import Stage
+from llavacot_mlx.prompt.stages import Stage
 
 # Strict: the four stages, each once, in order, with one space inside the tags and a blank line
 # between, and nothing before, between or after; no tag inside a stage (a `<` alone may be).

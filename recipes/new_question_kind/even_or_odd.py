@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from llavacot_mlx.demo.questions import tagged
 from llavacot_mlx.demo.world import COLOURS, KINDS, SIZES, Scene, Target, caption
-from llavacot_mlx.stages import Stage
+from llavacot_mlx.prompt.stages import Stage
 
 _WORDINGS = (
     ("Is the number of {many} even or odd?", "I need to see if the number of {many} is even."),

@@ -8,15 +8,15 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
-from llavacot_mlx.cache import Sight, TextCache
-from llavacot_mlx.decode import decode
+from llavacot_mlx.checkpoint.weights import load_model
+from llavacot_mlx.generate.decode import decode
+from llavacot_mlx.generate.prefill import prefill
+from llavacot_mlx.generate.sampling_params import Sampling
+from llavacot_mlx.model.kv_cache import Sight, TextCache
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.pictures import TileCutter
-from llavacot_mlx.prefill import prefill
-from llavacot_mlx.prompt import Prompt
-from llavacot_mlx.sampling_params import Sampling
+from llavacot_mlx.prompt.image_processor import TileCutter
+from llavacot_mlx.prompt.image_spans import Prompt
 from llavacot_mlx.usage import Timings, Usage
-from llavacot_mlx.weights import load_model
 
 from .oracle import Answer, difference
 

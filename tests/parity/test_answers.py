@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from llavacot_mlx import prefill
 from llavacot_mlx.assistant import Assistant
+from llavacot_mlx.generate import prefill
 from llavacot_mlx.model.kernels import CPU, use
 
 from .checkpoints import (

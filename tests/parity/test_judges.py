@@ -16,13 +16,13 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForCondi
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.judges.base import Candidate, ExternalJudge, JudgeError
-from llavacot_mlx.judges.mllama_judge import MllamaJudge
-from llavacot_mlx.judges.outside import ExternalJudges
-from llavacot_mlx.judges.questions import is_it_right
-from llavacot_mlx.judges.vlm import VlmJudge
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.stages import Stage
+from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.search.judges.base import Candidate, ExternalJudge, JudgeError
+from llavacot_mlx.search.judges.mllama_judge import MllamaJudge
+from llavacot_mlx.search.judges.plugins import ExternalJudges
+from llavacot_mlx.search.judges.prompts import is_it_right
+from llavacot_mlx.search.judges.vlm_judge import VlmJudge
 
 from .checkpoints import GEOMETRIES, Geometry, build_tokenizer, read_json, write_json
 from .oracle import Oracle, picture, picture_of

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from llavacot_mlx.convert.convert import convert
 from llavacot_mlx.convert.recipes import RECIPES, Recipe, with_vision
-from llavacot_mlx.convert.run import convert
 from llavacot_mlx.model.config import Quantization
 
 from .checkpoints import (

@@ -15,15 +15,15 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from random_adapter import KEYS, write_adapter
 
-from llavacot_mlx.adapter_config import CONFIG_NAME, AdapterConfig, Base
-from llavacot_mlx.adapters import load_adapter, read_adapter
+from llavacot_mlx.checkpoint.adapter_config import CONFIG_NAME, AdapterConfig, Base
+from llavacot_mlx.checkpoint.adapters import load_adapter, read_adapter
+from llavacot_mlx.checkpoint.weights import load_model
+from llavacot_mlx.convert.convert import convert
 from llavacot_mlx.convert.export import export
 from llavacot_mlx.convert.peft import read_peft, write_peft
-from llavacot_mlx.convert.run import convert
 from llavacot_mlx.convert.target import Target
 from llavacot_mlx.model.config import Quantization
-from llavacot_mlx.pictures import TileCutter
-from llavacot_mlx.weights import load_model
+from llavacot_mlx.prompt.image_processor import TileCutter
 
 from .checkpoints import Geometry
 from .oracle import Answer, Oracle, difference, picture_of

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, ImageOps
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
-from llavacot_mlx.config_json import load_config
-from llavacot_mlx.pictures import TileCutter, open_picture
+from llavacot_mlx.checkpoint.config_json import load_config
+from llavacot_mlx.prompt.image_processor import TileCutter, open_picture
 
 from .checkpoints import GEOMETRIES, Geometry, hf_config, picture_settings, write_json
 from .oracle import Oracle, picture

@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import MllamaProcessor
 
-from llavacot_mlx.config_json import load_config
-from llavacot_mlx.tokenizer import Tokenizer, Turn
+from llavacot_mlx.checkpoint.config_json import load_config
+from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
 
 from .checkpoints import GEOMETRIES, IMAGE_TOKEN, IMAGE_TOKEN_ID, SPECIAL_TOKENS, Geometry
 from .oracle import picture

@@ -15,12 +15,12 @@ from mlx.utils import tree_flatten
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 
-from llavacot_mlx.adapter_config import FineTuneType
+from llavacot_mlx.checkpoint.adapter_config import FineTuneType
 from llavacot_mlx.model.lora import LoRALinear
-from llavacot_mlx.train.adapt import AdapterSettings, apply_lora
-from llavacot_mlx.train.features import compute_features
-from llavacot_mlx.train.forward import loss_and_gradients
-from llavacot_mlx.train.inputs import Inputs
+from llavacot_mlx.train.lora_setup import AdapterSettings, apply_lora
+from llavacot_mlx.train.loss.feature_cache import compute_features
+from llavacot_mlx.train.loss.loss_and_grad import loss_and_gradients
+from llavacot_mlx.train.loss.step_inputs import Inputs
 
 from .checkpoints import GEOMETRIES, Geometry
 from .oracle import Oracle, difference, picture_of

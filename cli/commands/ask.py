@@ -1,0 +1,346 @@
+"""`llavacot ask`: one question about one picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llavacot_mlx.atomic import check_can_write
+from llavacot_mlx.cli.byte_count import byte_count
+from llavacot_mlx.cli.exit_codes import ending_well
+from llavacot_mlx.cli.model_choice import Model, adapted_model, fetched
+from llavacot_mlx.cli.options import (
+    AdapterOption,
+    DebugOption,
+    JsonOption,
+    MaxTokensOption,
+    ModelOption,
+    PlainOption,
+    SeedOption,
+    ShowOption,
+)
+from llavacot_mlx.cli.printable import printable
+from llavacot_mlx.cli.views.answer_view import answer_view, can_redraw
+from llavacot_mlx.cli.views.view import NoView, Show, View
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.model.kv_budget import BITS, KVLimits
+from llavacot_mlx.plan.plan import Method, Plan, Settings, plan_of
+from llavacot_mlx.plan.plan_yaml import read_plan
+from llavacot_mlx.request import Request
+from llavacot_mlx.search.judges.plugins import check_name, is_model
+from llavacot_mlx.trace.events import Answered, Interrupted
+from llavacot_mlx.trace.file import write_trace
+from llavacot_mlx.trace.record import Trace
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+HELP = """\
+Ask about an image. The answer comes in four stages: a summary of the question, a caption of the \
+image, the reasoning and the conclusion.
+
+\b
+Examples:
+  llavacot ask shapes.png "How many red circles are there?"
+  llavacot ask chart.png "Which year was best?" --model ./llava-cot-4bit
+  llavacot ask chart.png "Which year was best?" --answer-only
+  llavacot ask chart.png "Which year was best?" --search swires --trace search.json
+  curl -s https://example.com/a.jpg | llavacot ask - "What is this?" --json
+"""
+
+INTRODUCTION = """\
+llavacot ask answers a question about an image in four stages: a summary of the
+question, a caption of the image, the reasoning and the conclusion.
+"""
+
+
+def ask(
+    image: Annotated[
+        str,
+        typer.Argument(
+            metavar="IMAGE", help="A PNG, JPEG, WebP or GIF file; - reads it from stdin."
+        ),
+    ],
+    question: Annotated[
+        str, typer.Argument(metavar="QUESTION", help="The question; - reads it from stdin.")
+    ],
+    model: ModelOption = None,
+    adapter_path: AdapterOption = None,
+    search: Annotated[
+        Method | None,
+        typer.Option(
+            help="greedy: always take the most likely token. sample: sample one answer. best-of-n: "
+            "keep the answer that the judge scores highest. majority: keep the conclusion that "
+            "most answers reach. sentence-beam, stage-beam: keep the best candidate after each "
+            "sentence or stage. swires: sample several captions and reasonings, and go back to "
+            "the captions when none is good enough. swires-code: swires with the parameters of "
+            "its authors' code. All but greedy sample at temperature 0.6 and top-p 0.9 by default. "
+            "[default: greedy]"
+        ),
+    ] = None,
+    candidates: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Candidates that a search chooses from. [default: 4; beams: 2]"
+        ),
+    ] = None,
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Candidates kept after each stage. [default: 1; swires: half]"
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|PATH",
+            help="self: ask the model whether its text is correct. pairwise: ask it which of two "
+            "is better. logprob: mean log-probability of the text. majority: number of answers "
+            "with the same conclusion. Or an installed judge, or a model that mlx-vlm loads. "
+            "[default: self; stage-beam: pairwise]",
+        ),
+    ] = None,
+    max_retraces: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Maximum number of retraces. [default: 3; swires-code: 4]"),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SCORE",
+            help="Score at which swires accepts a candidate. [default: the judge's calibrated "
+            "threshold]",
+        ),
+    ] = None,
+    plan_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan", metavar="FILE", help="A YAML file that configures each stage of the search."
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--temperature",
+            "--temp",
+            help="Sampling temperature; above 0, it implies --search sample.",
+        ),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", help="Sample from the most likely tokens with this total mass."),
+    ] = None,
+    max_tokens: MaxTokensOption = 2048,
+    seed: SeedOption = 0,
+    kv_bits: Annotated[
+        int | None,
+        typer.Option(metavar="8|4", help="Quantize the KV cache to 8 or 4 bits."),
+    ] = None,
+    kv_budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Stop before the KV cache exceeds this size, such as 2GB."
+        ),
+    ] = None,
+    trace_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--trace", metavar="FILE", help="Save the whole search to a file for llavacot trace."
+        ),
+    ] = None,
+    show: ShowOption = None,
+    answer_only: Annotated[
+        bool, typer.Option("--answer-only", help="Print the conclusion and nothing else.")
+    ] = False,
+    as_json: JsonOption = False,
+    plain: PlainOption = False,
+    debug: DebugOption = False,
+) -> None:
+    with ending_well(debug=debug):
+        given = Settings(
+            search=search,
+            candidates=candidates,
+            keep=keep,
+            judge=judge,
+            temperature=temperature,
+            top_p=top_p,
+            max_retraces=max_retraces,
+            threshold=threshold,
+        )
+        plan = _plan(given) if plan_file is None else _read_plan(plan_file, given)
+        for name in plan.judges:
+            check_name(name)
+        limits = _limits(kv_bits, kv_budget)
+        _check_rest(max_tokens, show, as_json=as_json, answer_only=answer_only)
+        if trace_file is not None:
+            check_can_write(trace_file)
+        if image == question == "-":
+            raise UserError("IMAGE and QUESTION are both -; stdin can only be one of them")
+        question = _question(question)
+        picture, data = _picture(image)
+        request = Request(
+            image=picture,
+            question=question,
+            plan=plan,
+            max_tokens=max_tokens,
+            seed=seed,
+            limits=limits,
+        )
+        chosen = adapted_model(model, adapter_path)
+        for name in filter(is_model, plan.judges):
+            fetched(name)
+        if as_json or answer_only:
+            view = _quiet_view()
+        else:
+            unit = plan.steps[0].unit
+            view = answer_view(sys.stdout, show or Show.ALL, unit, plain=plain)
+
+        def kept(trace: Trace) -> Trace:
+            """The trace as the command line tells it, kept if it was asked for."""
+            trace = dataclasses.replace(trace, image=image, model=chosen.name)
+            if trace_file is not None:
+                write_trace(trace_file, trace, data)
+            return trace
+
+        trace = _answer(request, chosen, view, kept)
+        if as_json:
+            _print_json(trace)
+        elif answer_only:
+            print(printable(_conclusion(trace)))
+        elif show is Show.ANSWER:
+            _conclusion(trace)
+
+
+def _answer(request: Request, model: Model, view: View, kept: Callable[[Trace], Trace]) -> Trace:
+    """Shows the answer and keeps its trace; of one that is stopped, what there is."""
+    with view:
+        view.waiting(f"loading {model.short_name}")
+        # Imported here, where someone watches the time go by: mlx and the tokenizer are behind it.
+        from llavacot_mlx.assistant import Assistant
+
+        assistant = Assistant.load(model.folder, adapter=model.adapter)
+        view.waiting("looking at the picture")
+        answer = assistant.stream(request)
+        try:
+            for event in answer:
+                view.show(event)
+        except (KeyboardInterrupt, UserError):
+            trace = answer.so_far()
+            if trace.token_ids:
+                view.show(Interrupted(trace))
+                kept(trace)
+            raise
+    assert isinstance(event, Answered)
+    return kept(event.trace)
+
+
+def _plan(given: Settings) -> Plan:
+    """What the flags mean together, as the engine will take them; a contradiction is an error."""
+    temperature, top_p = given.temperature, given.top_p
+    if temperature is not None and not (math.isfinite(temperature) and temperature >= 0):
+        raise UserError(f"--temperature {temperature:g}: must be 0 or more, such as 0.6")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"--top-p {top_p:g}: must be more than 0 and at most 1, such as 0.9")
+    if given.search == Method.SAMPLE and temperature == 0:
+        raise UserError("--search sample with --temperature 0: drop one; 0 is greedy")
+    if given.search == Method.GREEDY and temperature:
+        raise UserError(
+            f"--search greedy with --temperature {temperature:g}: greedy never draws; "
+            "drop one, or --search sample"
+        )
+    if given.search in (None, Method.GREEDY) and not temperature and top_p is not None:
+        raise UserError(f"--top-p {top_p:g}: greedy never draws; add --search sample")
+    try:
+        return plan_of(given)
+    except UserError as error:
+        raise UserError(f"{_typed(given)}: {error}") from None
+
+
+def _read_plan(file: Path, given: Settings) -> Plan:
+    if typed := _typed(given):
+        raise UserError(f"--plan {file} with {typed}: drop one; the plan says all of that")
+    return read_plan(file)
+
+
+def _typed(given: Settings) -> str:
+    """The flags that the settings came from, as they were typed."""
+    flags = {f"--{name.replace('_', '-')}": value for name, value in vars(given).items()}
+    return " ".join(f"{flag} {value}" for flag, value in flags.items() if value is not None)
+
+
+def _limits(kv_bits: int | None, kv_budget: str | None) -> KVLimits:
+    if kv_bits not in (None, *BITS):
+        raise UserError(f"--kv-bits {kv_bits}: must be {' or '.join(map(str, BITS))}")
+    if kv_budget is None:
+        return KVLimits(kv_bits)
+    try:
+        return KVLimits(kv_bits, byte_count(kv_budget))
+    except UserError as error:
+        raise UserError(f"--kv-budget: {error}") from None
+
+
+def _check_rest(max_tokens: int, show: Show | None, *, as_json: bool, answer_only: bool) -> None:
+    if max_tokens < 1:
+        raise UserError(f"--max-tokens {max_tokens}: must be 1 or more")
+    if as_json and answer_only:
+        raise UserError("--json with --answer-only: drop one; the object has the answer in it")
+    if show is not None and (as_json or answer_only):
+        flag = "--json" if as_json else "--answer-only"
+        raise UserError(f"--show {show} with {flag}: drop one; {flag} says already what to print")
+
+
+def _picture(image: str) -> tuple[Image.Image, bytes]:
+    """The picture, read whole: a damaged one is reported before a model is loaded for it."""
+    from llavacot_mlx.prompt.image_processor import open_picture, picture_file
+
+    if image != "-":
+        data = picture_file(Path(image).expanduser())
+        return open_picture(data, image), data
+    if sys.stdin.isatty():
+        raise UserError(
+            "IMAGE is -, but nothing is piped in; llavacot ask - QUESTION < picture.png"
+        )
+    data = sys.stdin.buffer.read()
+    return open_picture(data), data
+
+
+def _question(question: str) -> str:
+    if question == "-":
+        question = sys.stdin.buffer.read().decode(errors="surrogateescape").rstrip("\r\n")
+    if not question.strip():
+        raise UserError('QUESTION is empty; ask something, such as "What does the picture show?"')
+    try:
+        question.encode()
+    except UnicodeEncodeError:
+        raise UserError("QUESTION is not UTF-8 text; check the terminal's encoding") from None
+    return question
+
+
+def _quiet_view() -> View:
+    """For output that is printed in the end: only a line on stderr, should someone watch."""
+    if not can_redraw(sys.stderr):
+        return NoView()
+    from llavacot_mlx.cli.views.live import LiveView
+
+    return LiveView(sys.stderr, None)
+
+
+def _conclusion(trace: Trace) -> str:
+    if not trace.answer:
+        raise UserError(
+            "the model wrote no conclusion, so there is no answer; "
+            "see what it wrote with --show all, or raise --max-tokens"
+        )
+    return trace.answer
+
+
+def _print_json(trace: Trace) -> None:
+    # JSON is UTF-8 whatever the locale; a file name that is not becomes an escape.
+    sys.stdout.buffer.write(trace.to_json().encode(errors="backslashreplace") + b"\n")

@@ -1,0 +1,142 @@
+"""`llavacot calibrate`: what scores a judge usually gives, so that a search knows what is good."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llavacot_mlx.atomic import check_can_write
+from llavacot_mlx.cli.exit_codes import ending_well
+from llavacot_mlx.cli.model_choice import Model, adapted_model, fetched
+from llavacot_mlx.cli.options import (
+    AdapterOption,
+    DebugOption,
+    ImagesOption,
+    MaxTokensOption,
+    ModelOption,
+    SeedOption,
+)
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.plan.plan import MAJORITY, PUBLISHED_DEVIATIONS, SELF, Settings, plan_of
+from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.search.calibration import (
+    FILE_NAME,
+    ScoreStats,
+    load_calibration,
+    save_calibration,
+    scores_of,
+)
+from llavacot_mlx.search.judges.plugins import check_name, is_model
+from llavacot_mlx.search.question_file import QuestionRow, read_questions
+
+HELP = """\
+Calibrate a judge's threshold for --search swires. It saves the mean and the standard deviation \
+of the judge's scores on your questions in the model's folder, or in the adapter's folder with \
+--adapter-path. Use questions that you will not evaluate on.
+
+FILE is a JSONL file with rows like {"image": "a.png", "question": "How many?"}, or as in \
+LLaVA-CoT-100k.
+
+\b
+Examples:
+  llavacot calibrate questions.jsonl --images pictures --model ./llava-cot-4bit
+  llavacot calibrate train.jsonl --images images --limit 200 --judge logprob
+"""
+
+INTRODUCTION = """\
+llavacot calibrate calibrates a judge's threshold for --search swires.
+"""
+
+EXAMPLE = """\
+For example:
+
+  llavacot calibrate questions.jsonl --images pictures --model ./llava-cot-4bit
+"""
+
+
+def calibrate(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A JSONL file with one question per line.")
+    ],
+    images: ImagesOption = None,
+    model: ModelOption = None,
+    adapter_path: AdapterOption = None,
+    judge: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|PATH",
+            help="self, logprob, pairwise, an installed judge, or a model that mlx-vlm loads.",
+        ),
+    ] = SELF,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Use only the first N questions.")
+    ] = None,
+    max_tokens: MaxTokensOption = 2048,
+    seed: SeedOption = 0,
+    debug: DebugOption = False,
+) -> None:
+    with ending_well(debug=debug):
+        if judge == MAJORITY:
+            raise UserError("--judge majority: it counts whole answers, and swires judges stages")
+        check_name(judge)
+        if limit is not None and limit < 1:
+            raise UserError(f"--limit {limit}: must be 1 or more")
+        if max_tokens < 1:
+            raise UserError(f"--max-tokens {max_tokens}: must be 1 or more")
+        rows = list(itertools.islice(read_questions(file, images or file.parent), limit))
+        if not rows:
+            raise UserError(f"{file}: there is no question in it")
+        chosen = adapted_model(model, adapter_path)
+        place = chosen.adapter or chosen.folder
+        check_can_write(place / FILE_NAME)
+        if is_model(judge):
+            fetched(judge)
+        stats = _measured(rows, chosen, judge, max_tokens, seed)
+
+        known = load_calibration(place)
+        written = save_calibration(place, {**known, judge: stats})
+        _print(stats)
+        typer.echo(f"written to {written}", err=True)
+
+
+def _measured(
+    rows: list[QuestionRow], model: Model, judge: str, max_tokens: int, seed: int
+) -> dict[Stage, ScoreStats]:
+    """Runs the first round of swires on every question and gathers what the judge said."""
+    from llavacot_mlx.assistant import Assistant
+    from llavacot_mlx.cli.views.live import CountBar
+
+    plan = plan_of(Settings("swires", judge=judge, max_retraces=0))
+    assistant = Assistant.load(model.folder, adapter=model.adapter)
+    scores: dict[Stage, list[float]] = defaultdict(list)
+    notices: set[str] = set()
+    with CountBar("asking", len(rows)) as bar:
+        for row in rows:
+            try:
+                trace = assistant.ask(
+                    row.image, row.question, search=plan, max_tokens=max_tokens, seed=seed
+                )
+            except UserError as problem:
+                raise UserError(f"{row.where}: {problem}") from None
+            for stage, given in scores_of(trace).items():
+                scores[stage] += given
+            notices |= set(trace.search.notices)
+            bar.advance()
+    for notice in sorted(notices):
+        typer.echo(f"note: {notice}", err=True)
+    if not scores:
+        raise UserError(f"the judge {judge} came to no verdict on any of {len(rows)} questions")
+    return {stage: ScoreStats.of(scores[stage]) for stage in Stage if stage in scores}
+
+
+def _print(stats: dict[Stage, ScoreStats]) -> None:
+    typer.echo(f"{'stage':<12}{'mean':>9}{'std':>9}{'cut-off':>9}{'scores':>9}")
+    for stage, found in stats.items():
+        cut_off = found.threshold(PUBLISHED_DEVIATIONS)
+        typer.echo(
+            f"{stage.value:<12}{found.mean:>9.4f}{found.std:>9.4f}{cut_off:>9.4f}{found.count:>9}"
+        )

@@ -1,0 +1,220 @@
+"""`llavacot convert`: a Hugging Face checkpoint becomes an MLX folder."""
+
+from __future__ import annotations
+
+import enum
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llavacot_mlx.cli.exit_codes import ending_well
+from llavacot_mlx.cli.figures import size
+from llavacot_mlx.cli.model_choice import model_named
+from llavacot_mlx.cli.next_steps import next_command
+from llavacot_mlx.cli.options import DebugOption, DtypeOption, ForceOption
+from llavacot_mlx.cli.printable import printable_line
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.model.config import Quantization
+
+if TYPE_CHECKING:
+    from llavacot_mlx.convert.convert import Estimate
+
+HELP = """\
+Convert a Hugging Face checkpoint or PEFT adapter to MLX. -q quantizes the checkpoint; a converted \
+adapter goes with --adapter-path.
+
+\b
+Examples:
+  llavacot convert Xkev/Llama-3.2V-11B-cot -q --dtype bfloat16 --mlx-path llava-cot-4bit
+  llavacot convert ./my-finetune
+  llavacot convert ./my-finetune -q --q-bits 8 --mlx-path my-finetune-8bit
+  llavacot convert ./peft-adapter --model ./llava-cot-4bit --mlx-path adapters
+  llavacot convert ./my-finetune --recipe mixed-4-8 --mlx-path my-finetune-mixed
+  llavacot convert ./my-finetune --recipe my.yaml
+
+\b
+A recipe is a name (2bit 3bit 4bit 5bit 6bit 8bit mxfp4 mxfp8 nvfp4 mixed-3-6
+mixed-4-6 mixed-4-8), or a YAML file of patterns. The first match applies:
+  language_model.lm_head: 8bit
+  language_model.model.layers.-1.*: {bits: 6, group_size: 32}
+  language_model.*: mxfp4
+  vision_tower.*: bfloat16
+"""
+
+INTRODUCTION = """\
+llavacot convert converts a Hugging Face checkpoint of a Llama-3.2-Vision model to MLX.
+"""
+
+EXAMPLE = """\
+Convert the published LLaVA-CoT to 4 bits; the first time, this downloads 43 GB:
+
+  llavacot convert Xkev/Llama-3.2V-11B-cot -q --dtype bfloat16 --mlx-path llava-cot-4bit
+"""
+
+
+class Mode(enum.StrEnum):
+    """MLX's quantization modes."""
+
+    AFFINE = "affine"
+    MXFP4 = "mxfp4"
+    MXFP8 = "mxfp8"
+    NVFP4 = "nvfp4"
+
+
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="A checkpoint (a folder, or an id on the Hugging Face hub) or a PEFT adapter's "
+            "folder.",
+        ),
+    ],
+    mlx_path: Annotated[
+        Path, typer.Option("--mlx-path", metavar="DIR", help="The folder to write.")
+    ] = Path("mlx_model"),
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH|ID",
+            help="The base model of a PEFT adapter. [default: the one that the adapter names]",
+        ),
+    ] = None,
+    dtype: DtypeOption = None,
+    quantize: Annotated[
+        bool, typer.Option("-q", "--quantize", help="Quantize the language model.")
+    ] = False,
+    q_bits: Annotated[
+        int | None, typer.Option("--q-bits", help="Bits per weight. [default: 4]")
+    ] = None,
+    q_group_size: Annotated[
+        int | None,
+        typer.Option("--q-group-size", help="Weights per quantization group. [default: 64]"),
+    ] = None,
+    q_mode: Annotated[
+        Mode | None, typer.Option("--q-mode", help="Quantization mode. [default: affine]")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="Quantize by a recipe (instead of -q)."),
+    ] = None,
+    quantize_vision: Annotated[
+        bool,
+        typer.Option("--quantize-vision", help="Quantize the vision tower as well, to 8 bits."),
+    ] = False,
+    verify: Annotated[
+        bool | None,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Compare the written weights with SRC. [default: when SRC is a folder]",
+        ),
+    ] = None,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    with ending_well(debug=debug):
+        flags = _quantization_flags(quantize, q_bits, q_group_size, q_mode)
+        if recipe is not None and flags:
+            raise UserError(f"--recipe {recipe}: says what {flags[0]} says; leave one of them out")
+        if quantize_vision and recipe is None and not quantize:
+            raise UserError("--quantize-vision: nothing is quantised without -q or --recipe")
+        if mlx_path.exists() and not force:  # asked again later; here, before a long download
+            raise UserError(f"{mlx_path} exists already: choose another --mlx-path, or add --force")
+
+        from llavacot_mlx.checkpoint.adapter_config import is_adapter
+
+        adapter = Path(source).expanduser()
+        if is_adapter(adapter):
+            if flags or quantize_vision or recipe is not None or dtype is not None:
+                raise UserError(f"{source} is an adapter, for which there is no -q and no --dtype")
+            _convert_adapter(adapter, mlx_path, model, force)
+            return
+        if model is not None:
+            raise UserError(f"--model {model}: goes with an adapter, and {source} is none")
+
+        from llavacot_mlx.convert import recipes
+
+        chosen: Quantization | recipes.Recipe | None = None
+        if recipe is not None:
+            chosen = recipes.recipe_called(recipe)
+        elif quantize:
+            chosen = _quantization(q_bits, q_group_size, q_mode)
+        if quantize_vision and chosen is not None:
+            chosen = recipes.with_vision(
+                recipes.uniform(chosen) if isinstance(chosen, Quantization) else chosen
+            )
+        is_folder = Path(source).expanduser().is_dir()
+        checkpoint = model_named(source)
+
+        from llavacot_mlx.cli.views.live import BytesBar
+        from llavacot_mlx.convert import convert as run
+
+        with BytesBar(sys.stderr, "converting") as bar:
+            converted = run.convert(
+                checkpoint.folder,
+                mlx_path,
+                dtype=dtype,
+                quantization=chosen,
+                force=force,
+                verify=is_folder if verify is None else verify,
+                name=None if is_folder else source,
+                estimated=_say_estimate,
+                progress=lambda now: bar.at(now.read_bytes, now.total_bytes),
+                notice=_say,
+            )
+        print(
+            f"wrote {printable_line(str(converted.folder))}, {size(converted.weight_bytes)}; now: "
+            f"{next_command(model=str(converted.folder))}"
+        )
+
+
+def _convert_adapter(folder: Path, mlx_path: Path, model: str | None, force: bool) -> None:
+    from llavacot_mlx.checkpoint.adapter_config import CONFIG_NAME
+    from llavacot_mlx.convert.peft import base_of, read_peft
+    from llavacot_mlx.convert.target import Target
+
+    name = model or base_of(folder)
+    if name is None:
+        raise UserError(f"{folder} does not say which model it is for: give --model")
+    target = Target(mlx_path, "--mlx-path", force, mark=CONFIG_NAME)
+    written = read_peft(folder, target, name, model_named(name).folder)
+    print(f"wrote {printable_line(str(written))}; now: {next_command(adapter=written)}")
+
+
+def _say_estimate(estimate: Estimate) -> None:
+    """For whoever watches; a script learns the size from the last line."""
+    if sys.stderr.isatty():
+        _say(
+            f"{size(estimate.source_bytes)} become {size(estimate.weight_bytes)}, "
+            f"{estimate.bits_per_weight:.2f} bits a weight; {size(estimate.free_bytes)} are free"
+        )
+
+
+def _say(line: str) -> None:
+    print(printable_line(line), file=sys.stderr)
+
+
+def _quantization_flags(
+    quantize: bool, bits: int | None, group_size: int | None, mode: Mode | None
+) -> list[str]:
+    """The flags that were given. Raises UserError where -q is missing beside the others."""
+    given = {"--q-bits": bits, "--q-group-size": group_size, "--q-mode": mode}
+    flags = [flag for flag, value in given.items() if value is not None]
+    if flags and not quantize:
+        flag = flags[0]
+        raise UserError(f"{flag} {given[flag]}: nothing is quantised without -q; add -q")
+    return ["-q", *flags] if quantize else []
+
+
+def _quantization(bits: int | None, group_size: int | None, mode: Mode | None) -> Quantization:
+    """What the three flags mean together. Whether MLX can run it, the conversion finds out."""
+    from llavacot_mlx.convert.recipes import USUAL
+
+    usual = USUAL[mode or Mode.AFFINE]
+    return Quantization(
+        group_size=usual.group_size if group_size is None else group_size,
+        bits=usual.bits if bits is None else bits,
+        mode=usual.mode,
+    )

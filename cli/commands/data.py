@@ -1,0 +1,268 @@
+"""`llavacot data`: what a file of training rows holds, and what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llavacot_mlx.atomic import check_can_write, write_file
+from llavacot_mlx.cli.command import Command
+from llavacot_mlx.cli.exit_codes import PROBLEM, ending_well
+from llavacot_mlx.cli.model_choice import model_named
+from llavacot_mlx.cli.options import DebugOption, ImagesOption, JsonOption, ModelOption
+from llavacot_mlx.cli.printable import printable_line
+from llavacot_mlx.errors import UserError
+
+if TYPE_CHECKING:
+    from llavacot_mlx.prompt.image_processor import TileCutter
+    from llavacot_mlx.prompt.tokenizer import Tokenizer
+    from llavacot_mlx.train.data.checks import Checked, CheckedRow
+    from llavacot_mlx.train.data.dataset import Dataset
+
+CHECK_HELP = """\
+Find problems in training rows. It reports broken JSON; missing or unreadable images; stages that \
+are missing, repeated, empty or out of order; answers that were not rewritten into stages, or that \
+mention the reference answer; and rows that are too long for the model. The exit code is 1 if \
+there is a problem.
+
+FILE is a JSONL file of rows as in LLaVA-CoT-100k or in mlx-lm's chat format.
+
+\b
+Examples:
+  llavacot data check train.jsonl --images images --model ./llava-cot-4bit
+  llavacot data check train.jsonl --images images --json > report.json
+"""
+
+STATS_HELP = """\
+Show statistics of training rows. They are the lengths of stages and rows, the sources of the \
+rows, and the number of tiles per image.
+
+FILE is a JSONL file of rows as in LLaVA-CoT-100k or in mlx-lm's chat format.
+
+\b
+Examples:
+  llavacot data stats train.jsonl --images images --model ./llava-cot-4bit
+  llavacot data stats train.jsonl --images images --png stats.png
+"""
+
+_LENGTHS = {"row": "a row", "learned": "learned of it"}
+_LISTED = 5  # problems of a kind that the table names; --json has all
+
+FileArgument = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A JSONL file with one row per line.")
+]
+
+
+class _Check(Command):
+    def introduction(self) -> str:
+        return (
+            "llavacot data check finds problems in training rows.\n\nFor example:\n\n"
+            "  llavacot data check train.jsonl --images images\n"
+        )
+
+
+class _Stats(Command):
+    def introduction(self) -> str:
+        return (
+            "llavacot data stats shows statistics of training rows.\n\n"
+            "For example:\n\n  llavacot data stats train.jsonl --images images\n"
+        )
+
+
+app = typer.Typer(help="Check training data, and show statistics of it.")
+
+
+@app.callback(invoke_without_command=True)
+def data(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command(cls=_Check, help=CHECK_HELP)
+def check(
+    file: FileArgument,
+    images: ImagesOption = None,
+    model: ModelOption = None,
+    max_seq_length: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Maximum length of a row in tokens. [default: the model's context length]",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the JSON report to a file as well.")
+    ] = None,
+    debug: DebugOption = False,
+) -> None:
+    with ending_well(debug=debug):
+        from llavacot_mlx.train.data.checks import Checked
+
+        if report is not None:
+            check_can_write(report)
+        reading = _Reading.of(file, images, model, max_seq_length)
+        found = Checked.of(reading.rows())
+        text = json.dumps(_report(reading, found), ensure_ascii=False)
+        if report is not None:
+            write_file(report, f"{text}\n".encode())
+        if as_json:
+            typer.echo(text)
+        else:
+            _print_problems(reading.dataset, found)
+        if found.problems:
+            raise typer.Exit(PROBLEM)
+
+
+@app.command(cls=_Stats, help=STATS_HELP)
+def stats(
+    file: FileArgument,
+    images: ImagesOption = None,
+    model: ModelOption = None,
+    png: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the statistics as a PNG file.")
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    with ending_well(debug=debug):
+        from llavacot_mlx.train.data.stats import Stats
+        from llavacot_mlx.train.plots import check_can_draw, draw_stats
+
+        if png is not None:
+            check_can_draw(png)
+        reading = _Reading.of(file, images, model, None)
+        found = Stats.of(reading.rows())
+        if png is not None:
+            draw_stats(found, png)
+        if as_json:
+            typer.echo(json.dumps(found.to_dict(), ensure_ascii=False))
+        else:
+            _print_stats(found.to_dict())
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A file of rows, and what reads them as a model does."""
+
+    dataset: Dataset
+    model: str
+    tokenizer: Tokenizer
+    cutter: TileCutter
+    max_tokens: int
+
+    @classmethod
+    def of(
+        cls, file: Path, images: Path | None, model: str | None, max_seq_length: int | None
+    ) -> _Reading:
+        if max_seq_length is not None and max_seq_length < 1:
+            raise UserError(f"--max-seq-length {max_seq_length}: must be 1 or more")
+        from llavacot_mlx.checkpoint.config_json import load_config
+        from llavacot_mlx.prompt.image_processor import TileCutter
+        from llavacot_mlx.prompt.tokenizer import Tokenizer
+        from llavacot_mlx.train.data.dataset import Dataset
+
+        dataset = Dataset.open(file, images)
+        chosen = model_named(model)
+        config = load_config(chosen.folder)
+        context = config.text.max_position_embeddings
+        if max_seq_length is not None and max_seq_length > context:
+            raise UserError(
+                f"--max-seq-length {max_seq_length}: the model's context is {context} tokens"
+            )
+        return cls(
+            dataset,
+            chosen.name,
+            Tokenizer.load(chosen.folder, config),
+            TileCutter.load(chosen.folder, config.vision),
+            max_seq_length or context,
+        )
+
+    def rows(self) -> Iterator[CheckedRow]:
+        """Every row, looked at; a bar on stderr shows how far that is."""
+        from llavacot_mlx.cli.views.live import CountBar
+        from llavacot_mlx.train.data.checks import check_rows
+
+        checked = check_rows(self.dataset, self.tokenizer, self.cutter, self.max_tokens)
+        with CountBar("looking at rows", len(self.dataset)) as bar, closing(checked):
+            for row in checked:
+                yield row
+                bar.advance()
+
+
+def _report(reading: _Reading, found: Checked) -> dict[str, Any]:
+    dataset = reading.dataset
+    return {
+        "file": str(dataset.file),
+        "sha256": dataset.digest,
+        "images": str(dataset.images),
+        "model": reading.model,
+        "max_seq_length": reading.max_tokens,
+        "four_stages": dataset.has_stages,
+        "rows": len(dataset),
+        "good": len(found.rows),
+        "bad": len(dataset) - len(found.rows),
+        "counts": {kind: len(problems) for kind, problems in found.by_kind.items()},
+        "problems": [asdict(problem) for problem in found.problems],
+    }
+
+
+def _print_problems(dataset: Dataset, found: Checked) -> None:
+    from llavacot_mlx.cli.views.live import Column, print_table
+
+    if not dataset.has_stages:
+        typer.echo("no answer has a stage, so these are plain chats: stages are not checked")
+    if not found.problems:
+        typer.echo(f"{_rows(len(dataset))}, nothing wrong")
+        return
+    cells = []
+    for kind, problems in found.by_kind.items():
+        listed = [
+            printable_line(f"row {problem.row}: {problem.detail}") for problem in problems[:_LISTED]
+        ]
+        if len(problems) > _LISTED:
+            listed.append(f"… and {len(problems) - _LISTED} more")
+        cells.append((kind.value, f"{len(problems):,}", "\n".join(listed)))
+    print_table((Column("problem"), Column("times", number=True), Column("where")), cells)
+    bad = len(dataset) - len(found.rows)
+    typer.echo(f"{bad:,} of {_rows(len(dataset))} with problems (--json lists every one)")
+
+
+def _print_stats(found: dict[str, Any]) -> None:
+    from llavacot_mlx.cli.views.live import Column, print_table
+
+    typer.echo(
+        f"{_rows(found['rows'])}, {found['answers']:,} answers, {found['pictures']:,} pictures"
+    )
+    if found["unreadable"]:
+        typer.echo(f"{found['unreadable']:,} more that are no conversation, and not counted")
+    if found["with_problems"]:
+        typer.echo(f"{found['with_problems']:,} rows with problems: llavacot data check names them")
+    numbers = ("count", "mean", "median", "max")
+    lengths = [
+        (_LENGTHS.get(name, name.upper()), *(f"{figures[number]:,.10g}" for number in numbers))
+        for name, figures in found["tokens"].items()
+        if figures is not None
+    ]
+    print_table(
+        (Column("tokens"), *(Column(number, number=True) for number in numbers)),
+        lengths,
+    )
+    print_table(
+        (Column("source"), Column("rows", number=True)),
+        [(printable_line(source), f"{rows:,}") for source, rows in found["sources"].items()],
+    )
+    print_table(
+        (Column("tiles"), Column("pictures", number=True)),
+        [(tiles, f"{rows:,}") for tiles, rows in found["tiles"].items()],
+    )
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row{'s' if count != 1 else ''}"

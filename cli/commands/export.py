@@ -1,0 +1,114 @@
+"""`llavacot export`: a model or an adapter in the layout of Hugging Face's libraries."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llavacot_mlx.cli.exit_codes import ending_well
+from llavacot_mlx.cli.figures import size
+from llavacot_mlx.cli.model_choice import adapted_model
+from llavacot_mlx.cli.options import DebugOption, Dtype, DtypeOption, ForceOption
+from llavacot_mlx.cli.printable import printable_line
+from llavacot_mlx.errors import UserError
+
+HELP = """\
+Export a model or an adapter to the Hugging Face format. transformers loads the exported model, \
+and PEFT the exported adapter. llavacot convert converts both back.
+
+Quantized weights are dequantized, so the exported folder is several times as large. With \
+--adapter-path, the adapter is merged into the model.
+
+\b
+Examples:
+  llavacot export ./llava-cot-4bit --hf-path llava-cot
+  llavacot export ./llava-cot-4bit --adapter-path adapters --hf-path my-model
+  llavacot export adapters --hf-path my-adapter
+"""
+
+INTRODUCTION = """\
+llavacot export exports a model to a Hugging Face checkpoint, and an adapter to PEFT's format.
+"""
+
+EXAMPLE = """\
+For example:
+
+  llavacot export ./llava-cot-4bit --hf-path llava-cot
+  llavacot export adapters --hf-path my-adapter
+"""
+
+
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="A model (a folder, or an id on the Hugging Face hub) or an adapter's folder.",
+        ),
+    ],
+    hf_path: Annotated[
+        Path, typer.Option("--hf-path", metavar="DIR", help="The folder to write.")
+    ] = Path("hf_model"),
+    adapter_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--adapter-path", metavar="DIR", help="An adapter to merge into the exported model."
+        ),
+    ] = None,
+    dtype: DtypeOption = None,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    with ending_well(debug=debug):
+        from llavacot_mlx.checkpoint.adapter_config import is_adapter
+
+        folder = Path(source).expanduser()
+        if is_adapter(folder):
+            if adapter_path is not None or dtype is not None:
+                flag = "--adapter-path" if adapter_path is not None else "--dtype"
+                raise UserError(f"{flag}: {source} is an adapter, so there is no model to export")
+            _export_adapter(folder, hf_path, force)
+        else:
+            _export_model(source, hf_path, adapter_path, dtype, force)
+
+
+def _export_adapter(folder: Path, hf_path: Path, force: bool) -> None:
+    from llavacot_mlx.checkpoint.adapter_config import CONFIG_NAME
+    from llavacot_mlx.convert.peft import write_peft
+    from llavacot_mlx.convert.target import Target
+
+    written = write_peft(folder, Target(hf_path, "--hf-path", force, mark=CONFIG_NAME))
+    print(
+        f"wrote {printable_line(str(written))}; now, in Python: "
+        f"PeftModel.from_pretrained(model, {str(written)!r})"
+    )
+
+
+def _export_model(
+    source: str, hf_path: Path, adapter_path: Path | None, dtype: Dtype | None, force: bool
+) -> None:
+    from llavacot_mlx.convert.target import Target
+
+    target = Target(hf_path, "--hf-path", force)
+    target.check_replaceable()  # asked again later; here, before a long download
+    model = adapted_model(source, adapter_path)
+
+    from llavacot_mlx.cli.views.live import BytesBar
+    from llavacot_mlx.convert import export as exporting
+
+    with BytesBar(sys.stderr, "exporting") as bar:
+        written = exporting.export(
+            model.folder,
+            target,
+            adapter=model.adapter,
+            dtype=dtype,
+            progress=lambda now: bar.at(now.read_bytes, now.total_bytes),
+        )
+    print(
+        f"wrote {printable_line(str(written.folder))}, {size(written.weight_bytes)}; now, in "
+        "Python: MllamaForConditionalGeneration.from_pretrained("
+        f"{printable_line(repr(str(written.folder)))})"
+    )

@@ -1,0 +1,84 @@
+"""`llavacot fuse`: an adapter becomes part of a model's weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llavacot_mlx.cli.exit_codes import ending_well
+from llavacot_mlx.cli.figures import size
+from llavacot_mlx.cli.model_choice import adapted_model
+from llavacot_mlx.cli.next_steps import next_command
+from llavacot_mlx.cli.options import DebugOption, ForceOption
+from llavacot_mlx.cli.printable import printable_line
+
+HELP = """\
+Merge an adapter into a model's weights. The fused model answers like the base model with \
+--adapter-path, and can be shared without it.
+
+Quantized layers are quantized again in the same way, which rounds the adapter's update. With \
+--dequantize they are written unquantized, and the folder is several times as large.
+
+\b
+Examples:
+  llavacot fuse --adapter-path adapters --save-path my-model
+  llavacot fuse --model ./llava-cot-4bit --adapter-path adapters --save-path my-model --dequantize
+"""
+
+INTRODUCTION = """\
+llavacot fuse merges an adapter into a model's weights.
+"""
+
+EXAMPLE = """\
+For example:
+
+  llavacot fuse --adapter-path adapters --save-path my-model
+"""
+
+
+def fuse(
+    adapter_path: Annotated[
+        Path, typer.Option("--adapter-path", metavar="DIR", help="The adapter's folder.")
+    ] = Path("adapters"),
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH|ID",
+            help="The base model: a folder, or an id on the Hugging Face hub. [default: the one "
+            "that the adapter was trained on]",
+        ),
+    ] = None,
+    save_path: Annotated[
+        Path, typer.Option("--save-path", metavar="DIR", help="The folder to write.")
+    ] = Path("fused_model"),
+    dequantize: Annotated[
+        bool, typer.Option("--dequantize", help="Write all weights unquantized.")
+    ] = False,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    with ending_well(debug=debug):
+        from llavacot_mlx.convert.target import Target
+
+        target = Target(save_path, "--save-path", force)
+        target.check_replaceable()  # asked again later; here, before a long download
+        base = adapted_model(model, adapter_path)
+
+        from llavacot_mlx.cli.views.live import BytesBar
+        from llavacot_mlx.convert import fuse as fusing
+
+        with BytesBar(sys.stderr, "fusing") as bar:
+            written = fusing.fuse(
+                base.folder,
+                base.adapter or adapter_path,
+                target,
+                dequantize=dequantize,
+                progress=lambda now: bar.at(now.read_bytes, now.total_bytes),
+            )
+        print(
+            f"wrote {printable_line(str(written.folder))}, {size(written.weight_bytes)}; now: "
+            f"{next_command(model=str(written.folder))}"
+        )

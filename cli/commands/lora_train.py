@@ -1,0 +1,236 @@
+"""`llavacot lora-train`: fine-tuning on four-stage data."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llavacot_mlx.cli.exit_codes import INTERRUPTED, ending_well
+from llavacot_mlx.cli.model_choice import model_named
+from llavacot_mlx.cli.next_steps import next_command, typed
+from llavacot_mlx.cli.options import DebugOption
+from llavacot_mlx.cli.printable import printable_line
+from llavacot_mlx.cli.setting_flags import given_settings, with_setting_flags
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.train.settings import TrainSettings, settings_from
+
+if TYPE_CHECKING:
+    from llavacot_mlx.cli.views.training import TrainingView
+    from llavacot_mlx.train.data.checks import CheckedRow
+    from llavacot_mlx.train.data.dataset import Dataset
+    from llavacot_mlx.train.data.problem import Problem
+    from llavacot_mlx.train.prepare import Prepared
+    from llavacot_mlx.train.trainer import Training
+
+CURVE_NAME = "curve.png"
+_LISTED = 20  # problems of rows that are listed before the training refuses them
+
+HELP = """\
+Fine-tune a model on four-stage answers. It trains LoRA or DoRA adapters, or the full weights; \
+on a quantized model, LoRA is QLoRA.
+
+The data is a JSONL file of rows as in LLaVA-CoT-100k or in mlx-lm's chat format, or a folder with \
+train.jsonl and optionally valid.jsonl and test.jsonl. Settings can also be given in a YAML file \
+(-c); flags override it.
+
+\b
+Examples:
+  llavacot lora-train --model ./llava-cot-4bit --data train.jsonl --images pictures --iters 1000
+  llavacot lora-train -c lora.yaml --learning-rate 2e-5
+  llavacot lora-train -c lora.yaml --resume
+"""
+
+INTRODUCTION = """\
+llavacot lora-train fine-tunes a model on four-stage answers: LoRA, DoRA or the full weights.
+"""
+
+EXAMPLE = """\
+Fine-tune a model, then ask it a question with the new adapter:
+
+  llavacot lora-train --model ./llava-cot-4bit --data train.jsonl --images pictures
+  llavacot ask photo.jpg "What is unusual here?" --model ./llava-cot-4bit --adapter-path adapters
+"""
+
+
+@with_setting_flags
+def lora_train(
+    flags: Mapping[str, Any],
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "-c", "--config", metavar="FILE", help="A YAML file of settings; flags override it."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume from the checkpoint in --adapter-path.")
+    ] = False,
+    debug: DebugOption = False,
+) -> None:
+    with ending_well(debug=debug):
+        _run(_settings(config, given_settings(flags)), resume=resume)
+
+
+def _settings(config: Path | None, given: dict[str, Any]) -> TrainSettings:
+    """The file's settings, overridden by the flags that were given."""
+    values: dict[str, Any] = {}
+    if config is not None:
+        from llavacot_mlx.train.settings_yaml import read_settings
+
+        values = read_settings(config)
+        settings_from(values, str(config))  # so that an error in the file names the file
+    if "iters" in given and "epochs" in given:
+        raise UserError("--iters and --epochs: give one of them")
+    if "iters" in given:
+        values.pop("epochs", None)
+    for name, value in given.items():
+        values[name] = {**values.get(name, {}), **value} if isinstance(value, dict) else value
+    settings = settings_from(values, "the settings")
+    if not settings.data:
+        raise UserError("--data is missing: a JSONL file, or a folder with train.jsonl")
+    return settings
+
+
+def _run(settings: TrainSettings, *, resume: bool) -> None:
+    from llavacot_mlx.cli.openblas import load_fast_blas
+
+    load_fast_blas()  # before the first of the following imports MLX
+
+    from llavacot_mlx.cli.views.training import TrainingView
+    from llavacot_mlx.train.distributed import Workers
+    from llavacot_mlx.train.prepare import BadRowsError, TrainingBase, prepare, write_settings
+
+    workers = Workers.all()
+    view = TrainingView(
+        sys.stdout, steps_per_report=settings.steps_per_report, quiet=not workers.is_main
+    )
+    model = model_named(settings.model)
+    try:
+        prepared = prepare(
+            settings,
+            TrainingBase.of(model.name, model.folder),
+            workers,
+            resume=resume,
+            progress=_with_bar if workers.is_main else _without_bar,
+        )
+    except BadRowsError as bad:
+        if workers.is_main:
+            _list(bad.problems)
+        raise
+    view.show_start(prepared)
+    reporter = _reporter(settings) if workers.is_main else None
+    if workers.is_main:
+        write_settings(settings)
+    _train(prepared, view, reporter)
+
+
+def _with_bar(doing: str, dataset: Dataset, rows: Iterator[CheckedRow]) -> Iterator[CheckedRow]:
+    """Passes on the rows, with a progress bar on a terminal."""
+    from llavacot_mlx.cli.views.live import CountBar
+
+    with CountBar(doing, len(dataset)) as bar:
+        for row in rows:
+            bar.advance()
+            yield row
+
+
+def _without_bar(doing: str, dataset: Dataset, rows: Iterator[CheckedRow]) -> Iterator[CheckedRow]:
+    return rows
+
+
+def _list(problems: list[Problem]) -> None:
+    for problem in problems[:_LISTED]:
+        typer.echo(printable_line(f"row {problem.row}: {problem.kind}: {problem.detail}"), err=True)
+    if len(problems) > _LISTED:
+        typer.echo(f"… and {len(problems) - _LISTED} more", err=True)
+
+
+def _train(prepared: Prepared, view: TrainingView, reporter: Any) -> None:
+    """Runs the training, and shows and writes what happens; Ctrl-C ends it after its step."""
+    from llavacot_mlx.train.events import Stepped, Validated
+    from llavacot_mlx.train.log import TrainingLog, read_log
+    from llavacot_mlx.train.memory import advice
+    from llavacot_mlx.train.plots import draw_curve
+
+    training, settings = prepared.training, prepared.settings
+    is_main = training.workers.is_main
+    folder = Path(settings.adapter_path)
+    log = TrainingLog(folder, training.done) if is_main else None
+    try:
+        with view, _stopping_kindly(training, view):
+            view.begin(training)
+            for event in training.run():
+                if log and isinstance(event, Stepped | Validated):
+                    log.append(event)
+                    if reporter:
+                        reporter(event)
+                view.show(event)
+    except RuntimeError as problem:
+        if "memory" not in str(problem).lower() and "malloc" not in str(problem).lower():
+            raise
+        raise UserError(
+            f"step {training.done + 1}: out of memory; try {advice(settings)}. The last "
+            "checkpoint is kept"
+        ) from None
+    if is_main:
+        try:
+            draw_curve(read_log(folder), folder / CURVE_NAME)
+        except UserError as problem:  # what was learned is safe, and worth more than its picture
+            view.say(f"note: {problem}")
+    if training.done < training.steps:
+        view.say(f"stopped at step {training.done}; go on: add --resume to the same command")
+        if is_main:
+            sys.exit(INTERRUPTED)
+        return
+    view.say(f"wrote {typed(folder)}; now: {next_command(model=settings.model, adapter=folder)}")
+
+
+@contextmanager
+def _stopping_kindly(training: Training, view: TrainingView) -> Iterator[None]:
+    """The first Ctrl-C lets the step end and be saved; the second one is as anywhere."""
+
+    def stop(*_: object) -> None:
+        training.stopping = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        view.say("stopping after this step; Ctrl-C once more stops at once")
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _reporter(settings: TrainSettings) -> Any:
+    """Hands the log to the services of --report-to, by mlx-lm's callbacks; None without one."""
+    if settings.report_to is None:
+        return None
+    from mlx_lm.tuner.callbacks import get_reporting_callbacks
+
+    from llavacot_mlx.train.events import Stepped
+    from llavacot_mlx.train.log import row_of
+    from llavacot_mlx.train.settings import settings_object
+
+    try:
+        callback = get_reporting_callbacks(
+            settings.report_to,
+            project_name=settings.project_name,
+            log_dir=settings.adapter_path,
+            config=settings_object(settings),
+        )
+    except (ImportError, ValueError) as problem:
+        raise UserError(f"--report-to {settings.report_to}: {problem}") from None
+
+    def report(event: Any) -> None:
+        row = {"iteration": event.step, **row_of(event)}
+        if isinstance(event, Stepped):
+            callback.on_train_loss_report(row)
+        else:
+            callback.on_val_loss_report(row)
+
+    return report

@@ -1,0 +1,171 @@
+"""`llavacot trace`: a search that is over, shown again."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llavacot_mlx.atomic import check_can_write, write_file
+from llavacot_mlx.cli.exit_codes import ending_well
+from llavacot_mlx.cli.figures import size
+from llavacot_mlx.cli.next_steps import first_command
+from llavacot_mlx.cli.options import DebugOption, PlainOption, ShowOption
+from llavacot_mlx.cli.printable import printable, printable_line
+from llavacot_mlx.cli.views.answer_view import answer_view
+from llavacot_mlx.cli.views.view import Show
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.trace.file import StoredTrace, parse_trace, read_trace
+from llavacot_mlx.trace.record import Trace
+
+HELP = """\
+Show a saved answer with the search behind it. llavacot ask --trace writes the file.
+
+\b
+Examples:
+  llavacot trace search.json
+  llavacot trace search.json --html search.html
+  llavacot trace search.json --show stages
+  llavacot trace search.json --replay
+  llavacot ask shapes.png "How many?" --search swires --json | llavacot trace - --html page.html
+"""
+
+INTRODUCTION = """\
+llavacot trace shows a saved answer with every candidate of its search, in the
+terminal or as an HTML page.
+"""
+
+
+def example() -> str:
+    """Commands that run as they are."""
+    return (
+        "Keep a search, and make a page of it:\n\n"
+        f"  {first_command()} --search swires --trace search.json\n"
+        "  llavacot trace search.json --html search.html\n"
+    )
+
+
+def trace(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="A file from ask --trace or --json; - reads it from stdin."
+        ),
+    ],
+    html: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OUT", help="Write a self-contained HTML page; - writes it to stdout."
+        ),
+    ] = None,
+    replay: Annotated[
+        bool,
+        typer.Option(
+            "--replay", help="Ask the question again, and check that the answer is the same."
+        ),
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH|ID",
+            help="The model to replay with. [default: the one that the trace names]",
+        ),
+    ] = None,
+    show: ShowOption = None,
+    plain: PlainOption = False,
+    debug: DebugOption = False,
+) -> None:
+    with ending_well(debug=debug):
+        if html is not None and (show is not None or plain):
+            flag = "--plain" if plain else f"--show {show}"
+            raise UserError(f"{flag} with --html: drop one; a page has everything in it")
+        if replay and (html is not None or show is not None):
+            raise UserError("--replay shows nothing but whether the answer is the same")
+        if model is not None and not replay:
+            raise UserError(f"--model {model}: goes with --replay")
+        if html not in (None, "-"):
+            _check_page(Path(html), file)
+        stored = _read(file)
+        if replay:
+            _replay(stored, file, model)
+        elif html is None:
+            _show(stored.trace, show or Show.ALL, plain=plain)
+        else:
+            _write_page(stored, html, file)
+
+
+def _read(file: str) -> StoredTrace:
+    if file != "-":
+        return read_trace(Path(file))
+    if sys.stdin.isatty():
+        raise UserError("FILE is -, but nothing is piped in; llavacot trace - < search.json")
+    return parse_trace(sys.stdin.buffer.read(), "stdin")
+
+
+def _show(trace: Trace, show: Show, *, plain: bool) -> None:
+    from llavacot_mlx.cli.retelling import retelling, unit_of
+
+    if show is Show.ANSWER and not trace.answer:
+        raise UserError("there is no conclusion in this trace; see what there is with --show all")
+    if show is Show.ALL:
+        model = trace.model if trace.adapter is None else f"{trace.model} with {trace.adapter}"
+        about = [trace.image or "no picture", model, trace.search.method]
+        facts = " · ".join([*map(printable_line, about), f"seed {trace.seed}"])
+        print(f"{printable(trace.question.strip())}\n{facts}\n", flush=True)
+    with answer_view(sys.stdout, show, unit_of(trace), plain=plain) as view:
+        for event in retelling(trace):
+            view.show(event)
+
+
+def _replay(stored: StoredTrace, file: str, model: str | None) -> None:
+    """Raises UserError where the answer is another one now."""
+    from llavacot_mlx.cli.model_choice import adapted_model
+
+    before = stored.trace
+    if before.image is not None and stored.picture is None:
+        raise UserError(f"{file}: there is no picture in it; use a file that ask --trace wrote")
+    if before.interrupted:
+        raise UserError(f"{file}: that answer was stopped, so there is no end to compare with")
+    adapter = None if before.adapter is None else Path(before.adapter)
+    chosen = adapted_model(model or before.model, adapter)
+    from llavacot_mlx.assistant import Assistant
+
+    assistant = Assistant.load(chosen.folder, adapter=chosen.adapter)
+    now = assistant.replay(before, stored.picture)
+    if now.token_ids != before.token_ids:
+        pairs = zip(now.token_ids, before.token_ids, strict=False)
+        same = next((place for place, (a, b) in enumerate(pairs) if a != b), None)
+        shorter = min(len(now.token_ids), len(before.token_ids))
+        place = shorter if same is None else same
+        raise UserError(f"{file}: another answer now, from token {place} on: {now.answer!r}")
+    print(f"the same answer, all {len(now.token_ids)} tokens of it")
+
+
+def _check_page(out: Path, file: str) -> None:
+    """A page takes the place of a page, and of nothing else that someone may want to keep."""
+    check_can_write(out)
+    place, source = out.expanduser(), Path(file).expanduser()
+    if place.exists() and source.exists() and place.samefile(source):
+        raise UserError(f"--html {out}: that is FILE itself; choose another name")
+    if place.is_file() and place.stat().st_size:
+        with place.open("rb") as stream:
+            begin = stream.read(15)
+        if begin.lower() != b"<!doctype html>":
+            raise UserError(f"--html {out}: there is a file that is no page; choose another name")
+
+
+def _write_page(stored: StoredTrace, html: str, file: str) -> None:
+    from llavacot_mlx.cli.html.page import page
+
+    try:
+        data = page(stored.trace, stored.picture).encode(errors="replace")
+    except UserError as problem:  # of the picture
+        raise UserError(f"{'stdin' if file == '-' else file}: {problem}") from None
+    if html == "-":
+        sys.stdout.buffer.write(data)
+        return
+    write_file(Path(html), data)
+    said = f"wrote {printable_line(html)}, {size(len(data))}; any browser opens it"
+    print(said, file=sys.stderr)

@@ -1,0 +1,98 @@
+"""The model that a command uses: what `--model` names, fetched if need be, or the demo model."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llavacot_mlx import demo
+from llavacot_mlx.checkpoint import hub
+from llavacot_mlx.cli.figures import size
+from llavacot_mlx.errors import UserError
+
+if TYPE_CHECKING:
+    from llavacot_mlx.cli.views.live import BytesBar
+
+# `llavacot convert` alone shows the whole command, which is too long for this line.
+_DEMO_NOTICE = (
+    "demo model (knows pictures of coloured shapes only); for the real one: llavacot convert"
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    name: str
+    """What the person called it; the folder's path for the demo model."""
+    folder: Path
+    adapter: Path | None = None
+    """The folder of the adapter that goes on it."""
+
+    @property
+    def short_name(self) -> str:
+        return self.folder.resolve().name if Path(self.name).is_dir() else self.name
+
+
+def model_named(name: str | None) -> Model:
+    """The model of `--model`; the demo model, which says so on stderr, when there was none.
+
+    A hub id that is not on the disk yet is downloaded, after saying so on stderr.
+    """
+    if name is None:
+        folder = demo.model_path()
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{folder}: no demo model in this installation; give --model a folder")
+        print(_DEMO_NOTICE, file=sys.stderr)
+        return Model(str(folder), folder)
+    return Model(name, fetched(name))
+
+
+def adapted_model(name: str | None, adapter: Path | None) -> Model:
+    """The model of `--model` for the adapter of `--adapter-path`, by default its base.
+
+    Says on stderr when the model is a version of that base in other bits. Raises UserError when
+    there is no such adapter, or it was trained on another model.
+    """
+    if adapter is None:
+        return model_named(name)
+    from llavacot_mlx.checkpoint.adapter_config import AdapterConfig
+
+    adapter = adapter.expanduser()
+    config = AdapterConfig.read(adapter)
+    try:
+        model = model_named(config.base.model if name is None else name)
+    except UserError as problem:
+        if name is not None:
+            raise
+        raise UserError(f"the base of {adapter}: {problem}; or name it with --model") from None
+    if note := config.check_base(adapter, model.folder):
+        print(f"note: {note}", file=sys.stderr)
+    return dataclasses.replace(model, adapter=adapter)
+
+
+def fetched(name: str) -> Path:
+    """The folder of a model that has a name; what has to be downloaded is said on stderr."""
+    with ExitStack() as stack:
+        return hub.find(name, _Reporter(stack))
+
+
+class _Reporter:
+    """Says what is downloaded, before the first byte, and then draws how far it is."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._bar: BytesBar | None = None
+
+    def __call__(self, download: hub.Download) -> None:
+        if self._bar is None:
+            from llavacot_mlx.cli.views.live import BytesBar
+
+            print(
+                f"downloading {download.model}, {size(download.total)}, from {download.origin} …",
+                file=sys.stderr,
+            )
+            self._bar = self._stack.enter_context(BytesBar(sys.stderr, "downloading"))
+        self._bar.at(download.done, download.total)

@@ -1,0 +1,270 @@
+"""A search as a person follows it, put together from its events: what the views draw."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from llavacot_mlx.cli.printable import printable_line
+from llavacot_mlx.plan.plan import Unit
+from llavacot_mlx.prompt.stages import Closed, Opened, Stage, StageEvent, StageParser, Text
+from llavacot_mlx.trace.events import (
+    CandidateEnded,
+    CandidateScored,
+    CandidatesKept,
+    CandidateStarted,
+    CandidateText,
+    FreeText,
+    Retraced,
+    StageEnded,
+    StageStarted,
+    StageText,
+)
+from llavacot_mlx.trace.record import Trace
+
+_PLURALS = {
+    Stage.SUMMARY: "summaries",
+    Stage.CAPTION: "captions",
+    Stage.REASONING: "reasonings",
+    Stage.CONCLUSION: "conclusions",
+}
+
+
+@dataclass
+class Candidate:
+    """One candidate, its text without the tags."""
+
+    number: int
+    """Counted from 1 over the whole search, so that a later round can name an earlier one's."""
+    parent: int | None = None
+    """The number of the candidate that it goes on from; None for the prompt."""
+    parts: list[tuple[Stage | None, str]] = field(default_factory=list)
+    ended: bool = False
+    closed: bool = False
+    tokens: int = 0
+    score: float | None = None
+    scored: bool = False
+    """Whether the judge was asked; `score` is None when it came to no verdict."""
+    kept: bool = False
+    left_open: Stage | None = None
+    """The stage that it was in when it ended: the one that a child's text begins in."""
+    _parser: StageParser = field(default_factory=StageParser)
+
+    def begin_in(self, stage: Stage | None) -> None:
+        """Its parent left `stage` open."""
+        self._parser.stage = stage
+
+    def write(self, text: str) -> None:
+        self._read(self._parser.feed(text))
+
+    def end(self) -> None:
+        self.ended = True
+        self.left_open = self._parser.stage
+        self._read(self._parser.finish())
+
+    def _read(self, events: list[StageEvent]) -> None:
+        self.parts += [(event.stage, event.text) for event in events if isinstance(event, Text)]
+
+    @property
+    def text(self) -> str:
+        """All that it wrote, in one printable line."""
+        return printable_line(" ".join(text for _, text in self._joined()))
+
+    @property
+    def newest(self) -> tuple[Stage | None, str]:
+        """The stage that it writes, and what it has of it in one printable line."""
+        stage, text = list(self._joined())[-1] if self.parts else (None, "")
+        return stage, printable_line(text)
+
+    @property
+    def conclusion(self) -> str:
+        """What it concluded, in one printable line; empty without a conclusion."""
+        texts = [text for stage, text in self._joined() if stage is Stage.CONCLUSION]
+        return printable_line(texts[-1]) if texts else ""
+
+    @property
+    def verdict(self) -> str:
+        """Its score for people; a dash for a judge without a verdict, nothing where none was."""
+        if not self.scored:
+            return ""
+        return "–" if self.score is None else f"{self.score:.2f}"
+
+    def _joined(self) -> Iterator[tuple[Stage | None, str]]:
+        """Stage after stage, each in one piece."""
+        stage: Stage | None = None
+        pieces: list[str] = []
+        for at, piece in self.parts:
+            if at is not stage and pieces:
+                yield stage, "".join(pieces)
+                pieces = []
+            stage = at
+            pieces.append(piece)
+        if pieces:
+            yield stage, "".join(pieces)
+
+
+@dataclass
+class Round:
+    """Candidates that are written, judged and chosen from together."""
+
+    stage: Stage | None
+    """The stage that they write; None for whole answers, and past the last stage."""
+    unit: Unit
+    number: int
+    """Counted from 1; another after each step back."""
+    candidates: list[Candidate] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
+    """The numbers of those kept, the best first, earlier rounds' included."""
+    changes: int = 0
+    """Raised whenever there is something new to draw."""
+
+    @property
+    def title(self) -> str:
+        """Such as `Caption · 4 candidates · round 2`; of whole answers, one sees conclusions."""
+        count = len(self.candidates)
+        parts = [self._noun.capitalize(), f"{count} candidate{'s' if count != 1 else ''}"]
+        if self.unit is Unit.SENTENCE and self.stage is not None:
+            parts.insert(0, self.stage.value.capitalize())
+        if self.unit is Unit.ANSWER:
+            parts.append("their conclusions")
+        if self.number > 1:
+            parts.append(f"round {self.number}")
+        return " · ".join(parts)
+
+    @property
+    def writing(self) -> str:
+        """What is being written, such as `4 captions`."""
+        count = len(self.candidates)
+        return f"the {self._noun}" if count == 1 else f"{count} {plural(self.stage, self.unit)}"
+
+    @property
+    def ended(self) -> bool:
+        return all(candidate.ended for candidate in self.candidates)
+
+    @property
+    def identical(self) -> bool:
+        """Whether there are several and all wrote the same."""
+        if len(self.candidates) < 2 or not self.ended:
+            return False
+        return len({candidate.text for candidate in self.candidates}) == 1
+
+    @property
+    def told_once(self) -> str:
+        """What they all wrote, where that is the same."""
+        count = len(self.candidates)
+        who = "both" if count == 2 else f"all {count}"
+        return f"{who} wrote the same: {self.candidates[0].text}"
+
+    @property
+    def forked(self) -> bool:
+        """Whether they go on from different candidates."""
+        return len({candidate.parent for candidate in self.candidates}) > 1
+
+    @property
+    def shared(self) -> int:
+        """How many characters all gists begin with, up to the word where the first differs."""
+        if len(self.candidates) < 2 or not self.ended:
+            return 0
+        gists = [self.gist(candidate) for candidate in self.candidates]
+        # Whatever the first and the last in order share, those between them do as well.
+        pairs = zip(min(gists), max(gists), strict=False)
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
+        return "".join(letter for letter, _ in same).rfind(" ") + 1
+
+    @property
+    def kept_from_before(self) -> list[int]:
+        """The numbers of those kept that other rounds wrote."""
+        own = {candidate.number for candidate in self.candidates}
+        return [number for number in self.kept if number not in own]
+
+    @property
+    def tokens(self) -> int:
+        return sum(candidate.tokens for candidate in self.candidates)
+
+    def gist(self, candidate: Candidate) -> str:
+        """The line that stands for an ended candidate: of a whole answer, what it concluded."""
+        if self.unit is Unit.ANSWER and candidate.conclusion:
+            return candidate.conclusion
+        return candidate.text
+
+    @property
+    def _noun(self) -> str:
+        if self.unit is not Unit.STAGE:
+            return self.unit.value
+        return self.stage.value if self.stage else "text"
+
+
+class SearchSoFar:
+    """Takes the events of a search, and has the round that is being written or judged."""
+
+    def __init__(self, unit: Unit) -> None:
+        self._unit = unit
+        self._candidates: dict[int, Candidate] = {}
+        self.round: Round | None = None
+        """None before the first candidate, and between two rounds."""
+
+    def started(self, event: CandidateStarted) -> Round:
+        if self.round is None:
+            stage = None if self._unit is Unit.ANSWER else event.stage
+            self.round = Round(stage, self._unit, event.round + 1)
+        candidate = Candidate(event.node + 1, None if event.parent is None else event.parent + 1)
+        parent = None if event.parent is None else self._candidates.get(event.parent)
+        if parent is not None:
+            candidate.begin_in(parent.left_open)
+        self._candidates[event.node] = candidate
+        self.round.candidates.append(candidate)
+        self.round.changes += 1
+        return self.round
+
+    def take(self, event: CandidateText | CandidateEnded | CandidateScored) -> None:
+        candidate = self._candidates[event.node]
+        match event:
+            case CandidateText(text=text):
+                candidate.write(text)
+            case CandidateEnded(closed=closed, tokens=tokens):
+                candidate.closed, candidate.tokens = closed, tokens
+                candidate.end()
+            case CandidateScored(score=score):
+                candidate.score, candidate.scored = score, True
+        if self.round is not None:
+            self.round.changes += 1
+
+    def chosen(self, event: CandidatesKept) -> Round | None:
+        """The round that this ends; None when nothing was written since the one before."""
+        ended, self.round = self.round, None
+        if ended is not None:
+            for candidate in ended.candidates:
+                candidate.kept = candidate.number - 1 in event.nodes
+            ended.kept = [node + 1 for node in event.nodes]
+        return ended
+
+
+def plural(stage: Stage | None, unit: Unit = Unit.STAGE) -> str:
+    """What several candidates are called."""
+    if unit is not Unit.STAGE:
+        return f"{unit.value}s"
+    return _PLURALS[stage] if stage else "texts"
+
+
+def step_back(event: Retraced) -> str:
+    """A retrace in one line."""
+    where = "beginning" if event.stage is None else plural(event.stage)
+    return f"↩ not good enough: back to the {where}, round {event.round + 1}"
+
+
+def retold(trace: Trace) -> Iterator[StageStarted | StageText | StageEnded | FreeText]:
+    """The chosen answer as the events of one that was written in one go."""
+    parser = StageParser()
+    records = iter(trace.stages)
+    for event in parser.feed(trace.text) + parser.finish():
+        if isinstance(event, Opened):
+            yield StageStarted(event.stage)
+        elif isinstance(event, Closed):
+            record = next(records, None)
+            if record is not None:  # else it was stopped in the middle of this stage
+                yield StageEnded(event.stage, event.by_tag, record.tokens)
+        elif event.stage is None:
+            yield FreeText(event.text)
+        else:
+            yield StageText(event.stage, event.text)

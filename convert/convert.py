@@ -1,0 +1,333 @@
+"""A conversion in three phases: plan, write, finish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from llavacot_mlx.checkpoint.dtypes import named_dtype
+from llavacot_mlx.convert import blocks
+from llavacot_mlx.convert.blocks import ConvertedBlock
+from llavacot_mlx.convert.card import Facts, write_card
+from llavacot_mlx.convert.journal import NAME as JOURNAL_NAME
+from llavacot_mlx.convert.journal import Identity, Journal, Kept
+from llavacot_mlx.convert.model_files import copy_settings, write_config
+from llavacot_mlx.convert.place import Place
+from llavacot_mlx.convert.plan import (
+    Step,
+    bits_per_weight,
+    plan_steps,
+    quantization_error,
+    quantization_map,
+)
+from llavacot_mlx.convert.recipes import Recipe, uniform
+from llavacot_mlx.convert.shards import Shard, ShardFile, split_into_shards, write_index
+from llavacot_mlx.convert.source import SourceCheckpoint
+from llavacot_mlx.convert.target import write_error
+from llavacot_mlx.convert.verify import compare_with_source
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.model.config import Quantization
+
+_CHECKPOINT_BYTES = 256 * 10**6
+"""Written between two entries of the journal: what a crash costs at most."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a conversion will take, known before anything is written."""
+
+    source_bytes: int
+    weight_bytes: int
+    bits_per_weight: float
+    free_bytes: int
+    """On the target's disk."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a conversion is."""
+
+    read_bytes: int
+    total_bytes: int
+    tensor: str
+    """The tensor that was just converted, or a part of it."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion wrote."""
+
+    folder: Path
+    source_bytes: int
+    weight_bytes: int
+    dtypes: tuple[str, ...]
+    """Types of the unquantised weights, as safetensors calls them."""
+
+
+@dataclass(frozen=True)
+class ConversionPlan:
+    """What a conversion will write, decided before anything is written."""
+
+    source: SourceCheckpoint
+    dtype: str | None
+    recipe: str | None
+    """The name of the quantization; None without one."""
+    steps: tuple[Step, ...]
+    shards: tuple[Shard, ...]
+    identity: Identity
+
+    @property
+    def source_bytes(self) -> int:
+        return sum(step.source.entry.nbytes for step in self.steps)
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(step.nbytes for step in self.steps)
+
+    @property
+    def plain_dtypes(self) -> tuple[str, ...]:
+        """Types of the unquantized weights, as safetensors calls them."""
+        plain = {step.targets[0].dtype for step in self.steps if step.quantization is None}
+        return tuple(sorted(str(dtype).removeprefix("mlx.core.") for dtype in plain))
+
+
+def convert(
+    source: Path,
+    target: Path,
+    *,
+    dtype: str | None = None,
+    quantization: Quantization | Recipe | None = None,
+    force: bool = False,
+    verify: bool = False,
+    name: str | None = None,
+    estimated: Callable[[Estimate], None] = lambda _: None,
+    progress: Callable[[Progress], None] = lambda _: None,
+    notice: Callable[[str], None] = lambda _: None,
+) -> Converted:
+    """Converts the checkpoint folder `source` to the MLX folder `target`.
+
+    `dtype` is "float32", "float16" or "bfloat16" for the weights that are not quantized, or None
+    to keep each one's own. A `Quantization` is for the whole language model. With `verify`, what
+    is on the disk is compared with the source before it takes the target's name. `name` is the
+    source's id on a hub, for the model card.
+
+    The folder appears when it is complete: until then everything is written to a hidden sibling. An
+    error removes the sibling; an interrupted or killed process leaves it, and the same conversion
+    resumes with whatever of it is intact. Memory does not depend on the size of the checkpoint.
+
+    Raises UserError when the source is not a complete Mllama, a weight is not finite, the
+    quantization does not fit, the target exists and `force` is not set, or the disk is full.
+    """
+    place = Place(target, source, force)
+    plan = plan_conversion(source, dtype, quantization)
+    reporter = _Reporter(plan, progress)
+    try:
+        bits = bits_per_weight(plan.steps)
+        estimated(Estimate(plan.source_bytes, plan.weight_bytes, bits, place.free_bytes()))
+        with place:
+            journal = Journal(place.partial)
+            with _resumable(place, journal, notice):
+                digests = _write(plan, place, journal, reporter, notice)
+                _finish(plan, place, journal, digests, verify=verify, name=name)
+    except OSError as problem:
+        raise write_error(problem, target, plan.weight_bytes) from None
+    return Converted(target, plan.source_bytes, plan.weight_bytes, plan.plain_dtypes)
+
+
+def plan_conversion(
+    source: Path, dtype: str | None, quantization: Quantization | Recipe | None
+) -> ConversionPlan:
+    """Phase 1: reads the source's headers and decides what becomes of each tensor.
+
+    Raises UserError when the source is not a complete Mllama, or the quantization does not fit.
+    """
+    opened = SourceCheckpoint.open(source)
+    if quantization is not None and opened.config.quantization is not None:
+        raise UserError(f"{source} is quantised already: start from the full-precision weights")
+    if isinstance(quantization, Quantization) and (problem := quantization_error(quantization)):
+        raise UserError(f"this quantisation cannot be run: {problem}")
+    wanted = None if dtype is None else named_dtype(dtype)
+    steps = plan_steps(opened.config, opened.tensors, wanted, quantization)
+    shards = split_into_shards(steps)
+    return ConversionPlan(
+        source=opened,
+        dtype=dtype,
+        recipe=_name_of(quantization),
+        steps=tuple(steps),
+        shards=tuple(shards),
+        identity=Identity.of(steps, shards),
+    )
+
+
+def _write(
+    plan: ConversionPlan,
+    place: Place,
+    journal: Journal,
+    reporter: _Reporter,
+    notice: Callable[[str], None],
+) -> dict[str, str]:
+    """Phase 2: fills the hidden folder, from where an earlier run stopped.
+
+    Returns the SHA-256 of each weight file.
+    """
+    kept = _kept(journal, plan.identity, plan.shards, notice)
+    place.keep_only({JOURNAL_NAME, *kept})
+    place.check_room(plan.weight_bytes - journal.saved)
+    source = plan.source
+    copy_settings(source.folder, place.partial)
+    quantization = quantization_map(plan.steps)
+    write_config(source.folder, place.partial, source.config, plan.dtype, quantization)
+    digests = _write_weights(place.partial, plan.shards, kept, journal, reporter)
+    write_index(place.partial, plan.shards)
+    return digests
+
+
+def _finish(
+    plan: ConversionPlan,
+    place: Place,
+    journal: Journal,
+    digests: dict[str, str],
+    *,
+    verify: bool,
+    name: str | None,
+) -> None:
+    """Phase 3: compares with the source if asked to, writes the card, gives the folder its name."""
+    source = plan.source.folder
+    facts = Facts(
+        source=name or source.resolve().name,
+        is_hub_id=name is not None,
+        identity=plan.identity,
+        recipe=plan.recipe,
+        dtypes=plan.plain_dtypes,
+        weight_bytes=plan.weight_bytes,
+        bits_per_weight=bits_per_weight(plan.steps),
+        files=digests,
+        verified=compare_with_source(place.partial, plan.steps) if verify else None,
+    )
+    write_card(source, place.partial, facts)
+    if not plan.identity.source_is_unchanged(source):
+        raise UserError(f"{source} changed while it was converted; run this again")
+    place.check_replaceable()  # what came in the meantime, too
+    place.finish(journal.file)
+
+
+@contextmanager
+def _resumable(place: Place, journal: Journal, notice: Callable[[str], None]) -> Iterator[None]:
+    """Removes the hidden folder after an error; keeps it for a resumption after an interrupt."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if not journal.saved:
+            place.clear()
+        else:
+            notice(f"stopped; the same command goes on with {place.target}")
+        raise
+    except BaseException:
+        place.clear()
+        raise
+
+
+def _kept(
+    written: Journal, identity: Identity, shards: Sequence[Shard], notice: Callable[[str], None]
+) -> dict[str, Kept]:
+    """Finds what an earlier run left intact; begins a new journal where nothing is."""
+    earlier = written.found()
+    if earlier == identity:
+        kept = {file: each for file, each in written.kept(shards).items() if each.count}
+        if kept:
+            notice(f"going on where it stopped: {written.saved / 1e9:.1f} GB are there already")
+        return kept
+    if earlier is not None:
+        changed = (
+            "the source has changed"
+            if earlier.source != identity.source
+            else ("what an interrupted conversion with other settings left is replaced")
+        )
+        notice(f"{changed}: starting anew")
+    written.begin(identity)
+    return {}
+
+
+def _write_weights(
+    folder: Path,
+    shards: Sequence[Shard],
+    kept: dict[str, Kept],
+    written: Journal,
+    reporter: _Reporter,
+) -> dict[str, str]:
+    """Fills the weight files that are incomplete, and journals the progress.
+
+    Returns the SHA-256 of each file.
+    """
+    digests = {}
+    starts = {shard.file: kept.get(shard.file, Kept()) for shard in shards}
+    done = {shard.file: shard.steps_within(starts[shard.file].count) for shard in shards}
+    for shard in shards:
+        for step in shard.steps[: done[shard.file]]:
+            reporter.skip(step)
+    waiting = chain.from_iterable(shard.steps[done[shard.file] :] for shard in shards)
+    converted = blocks.converted(waiting)
+    with ThreadPoolExecutor(1) as behind:
+        for shard in shards:
+            start = starts[shard.file]
+            if start.count == shard.nbytes:
+                digests[shard.file] = start.digest.hexdigest()
+                continue
+            with ShardFile(folder, shard, start.count, start.digest) as file:
+                noted, notes = file.position, []
+                for step in shard.steps[done[shard.file] :]:
+                    file.write_step(_blocks_of(step, converted, reporter))
+                    if file.position - noted >= _CHECKPOINT_BYTES:
+                        notes.append(_note(behind, written, shard, file, noted))
+                        noted = file.position
+                notes.append(_note(behind, written, shard, file, noted))
+                for note in notes:
+                    note.result()
+                digests[shard.file] = file.sha256()
+    return digests
+
+
+def _note(
+    behind: ThreadPoolExecutor, written: Journal, shard: Shard, file: ShardFile, noted: int
+) -> Future[None]:
+    """Journals the progress of a file once it is on the disk, in the background."""
+    return behind.submit(
+        written.add, shard, file.position, file.sha256(), file.position - noted, file.flush()
+    )
+
+
+def _blocks_of(
+    step: Step, converted: Iterator[ConvertedBlock], reporter: _Reporter
+) -> Iterator[ConvertedBlock]:
+    for each in converted:
+        assert each.block.step is step
+        yield each
+        reporter.report(step, each.block.stop - each.block.start)
+        if each.block.last:
+            return
+
+
+class _Reporter:
+    """Counts the bytes of the source that were read, and tells the caller."""
+
+    def __init__(self, plan: ConversionPlan, progress: Callable[[Progress], None]) -> None:
+        self._total = plan.source_bytes
+        self._done = 0
+        self._progress = progress
+
+    def skip(self, step: Step) -> None:
+        """Counts a step that an earlier run did."""
+        self._done += step.source.entry.nbytes
+
+    def report(self, step: Step, nbytes: int) -> None:
+        self._done += nbytes
+        self._progress(Progress(self._done, self._total, step.source.name))
+
+
+def _name_of(quantization: Quantization | Recipe | None) -> str | None:
+    recipe = uniform(quantization) if isinstance(quantization, Quantization) else quantization
+    return None if recipe is None else recipe.name

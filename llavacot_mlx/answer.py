@@ -1,0 +1,246 @@
+"""One answer on its way: its events as they happen, and its record at any time."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+from PIL import Image
+
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.generate.decode import decode
+from llavacot_mlx.generate.device import on_generation_stream, wired_memory
+from llavacot_mlx.generate.prefill import PrefilledPrompt, prefill
+from llavacot_mlx.model.kv_budget import KVMeter
+from llavacot_mlx.model.mllama import Mllama
+from llavacot_mlx.plan.plan import SELF, Plan
+from llavacot_mlx.plan.plan_yaml import plan_object
+from llavacot_mlx.prompt.image_processor import ImageSource, TileCutter, open_picture
+from llavacot_mlx.prompt.image_spans import Prompt
+from llavacot_mlx.prompt.stages import Closed, Opened, Stage, StageEvent, StageRecord
+from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
+from llavacot_mlx.request import Request
+from llavacot_mlx.search.calibration import Calibration
+from llavacot_mlx.search.context import SearchContext
+from llavacot_mlx.search.engine import Search
+from llavacot_mlx.search.judges.plugins import ExternalJudges
+from llavacot_mlx.search.judges.registry import judge_named
+from llavacot_mlx.trace.events import (
+    Answered,
+    CandidateText,
+    Event,
+    FreeText,
+    Noticed,
+    Prepared,
+    StageEnded,
+    StageStarted,
+    StageText,
+)
+from llavacot_mlx.trace.record import SearchRecord, Trace
+from llavacot_mlx.trace.stage_reader import Reader
+from llavacot_mlx.usage import Timings, Usage
+
+_EVEN_CHANCE = 0.5
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory, with all that it needs to answer."""
+
+    model: Mllama
+    tokenizer: Tokenizer
+    cutter: TileCutter
+    calibration: Calibration
+    name: str
+    adapter: str | None
+    """The name of the adapter that is on it."""
+    load_s: float
+    external_judges: ExternalJudges = field(default_factory=ExternalJudges)
+
+
+class AnswerStream:
+    """An iterator of the events of one answer; the last is Answered.
+
+    Whoever stops early finds in `so_far` what there is.
+    """
+
+    def __init__(self, loaded: LoadedModel, request: Request) -> None:
+        """Raises UserError for a retrace that would need a calibration which is not there."""
+        self._loaded, self._request = loaded, request
+        self._plan, self._notices = _with_threshold(request.plan, loaded)
+        self._usage, self._timings = Usage(), Timings(load_s=loaded.load_s)
+        self._prompt_ids: list[int] = []
+        self._reader = Reader(loaded.tokenizer)
+        self._search: Search | None = None
+        self._started = 0.0
+        self._events = self._run()
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    def close(self) -> None:
+        """Ends an answer that nobody waits for; does nothing to one that has ended."""
+        self._events.close()
+
+    def result(self) -> Trace:
+        """Runs the answer to its end, and returns its record."""
+        for event in self:
+            if isinstance(event, Answered):
+                return event.trace
+        raise AssertionError("the stream ended without an answer")
+
+    def so_far(self) -> Trace:
+        """The record of an answer that was stopped: the stages of the best path so far."""
+        return dataclasses.replace(self._trace(), interrupted=True)
+
+    def _run(self) -> Generator[Event, None, None]:
+        request, loaded, plan = self._request, self._loaded, self._plan
+        mx.reset_peak_memory()
+        self._started = time.perf_counter()
+        for notice in self._notices:
+            yield Noticed(notice)
+        picture = None if request.image is None else open_picture(request.image)
+        tiles = () if picture is None else (loaded.cutter.cut(picture),)
+        ids = loaded.tokenizer.prompt([Turn("user", request.question, images=len(tiles))])
+        self._prompt_ids = ids
+        self._usage.prompt_tokens = len(ids)
+        # A prompt and its answer share the model's context.
+        limit = min(request.max_tokens, loaded.model.config.text.max_position_embeddings - len(ids))
+        kv_meter = KVMeter(self._usage, request.limits)
+        with wired_memory():
+            with on_generation_stream():
+                tokens = Prompt(tuple(ids), tiles)
+                prompt = prefill(loaded.model, tokens, self._usage, self._timings, kv_meter)
+            yield Prepared(len(ids), sum(len(cut.pixels) for cut in tiles))
+            if plan.single:
+                yield from self._decode_path(prompt, limit)
+            else:
+                yield from self._run_search(prompt, limit, picture)
+        yield Answered(self._trace())
+
+    def _decode_path(self, prompt: PrefilledPrompt, limit: int) -> Iterator[Event]:
+        """One path, stage by stage."""
+        loaded, reader = self._loaded, self._reader
+        sampling = self._plan.sampling_of(self._plan.steps[0])
+        tokens = decode(prompt, sampling, self._request.seed, loaded.tokenizer.stop_ids, limit)
+        for token_id in tokens:
+            if not reader.token_ids:
+                self._first_token()
+            yield from _stage_events(reader.push(token_id), reader)
+        yield from _stage_events(reader.finish(), reader)
+
+    def _run_search(
+        self, prompt: PrefilledPrompt, limit: int, image: Image.Image | None
+    ) -> Iterator[Event]:
+        """Many paths, as the plan says."""
+        loaded = self._loaded
+        context = SearchContext(
+            model=loaded.model,
+            image_kv=prompt.image_kv,
+            usage=self._usage,
+            kv_meter=prompt.kv_meter,
+            tokenizer=loaded.tokenizer,
+            timings=self._timings,
+            image=image,
+            question=self._request.question,
+        )
+        judges = {
+            name: judge_named(name, context, loaded.external_judges) for name in self._plan.judges
+        }
+        self._search = Search(context, self._plan, judges, self._request.seed, limit)
+        first = True
+        for event in self._search.run(prompt.state()):
+            if first and isinstance(event, CandidateText):
+                self._first_token()
+                first = False
+            yield event
+
+    def _first_token(self) -> None:
+        self._timings.first_token_s = time.perf_counter() - self._started
+
+    def _trace(self) -> Trace:
+        timings = self._timings
+        timings.total_s = time.perf_counter() - self._started
+        timings.decode_s = max(0.0, timings.total_s - timings.first_token_s - timings.judge_s)
+        request, reader = self._request, self._reader
+        record = SearchRecord(self._plan.method, plan=plan_object(self._plan))
+        stages: list[StageRecord] = reader.records
+        if self._search is not None:
+            record = self._search.record()
+            reader = Reader.after(self._loaded.tokenizer, self._search.best_ids)
+            reader.finish()
+            chosen = self._search.best_stages
+            stages = chosen + reader.records[len(chosen) :]
+        return Trace(
+            question=request.question,
+            image=_image_name(request.image),
+            model=self._loaded.name,
+            adapter=self._loaded.adapter,
+            seed=request.seed,
+            stages=tuple(stages),
+            text=reader.text,
+            prompt_token_ids=tuple(self._prompt_ids),
+            token_ids=tuple(reader.token_ids),
+            search=dataclasses.replace(record, notices=(*self._notices, *record.notices)),
+            max_tokens=request.max_tokens,
+            kv_bits=request.limits.bits,
+            usage=dataclasses.replace(self._usage),
+            timings=dataclasses.replace(timings),
+            peak_memory_bytes=mx.get_peak_memory(),
+        )
+
+
+def _with_threshold(plan: Plan, loaded: LoadedModel) -> tuple[Plan, tuple[str, ...]]:
+    """The plan with its cut-off as a score, and what the person should know of that."""
+    retrace = plan.retrace
+    if retrace is None or retrace.threshold is not None:
+        return plan, ()
+    judge = plan.judge_of(plan.steps[retrace.after])
+    stats = loaded.calibration.get(judge, {}).get(list(Stage)[retrace.after])
+    notices: tuple[str, ...] = ()
+    if stats is not None:
+        threshold = stats.threshold(retrace.deviations)
+    elif judge == SELF:
+        threshold = _EVEN_CHANCE
+        notices = (
+            "the judge self is not calibrated for this model, so the search goes back below an "
+            "even chance; llavacot calibrate measures better",
+        )
+    else:
+        raise UserError(
+            f"the judge {judge} is not calibrated for this model, so nobody knows which of its "
+            "scores are good: give a threshold, or run llavacot calibrate"
+        )
+    filled = dataclasses.replace(retrace, threshold=threshold)
+    return dataclasses.replace(plan, retrace=filled), notices
+
+
+def _stage_events(events: list[StageEvent], reader: Reader) -> Iterator[Event]:
+    """What the reader found, as the events of an answer."""
+    ended = len(reader.records) - sum(isinstance(event, Closed) for event in events)
+    for event in events:
+        if isinstance(event, Opened):
+            yield StageStarted(event.stage)
+        elif isinstance(event, Closed):
+            yield StageEnded(event.stage, event.by_tag, reader.records[ended].tokens)
+            ended += 1
+        elif event.stage is None:
+            yield FreeText(event.text)
+        else:
+            yield StageText(event.stage, event.text)
+
+
+def _image_name(image: ImageSource | None) -> str | None:
+    if image is None:
+        return None
+    if isinstance(image, bytes):
+        return "-"
+    if isinstance(image, Image.Image):
+        return getattr(image, "filename", None) or "image"
+    return str(image)

@@ -1,0 +1,159 @@
+"""What stands in the `adapter_config.json` of an adapter folder."""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from llavacot_mlx.atomic import write_file
+from llavacot_mlx.checked import KeyRules, Range, checked, named, read_json
+from llavacot_mlx.errors import UserError
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapters.safetensors"
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder is meant to be an adapter, ours or PEFT's, and no model."""
+    return (folder / CONFIG_NAME).is_file() and not (folder / "config.json").exists()
+
+
+class FineTuneType(enum.StrEnum):
+    LORA = "lora"
+    DORA = "dora"
+    FULL = "full"
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that an adapter was trained on."""
+
+    model: str
+    """A folder, or an id on the hub."""
+    hash: str
+    """`fingerprints.base_hash` of it."""
+    lineage: str
+    """`fingerprints.lineage_hash` of it."""
+
+    @classmethod
+    def of(cls, model: str, folder: Path) -> Base:
+        """The base that a person calls `model`, whose files are in `folder`.
+
+        Raises UserError when the folder's weights cannot be read.
+        """
+        from llavacot_mlx.checkpoint.fingerprints import (  # with NumPy, which --help does without
+            base_hash,
+            lineage_hash,
+        )
+
+        name = str(folder.resolve()) if Path(model).expanduser().is_dir() else model
+        return cls(name, base_hash(folder), lineage_hash(folder))
+
+
+@dataclass(frozen=True)
+class LoRAParameters:
+    """The low-rank adapters, by mlx-lm's keys."""
+
+    rank: Annotated[int, Range(min=1)]
+    scale: float
+    """Multiplied in as it is: PEFT's alpha / rank."""
+    dropout: Annotated[float, Range(min=0, below=1)]
+    keys: tuple[str, ...]
+    """The adapted modules by the ends of their paths, such as `self_attn.q_proj`. For people: which
+    modules they are exactly, the names of the tensors say."""
+
+
+_RULES = KeyRules(unknown=None, missing="; was this adapter made by llavacot?", defaults=False)
+
+
+@dataclass(frozen=True)
+class _File:
+    """The keys of the file that we read."""
+
+    fine_tune_type: FineTuneType
+    num_layers: int
+    lora_parameters: LoRAParameters | None
+    base_model: str
+    base_model_hash: str
+    base_model_lineage: str
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """How an adapter was made, and for which base."""
+
+    fine_tune_type: FineTuneType
+    num_layers: int
+    """How many of the last text layers were adapted; -1 for all."""
+    lora: LoRAParameters | None
+    """None when the weights themselves were trained ("full")."""
+    base: Base
+
+    def to_json(self) -> str:
+        """The text of the file: mlx-lm's keys, and three on the base."""
+        value: dict[str, Any] = {
+            "fine_tune_type": self.fine_tune_type.value,
+            "num_layers": self.num_layers,
+        }
+        if self.lora is not None:
+            value["lora_parameters"] = {
+                "rank": self.lora.rank,
+                "scale": self.lora.scale,
+                "dropout": self.lora.dropout,
+                "keys": list(self.lora.keys),
+            }
+        value["base_model"] = self.base.model
+        value["base_model_hash"] = self.base.hash
+        value["base_model_lineage"] = self.base.lineage
+        return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+    def write(self, folder: Path) -> None:
+        """Writes the file into an adapter folder, whole or not at all."""
+        write_file(folder / CONFIG_NAME, self.to_json().encode())
+
+    @classmethod
+    def read(cls, folder: Path) -> AdapterConfig:
+        """Reads the file of an adapter folder. Keys beside ours are a trainer's, and left alone.
+
+        Raises UserError when the folder is no adapter of ours, naming what is missing or wrong.
+        """
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; an adapter is one with {WEIGHTS_NAME}")
+        file = folder / CONFIG_NAME
+        value = read_json(file, f"is {folder} an adapter folder?")
+        if isinstance(value, dict) and "peft_type" in value:
+            raise UserError(
+                f"{folder} is an adapter of PEFT; make one for MLX of it: llavacot convert {folder}"
+            )
+        if isinstance(value, dict) and value.get("fine_tune_type") == FineTuneType.FULL:
+            value = {**value, "lora_parameters": None}
+        with named(file):
+            found = checked(_File, value, _RULES)
+            if found.fine_tune_type is not FineTuneType.FULL and found.lora_parameters is None:
+                raise UserError(f"lora_parameters is missing{_RULES.missing}")
+        base = Base(found.base_model, found.base_model_hash, found.base_model_lineage)
+        return cls(found.fine_tune_type, found.num_layers, found.lora_parameters, base)
+
+    def check_base(self, adapter: Path, folder: Path) -> str | None:
+        """Whether the adapter fits the model in `folder`; a note when it fits nearly.
+
+        It fits where it was trained, and on a version of the same checkpoint in other bits, which
+        the note then says. Raises UserError, naming the base that it wants, for any other model.
+        `adapter` is the folder to name.
+        """
+        from llavacot_mlx.checkpoint.fingerprints import base_hash, lineage_hash
+
+        if base_hash(folder) == self.base.hash:
+            return None
+        if lineage_hash(folder) == self.base.lineage:
+            return (
+                f"{adapter} was trained on {self.base.model}; {folder} is a version of the same "
+                "checkpoint in other bits"
+            )
+        raise UserError(
+            f"{adapter} is an adapter for {self.base.model}, and {folder} is another model: "
+            f"give --model {self.base.model}"
+        )

@@ -1,0 +1,178 @@
+"""Reading the tables of safetensors files, and distrusting them.
+
+MLX reads the data; this module only looks at the headers first, so that a truncated file, a header
+that lies or an index that points elsewhere is one clear error and not a crash or a wrong tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from llavacot_mlx.checked import KeyRules, Range, checked, named, read_json
+from llavacot_mlx.checkpoint.dtypes import ELEMENT_TYPES
+from llavacot_mlx.errors import UserError
+
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+
+INDEX_NAME = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where a tensor lies: what a header says of it, checked against the file's size."""
+
+    name: str
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    start: int
+    """Where its first byte is in the file."""
+
+
+def read_header(file: Path) -> dict[str, TensorEntry]:
+    """The tensors of one safetensors file by name, none of their data.
+
+    Raises UserError when the file is shorter than its header says, when the header is no table of
+    tensors, or when an entry's bytes do not fit its shape, lie outside the file or overlap.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            start = stream.read(8)
+            if len(start) < 8:
+                raise UserError(f"{file} is truncated: it holds {size} bytes; download it again")
+            (length,) = struct.unpack("<Q", start)
+            if length > min(_MAX_HEADER_BYTES, size - 8):
+                raise UserError(
+                    f"{file} is truncated or no safetensors file: its header should take "
+                    f"{length} bytes and the file holds {size}; download it again"
+                )
+            raw = stream.read(length)
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing; download it again") from None
+    except OSError as problem:
+        raise UserError(f"{file} cannot be read: {problem.strerror}") from None
+    try:
+        table = json.loads(raw)
+        if not isinstance(table, dict):
+            raise ValueError("no object")
+    except (ValueError, RecursionError):
+        raise UserError(f"{file}: the header is not valid JSON; download it again") from None
+    table.pop("__metadata__", None)
+    entries = {name: _entry(file, name, fields, 8 + length) for name, fields in table.items()}
+    _check_extents(file, table, size - 8 - length)
+    return entries
+
+
+_Count = Annotated[int, Range(min=0)]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor in the table of a header."""
+
+    dtype: str
+    shape: tuple[_Count, ...]
+    data_offsets: tuple[_Count, ...]
+
+
+def _entry(file: Path, name: str, fields: object, data: int) -> TensorEntry:
+    try:
+        entry = checked(_Entry, fields, KeyRules(unknown=None))
+        start, end = entry.data_offsets
+        if start > end:
+            raise ValueError("data_offsets run backwards")
+    except (UserError, ValueError) as problem:
+        raise UserError(
+            f"{file}: the header's entry for {name!r} is malformed: {problem}"
+        ) from None
+    dtype, shape = entry.dtype, entry.shape
+    if dtype not in ELEMENT_TYPES:
+        raise UserError(f"{file}: {name!r} is of the unknown type {dtype!r}")
+    nbytes = math.prod(shape) * ELEMENT_TYPES[dtype].bits // 8
+    if nbytes != end - start:
+        raise UserError(
+            f"{file}: the header lies: {name!r} of shape {list(shape)} and type {dtype} takes "
+            f"{nbytes} bytes, but {end - start} are set aside for it"
+        )
+    return TensorEntry(name, file, dtype, shape, nbytes, data + start)
+
+
+def _check_extents(file: Path, table: dict[str, dict], available: int) -> None:
+    position = 0
+    extents = sorted((fields["data_offsets"], name) for name, fields in table.items())
+    for (start, end), name in extents:
+        if start != position:
+            raise UserError(f"{file}: the header lies: the data of {name!r} overlaps or has a gap")
+        position = end
+    if position > available:
+        raise UserError(
+            f"{file} is truncated: its tensors take {position} bytes and {available} are there; "
+            "download it again"
+        )
+
+
+def list_tensors(folder: Path) -> dict[str, TensorEntry]:
+    """All tensors of a checkpoint folder, by their names in the files.
+
+    With an index, the shards that it names must be there and hold what it says; without one, every
+    `*.safetensors` file of the folder counts. Nothing else is ever opened: pickles (`.bin`, `.pt`)
+    can run code.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder")
+    index_file = folder / INDEX_NAME
+    if index_file.exists():
+        return _list_indexed(folder, index_file)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickles = sorted(
+            path.name for ending in ("*.bin", "*.pt", "*.pth") for path in folder.glob(ending)
+        )
+        if pickles:
+            raise UserError(
+                f"{folder} holds only pickled weights ({pickles[0]}), which can run code when "
+                "read; get the safetensors version of this checkpoint"
+            )
+        raise UserError(f"{folder} holds no weights (*.safetensors)")
+    tensors: dict[str, TensorEntry] = {}
+    for file in files:
+        for name, entry in read_header(file).items():
+            if name in tensors:
+                raise UserError(f"{name!r} is both in {tensors[name].file} and in {file}")
+            tensors[name] = entry
+    return tensors
+
+
+@dataclass(frozen=True)
+class _Index:
+    weight_map: dict[str, str]
+
+
+def _list_indexed(folder: Path, index_file: Path) -> dict[str, TensorEntry]:
+    index = read_json(index_file, "")
+    with named(index_file):
+        weight_map = checked(_Index, index, KeyRules(unknown=None)).weight_map
+    headers: dict[str, dict[str, TensorEntry]] = {}
+    for shard in sorted(set(weight_map.values())):
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise UserError(
+                f"{index_file} names {shard!r}: only safetensors files beside the index are read"
+            )
+        if not (folder / shard).exists():
+            raise UserError(f"{folder / shard} is missing, but {index_file.name} names it")
+        headers[shard] = read_header(folder / shard)
+    for name, shard in weight_map.items():
+        if name not in headers[shard]:
+            raise UserError(f"{index_file} says that {name!r} is in {shard}, but it is not there")
+    for shard, entries in headers.items():
+        for name in entries:
+            if weight_map.get(name) != shard:
+                raise UserError(f"{folder / shard} holds {name!r}, which {index_file} does not say")
+    return {name: headers[shard][name] for name, shard in weight_map.items()}

@@ -1,0 +1,196 @@
+"""From a folder to a model whose weights are in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from llavacot_mlx.checkpoint.config_json import load_config
+from llavacot_mlx.checkpoint.dtypes import FLOATS, mlx_dtype, named_dtype
+from llavacot_mlx.checkpoint.safetensors import TensorEntry, list_tensors
+from llavacot_mlx.checkpoint.weight_names import PATCH_EMBEDDING, canonical_name, is_channels_first
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.model.config import ModelConfig, QuantizationMap
+from llavacot_mlx.model.kernels import kernels
+from llavacot_mlx.model.mllama import Mllama
+
+_BATCH_SHARE = 0.05
+"""Of the checkpoint is read at once: enough for parallel reading, little beside the whole."""
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """A tensor of a checkpoint under our name, still on disk."""
+
+    name: str
+    entry: TensorEntry
+    transpose: bool
+    """Whether it is a convolution in PyTorch's layout, to be turned into MLX's."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        if not self.transpose:
+            return self.entry.shape
+        out, channels, height, width = self.entry.shape
+        return (out, height, width, channels)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """As it is stored; of the types that a model can come in."""
+        return mlx_dtype(self.entry.dtype)
+
+
+def load_model(folder: Path, dtype: str = "auto") -> Mllama:
+    """Reads a checkpoint folder, ours, mlx-vlm's or Hugging Face's, quantised or not.
+
+    `dtype` is "auto", "float32", "float16" or "bfloat16". Auto means float32 on the CPU, whose
+    16-bit arithmetic is slow; on a GPU the weights' own type, with float32 stored as bfloat16.
+
+    Peak memory is the weights' own size plus one batch of tensors. Raises UserError for whatever
+    is wrong with the folder.
+    """
+    config = load_config(folder)
+    tensors = source_tensors(folder)
+    model = model_of(config, tensors, folder)
+    target = runtime_dtype(dtype, tensors)
+    for batch in _batches(list(tensors.values())):
+        arrays = read_tensors(batch)
+        named = []
+        for tensor in batch:
+            array = arrays.pop(tensor.name)  # the last reference to what a cast replaces
+            if tensor.entry.dtype in FLOATS:
+                array = array.astype(target)
+            named.append((tensor.name, array))
+        mx.eval([array for _, array in named])
+        model.load_weights(named, strict=False)
+    model.eval()
+    return model
+
+
+def model_of(config: ModelConfig, tensors: Mapping[str, SourceTensor], where: Path) -> Mllama:
+    """The model that fits these tensors, quantised where they are, without their values.
+
+    Raises UserError, which names `where`, when a name, a shape or a type is not the model's.
+    """
+    model = Mllama(config)
+    if config.quantization is not None:
+        quantize_modules(model, config.quantization, tensors)
+    check_tree(model, tensors, where)
+    return model
+
+
+def source_tensors(folder: Path) -> dict[str, SourceTensor]:
+    """The tensors of a checkpoint by our names; buffers that follow from the config are left out.
+
+    Raises UserError when two tensors mean the same weight.
+    """
+    return named_tensors(list_tensors(folder), folder)
+
+
+def named_tensors(entries: Mapping[str, TensorEntry], where: Path) -> dict[str, SourceTensor]:
+    """The tensors of a checkpoint at `where` by our names, as `source_tensors` has them."""
+    tensors: dict[str, SourceTensor] = {}
+    for theirs, entry in entries.items():
+        name = canonical_name(theirs)
+        if name is None:
+            continue
+        if name in tensors:
+            raise UserError(f"{where}: {tensors[name].entry.name!r} and {theirs!r} are the same")
+        transpose = name == PATCH_EMBEDDING and is_channels_first(theirs) and len(entry.shape) == 4
+        tensors[name] = SourceTensor(name, entry, transpose)
+    return tensors
+
+
+def read_tensors(tensors: list[SourceTensor]) -> dict[str, mx.array]:
+    """Arrays by our names, lazy: the data is read when an array is evaluated."""
+    files: dict[Path, dict[str, mx.array]] = {}
+    arrays = {}
+    for tensor in tensors:
+        file = tensor.entry.file
+        if file not in files:
+            try:
+                files[file] = mx.load(str(file))  # type: ignore[assignment]
+            except RuntimeError as problem:
+                raise UserError(f"{file} cannot be read: {problem}") from None
+        array = files[file].pop(tensor.entry.name)
+        arrays[tensor.name] = array.transpose(0, 2, 3, 1) if tensor.transpose else array
+    return arrays
+
+
+def quantize_modules(
+    model: nn.Module, quantization: QuantizationMap, tensors: Container[str]
+) -> None:
+    """Replaces the modules whose weights come quantised (they have scales) by quantised ones."""
+
+    def settings(path: str, module: nn.Module) -> bool | dict[str, int | str]:
+        if f"{path}.scales" not in tensors or not hasattr(module, "to_quantized"):
+            return False
+        chosen = quantization.of(path)
+        return {"group_size": chosen.group_size, "bits": chosen.bits, "mode": chosen.mode}
+
+    try:
+        nn.quantize(model, class_predicate=settings)
+    except ValueError as problem:
+        raise UserError(f"config.json: the quantization cannot be run: {problem}") from None
+
+
+def check_tree(model: nn.Module, tensors: Mapping[str, SourceTensor], folder: Path) -> None:
+    """Compares names, shapes and types with the model's own; the first misfit is an error."""
+    expected = dict(tree_flatten(model.parameters()))
+    for name in expected:
+        if name not in tensors:
+            raise UserError(f"{folder}: the weight {name} is missing")
+    for name, tensor in tensors.items():
+        if name not in expected:
+            raise UserError(
+                f"{folder}: the weight {tensor.entry.name} in {tensor.entry.file.name} belongs to "
+                "no part of an Mllama with this config.json"
+            )
+        if tensor.shape != tuple(expected[name].shape):
+            raise UserError(
+                f"{folder}: the weight {tensor.entry.name} in {tensor.entry.file.name} has the "
+                f"shape {list(tensor.shape)}; config.json asks for {list(expected[name].shape)}"
+            )
+        readable = _readable_types(expected[name].dtype)
+        if tensor.entry.dtype not in readable:
+            raise UserError(
+                f"{folder}: the weight {tensor.entry.name} in {tensor.entry.file.name} is stored "
+                f"as {tensor.entry.dtype}; {', '.join(sorted(readable))} can be read"
+            )
+
+
+def _readable_types(wanted: mx.Dtype) -> frozenset[str]:
+    """The types of a file that a weight of type `wanted` can come in."""
+    if mx.issubdtype(wanted, mx.floating):
+        return FLOATS
+    return frozenset({"U32"} if wanted == mx.uint32 else {"U8"})  # of a quantised module
+
+
+def runtime_dtype(dtype: str, tensors: Mapping[str, SourceTensor]) -> mx.Dtype:
+    """The type that floating-point weights and activations have in memory."""
+    if dtype != "auto":
+        return named_dtype(dtype)
+    if kernels().float32_weights:
+        return mx.float32
+    stored = {tensor.entry.dtype for tensor in tensors.values()}
+    return mx.float16 if "F16" in stored else mx.bfloat16
+
+
+def _batches(tensors: list[SourceTensor]) -> Iterator[list[SourceTensor]]:
+    """The largest tensors first: what a cast replaces weighs least while little is in memory."""
+    limit = _BATCH_SHARE * sum(tensor.entry.nbytes for tensor in tensors)
+    batch: list[SourceTensor] = []
+    size = 0
+    for tensor in sorted(tensors, key=lambda tensor: -tensor.entry.nbytes):
+        if batch and size + tensor.entry.nbytes > limit:
+            yield batch
+            batch, size = [], 0
+        batch.append(tensor)
+        size += tensor.entry.nbytes
+    if batch:
+        yield batch

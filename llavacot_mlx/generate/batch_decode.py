@@ -1,0 +1,123 @@
+"""Decoding many candidates together: one forward pass for all of them, a token each.
+
+Every candidate continues a branch whose next logits are known. A token is counted and its K/V
+computed once; when a candidate ends, its row leaves the batch and takes its K/V along, so that
+whatever continues it starts without computing anything again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from llavacot_mlx.generate.context import DecodeContext
+from llavacot_mlx.generate.device import on_generation_stream
+from llavacot_mlx.generate.sampling import log_probabilities, sample, token_keys
+from llavacot_mlx.generate.sampling_params import Sampling
+from llavacot_mlx.model.kv_cache import sight_of_all
+from llavacot_mlx.model.shared_prefix import Branch, BranchBatch
+
+
+@dataclass(frozen=True)
+class DecodeState:
+    """A path and the logits of its next token: where a candidate can begin."""
+
+    branch: Branch
+    logits: mx.array
+    """(1, vocabulary)."""
+
+
+@dataclass(frozen=True)
+class CandidateStart:
+    """Where one candidate begins, and the name that its random numbers depend on."""
+
+    state: DecodeState
+    key: str
+    max_tokens: int
+    """It ends after so many tokens, complete or not."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of one candidate."""
+
+    candidate: int
+    """Its place among the starts."""
+    token_id: int
+    logprob: float
+    """Of this token under the model, before temperature and nucleus."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A candidate that ended, with this token or by its limit."""
+
+    candidate: int
+    state: DecodeState
+
+
+def decode_batch(
+    context: DecodeContext,
+    starts: Sequence[CandidateStart],
+    sampling: Sampling,
+    seed: int,
+    ends: Callable[[Token], bool],
+) -> Iterator[Token | Ended]:
+    """Continues all candidates until `ends` says of each one's last token that it is complete.
+
+    Yields the tokens as they come, in the candidates' order, and Ended after a candidate's last.
+
+    The next step is queued before a step's tokens are handed out. So the last token of a candidate
+    has been computed when it ends, and nothing that follows it computes it again.
+    """
+    model = context.model
+    live = list(range(len(starts)))
+    with on_generation_stream():
+        batch = BranchBatch([start.state.branch for start in starts], context.kv_meter)
+        logits = mx.concatenate([start.state.logits for start in starts])
+        chosen = _choose(logits, sampling, seed, [start.key for start in starts], 0)
+        mx.async_eval(*chosen)
+    for position in itertools.count():
+        token_ids, logprobs = chosen
+        with on_generation_stream():
+            sights = sight_of_all(context.image_kv, 1)
+            logits = model.logits(model.hidden(token_ids[:, None], batch, sights)[:, -1])
+            keys = [starts[candidate].key for candidate in live]
+            chosen = _choose(logits, sampling, seed, keys, position + 1)
+            mx.async_eval(*chosen)
+        context.usage.decoded_tokens += len(live)
+        staying = []
+        chances = np.array(logprobs)
+        for row, (candidate, token_id) in enumerate(zip(live, np.array(token_ids), strict=True)):
+            token = Token(candidate, int(token_id), float(chances[row]))
+            yield token
+            if ends(token) or position + 1 == starts[candidate].max_tokens:
+                with on_generation_stream():
+                    segment = batch.segment(row, position + 1)
+                branch = starts[candidate].state.branch.followed_by(segment)
+                yield Ended(candidate, DecodeState(branch, logits[row : row + 1]))
+            else:
+                staying.append(row)
+        if not staying:
+            return
+        if len(staying) < len(live):
+            live = [live[row] for row in staying]
+            with on_generation_stream():
+                batch.keep(staying)
+                kept = mx.array(staying)
+                chosen = (chosen[0][kept], chosen[1][kept])
+
+
+def _choose(
+    logits: mx.array, sampling: Sampling, seed: int, keys: Sequence[str], position: int
+) -> tuple[mx.array, mx.array]:
+    """Ids and log-probabilities of the next tokens, (rows,) each.
+
+    Each row draws with a key of its own, so what it draws does not depend on the other rows.
+    """
+    token_ids = sample(logits, sampling, token_keys(seed, keys, position))
+    return token_ids, log_probabilities(logits, token_ids)

@@ -1,0 +1,51 @@
+"""Decoding of a single path: a prompt that was read in, token ids out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import mlx.core as mx
+
+from llavacot_mlx.generate.device import on_generation_stream
+from llavacot_mlx.generate.prefill import PrefilledPrompt
+from llavacot_mlx.generate.sampling import sample, token_keys
+from llavacot_mlx.generate.sampling_params import Sampling
+from llavacot_mlx.model.kv_cache import sight_of_all
+
+_CLEAR_EVERY = 256
+"""Decoded tokens after which MLX's buffer cache is emptied."""
+
+
+def decode(
+    prompt: PrefilledPrompt,
+    sampling: Sampling,
+    seed: int,
+    stop_ids: frozenset[int],
+    max_tokens: int,
+) -> Iterator[int]:
+    """Yields the next tokens, a stop token included, at most `max_tokens`.
+
+    The computation of the following token is queued before one is handed out, so that showing it
+    costs no time. `prompt` is used up.
+    """
+    model = prompt.model
+    with on_generation_stream():
+        cache = prompt.single_path_cache()
+        token = sample(prompt.logits, sampling, token_keys(seed, ["0"], 0))
+        mx.async_eval(token)
+    for position in range(max_tokens):
+        following = None
+        if position + 1 < max_tokens:
+            with on_generation_stream():
+                hidden = model.hidden(token[:, None], cache, sight_of_all(prompt.image_kv, 1))
+                logits = model.logits(hidden[:, -1])
+                following = sample(logits, sampling, token_keys(seed, ["0"], position + 1))
+                mx.async_eval(following)
+        token_id = int(token.item())  # type: ignore[arg-type]
+        prompt.usage.decoded_tokens += 1
+        yield token_id
+        if token_id in stop_ids or following is None:
+            return
+        token = following
+        if (position + 1) % _CLEAR_EVERY == 0:
+            mx.clear_cache()

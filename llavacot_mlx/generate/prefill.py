@@ -1,0 +1,179 @@
+"""Prefill: a prompt's images and tokens through the model, once each."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.generate.batch_decode import DecodeState
+from llavacot_mlx.generate.context import DecodeContext
+from llavacot_mlx.model.kv_budget import KVMeter
+from llavacot_mlx.model.kv_cache import SelfAttentionCache, Sight, TextCache, VisionMemory
+from llavacot_mlx.model.mllama import Mllama
+from llavacot_mlx.model.quantized_kv import KV, joined
+from llavacot_mlx.model.shared_prefix import Branch, BranchBatch
+from llavacot_mlx.prompt.image_processor import Tiles
+from llavacot_mlx.prompt.image_spans import OpenImages, Prompt, open_images
+from llavacot_mlx.usage import Timings, Usage
+
+_PREFILL_ROWS = 2048
+"""Rows of a prompt in one forward pass, which bounds the memory of a long one."""
+
+
+@dataclass(frozen=True)
+class PrefilledPrompt(DecodeContext):
+    """A prompt that was read: everything that the next token depends on."""
+
+    cache: TextCache
+    logits: mx.array
+    """(1, vocabulary), of the prompt's last token."""
+
+    def state(self) -> DecodeState:
+        """Where candidates begin; nothing else may be decoded from here."""
+        branch = Branch((self.cache.segment(),)).in_bits(self.kv_meter.bits)
+        return DecodeState(branch, self.logits)
+
+    def single_path_cache(self) -> SelfAttentionCache:
+        """The cache in which a single path goes on, quantized where the limits say so."""
+        branch = self.state().branch
+        if not branch.segments[0].quantized:
+            return self.cache
+        self.kv_meter.hold("prefixes", branch.segments[0].nbytes)
+        return BranchBatch([branch], self.kv_meter)
+
+
+def prefill(
+    model: Mllama,
+    prompt: Prompt,
+    usage: Usage,
+    timings: Timings,
+    kv_meter: KVMeter | None = None,
+) -> PrefilledPrompt:
+    """Reads a prompt: encodes each image once, projects its K/V once, runs every token once.
+
+    With `kv_meter.bits`, the images' K/V are quantized from the first token on, and a long prompt's
+    once it was read. Without a meter there is no limit. Raises UserError when the prompt does not
+    fit the model's context, or its K/V the meter's budget.
+    """
+    kv_meter = kv_meter or KVMeter(usage)
+    length, limit = len(prompt.token_ids), model.config.text.max_position_embeddings
+    if length >= limit:
+        raise UserError(
+            f"the question is too long: {length} tokens, and this model reads at most {limit - 1}"
+        )
+    runs = open_images(prompt.token_ids, model.config.image_token_id)
+    started = time.perf_counter()
+    images = PromptImages.encode(model, prompt.pictures, usage, kv_meter)
+    timings.vision_s += time.perf_counter() - started
+
+    started = time.perf_counter()
+    cache = model.language_model.new_cache(kv_meter)
+    # Rows before the first image need the absent tiles, which are dropped after the first pass.
+    first_pass = max(_PREFILL_ROWS, runs[0].stop if runs and runs[0].first == runs[0].last else 0)
+    start = 0
+    while start < length:
+        stop = min(start + (first_pass if start == 0 else _PREFILL_ROWS), length)
+        ids = mx.array([prompt.token_ids[start:stop]])
+        hidden = model.hidden(ids, cache, images.sights(runs, start, stop))
+        if stop < length:
+            mx.eval(cache.state())
+        else:
+            logits = model.logits(hidden[:, -1])
+            mx.eval(logits, cache.state())
+        usage.prefilled_tokens += stop - start
+        images.drop_absent()
+        start = stop
+    timings.prefill_s += time.perf_counter() - started
+    return PrefilledPrompt(
+        model=model,
+        image_kv=images.seen_last(runs),
+        usage=usage,
+        kv_meter=kv_meter,
+        cache=cache,
+        logits=logits,
+    )
+
+
+class PromptImages:
+    """The K/V of one prompt's images during its prefill."""
+
+    def __init__(self, memory: VisionMemory | None, with_absent: VisionMemory | None) -> None:
+        self._memory = memory
+        self._with_absent = with_absent  # what a row before the first image attends to
+
+    @classmethod
+    def encode(
+        cls,
+        model: Mllama,
+        pictures: tuple[Tiles, ...],
+        usage: Usage,
+        kv_meter: KVMeter,
+    ) -> PromptImages:
+        """Runs the vision tower once an image. Raises UserError beyond the meter's budget."""
+        if not pictures:
+            return cls(None, None)
+        per_tile = model.config.vision.tokens_per_tile
+        bits = kv_meter.bits
+        tokens = per_tile * sum(len(picture.pixels) for picture in pictures)
+        kv_meter.hold("images", model.language_model.memory_bytes(tokens, bits))
+        real, absent, whole = [], [], []
+        for picture in pictures:
+            features = model.image_features(mx.array(picture.pixels), picture.aspect_ratio_id)
+            mx.eval(features)
+            usage.images_encoded += 1
+            tokens = len(picture.pixels) * per_tile
+            kept = model.language_model.remember(features[:, :tokens], (tokens,)).in_bits(bits)
+            mx.eval(kept.arrays)
+            real.append(kept)
+            if tokens < features.shape[1]:
+                rest = model.language_model.remember(features[:, tokens:], ())
+                absent.append(rest.in_bits(bits))
+                whole += [real[-1], absent[-1]]
+            else:
+                whole.append(real[-1])
+        memory = _joined(real)
+        return cls(memory, _joined(whole) if absent else memory)
+
+    def sights(self, runs: list[OpenImages], start: int, stop: int) -> list[Sight]:
+        """What rows `start` to `stop` of the prompt see, counted from `start`."""
+        sights = []
+        for run in runs:
+            first, last = max(run.start, start), min(run.stop, stop)
+            if first >= last:
+                continue
+            if run.first == run.last:
+                assert self._with_absent is not None
+                sight = Sight(first - start, last - start, self._with_absent, open=False)
+            else:
+                assert self._memory is not None
+                seen = self._memory.of_images(run.first, run.last)
+                sight = Sight(first - start, last - start, seen, open=True)
+            sights.append(sight)
+        return sights
+
+    def drop_absent(self) -> None:
+        self._with_absent = None
+
+    def seen_last(self, runs: list[OpenImages]) -> VisionMemory | None:
+        """What the last row of the prompt sees, and with it every row to come."""
+        if self._memory is None:
+            return None
+        return self._memory.of_images(runs[-1].first, runs[-1].last)
+
+
+def _joined(memories: list[VisionMemory]) -> VisionMemory:
+    if len(memories) == 1:
+        return memories[0]
+    return VisionMemory(
+        _concatenated([memory.keys for memory in memories]),
+        _concatenated([memory.values for memory in memories]),
+        tuple(length for memory in memories for length in memory.image_lengths),
+    )
+
+
+def _concatenated(by_memory: list[tuple[KV, ...]]) -> tuple[KV, ...]:
+    """Joins the tokens layer by layer."""
+    return tuple(joined(list(layer)) for layer in zip(*by_memory, strict=True))

@@ -1,0 +1,325 @@
+"""The search methods, as data.
+
+A plan is a list of steps; a step says what is written next, how many candidates write it and how
+many of them are kept. The engine in `search.py` runs any plan. Nothing here computes, so that the
+command line can check its flags without loading mlx.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.generate.sampling_params import PUBLISHED_SAMPLING, Sampling, check_sampling
+from llavacot_mlx.prompt.stages import Stage
+
+PUBLISHED_DEVIATIONS = 0.2533
+"""The published cut-off lies so many standard deviations above the mean of the judge's scores."""
+
+MOST_CANDIDATES = 256  # far beyond what helps, and short of what a typing error can ask for
+MOST_RETRACES = 100
+
+
+class Method(enum.StrEnum):
+    """How the answer is searched for."""
+
+    GREEDY = "greedy"
+    SAMPLE = "sample"
+    BEST_OF_N = "best-of-n"
+    MAJORITY = "majority"
+    SENTENCE_BEAM = "sentence-beam"
+    STAGE_BEAM = "stage-beam"
+    SWIRES = "swires"
+    SWIRES_CODE = "swires-code"
+
+
+class Unit(enum.StrEnum):
+    """What a candidate writes in one step. A plan's last step goes to the end of the answer."""
+
+    STAGE = "stage"
+    SENTENCE = "sentence"
+    """The step is repeated, sentence after sentence, until the answer is at its end."""
+    ANSWER = "answer"
+
+
+# Who scores the candidates; any other name is a judge from outside, see `judges/outside.py`.
+SELF, LOGPROB, PAIRWISE, MAJORITY = "self", "logprob", "pairwise", "majority"
+OWN_JUDGES = (SELF, LOGPROB, PAIRWISE, MAJORITY)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One round of candidates."""
+
+    unit: Unit
+    candidates: int = 1
+    """In all, spread evenly over those that were kept before."""
+    keep: int = 1
+    judge: str | None = None
+    """None for the plan's."""
+    sampling: Sampling | None = None
+    """None for the plan's."""
+    max_tokens: int | None = None
+    """Of one candidate; it ends there, complete or not. None for no limit but the answer's."""
+
+
+@dataclass(frozen=True)
+class Retrace:
+    """When to go back and write the steps from `to` on again."""
+
+    after: int
+    """The step after which that is decided, on the candidates of all rounds."""
+    to: int
+    most: int
+    """How often at most."""
+    rank: int
+    """The candidate that must be good enough: 2 is the second best of all rounds."""
+    threshold: float | None = None
+    """What it must score at least. None for the judge's calibrated cut-off: the mean of its
+    scores plus `deviations` standard deviations."""
+    deviations: float = PUBLISHED_DEVIATIONS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A search method with its numbers."""
+
+    method: str
+    steps: tuple[Step, ...]
+    sampling: Sampling
+    judge: str
+    retrace: Retrace | None = None
+
+    @property
+    def single(self) -> bool:
+        """Whether it follows one path, with nothing to choose."""
+        return all(step.candidates == 1 for step in self.steps)
+
+    def judge_of(self, step: Step) -> str:
+        return step.judge or self.judge
+
+    def sampling_of(self, step: Step) -> Sampling:
+        return step.sampling or self.sampling
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """The names of all judges that it may ask, each once."""
+        asked = (self.judge_of(step) for step in self.steps if step.candidates > step.keep)
+        deciding = () if self.retrace is None else (self.judge_of(self.steps[self.retrace.after]),)
+        return tuple(dict.fromkeys((*asked, *deciding)))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a person may say about a search; None stands for what is usual."""
+
+    search: str | None = None
+    candidates: int | None = None
+    keep: int | None = None
+    judge: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_retraces: int | None = None
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class _Retracing:
+    """How a method goes back from the reasonings to the captions."""
+
+    most: int
+    """How often at most, unless the settings say otherwise."""
+    rank: Callable[[int, int], int]
+    """From candidates and keep: the candidate that must be good enough, see `Retrace.rank`."""
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What makes a search method: its steps, its defaults, and the settings that it takes."""
+
+    steps: Callable[[int, int], tuple[Step, ...]]
+    """From candidates and keep."""
+    candidates: int = 4
+    """1 for a method that follows a single path and takes no other number."""
+    keep: Callable[[int], int] | None = lambda candidates: 1
+    """From candidates; None where the method has no choice but at its end."""
+    judge: str = SELF
+    only_judge: bool = False
+    """Whether no other judge will do."""
+    whole_answers: bool = False
+    """Whether its candidates are whole answers, which alone have a majority."""
+    sampling: Sampling = PUBLISHED_SAMPLING
+    draws: bool = True
+    """False where a temperature above 0 contradicts the method."""
+    retracing: _Retracing | None = None
+
+
+def _one_answer(candidates: int, keep: int) -> tuple[Step, ...]:
+    return (Step(Unit.ANSWER, candidates),)
+
+
+def _sentences(candidates: int, keep: int) -> tuple[Step, ...]:
+    return (Step(Unit.SENTENCE, candidates, keep),)
+
+
+def _stages(candidates: int, keep: int) -> tuple[Step, ...]:
+    stage = Step(Unit.STAGE, candidates, keep)
+    return (*(stage for _ in list(Stage)[:-1]), Step(Unit.ANSWER, candidates))
+
+
+def _swires(candidates: int, keep: int) -> tuple[Step, ...]:
+    """As published: one summary; M = 4 captions, N = 2 kept; M reasonings, M / N from each, N kept;
+    a conclusion from each."""
+    return _one_summary_then(candidates, keep, concluded=keep)
+
+
+def _swires_code(candidates: int, keep: int) -> tuple[Step, ...]:
+    """As its authors coded it: the best three reasonings of all rounds get a conclusion each."""
+    return _one_summary_then(candidates, keep, concluded=min(3, candidates))
+
+
+def _one_summary_then(candidates: int, keep: int, concluded: int) -> tuple[Step, ...]:
+    return (
+        Step(Unit.STAGE),
+        Step(Unit.STAGE, candidates, keep),
+        Step(Unit.STAGE, candidates, concluded),
+        Step(Unit.ANSWER, concluded),
+    )
+
+
+def _half(candidates: int) -> int:
+    return max(1, candidates // 2)
+
+
+# The two swires are stage-wise retracing search (arXiv 2411.10440v6, appendix D). As published it
+# goes back at most three times, while the N-th best reasoning is not good enough; as coded there
+# are five rounds in all, and the second best of all rounds decides.
+_METHODS: Mapping[Method, _Rules] = {
+    Method.GREEDY: _Rules(_one_answer, candidates=1, sampling=Sampling(), draws=False),
+    Method.SAMPLE: _Rules(_one_answer, candidates=1),
+    Method.BEST_OF_N: _Rules(_one_answer, keep=None, whole_answers=True),
+    Method.MAJORITY: _Rules(
+        _one_answer, keep=None, whole_answers=True, judge=MAJORITY, only_judge=True
+    ),
+    Method.SENTENCE_BEAM: _Rules(_sentences, candidates=2),
+    Method.STAGE_BEAM: _Rules(  # the judge is that of the paper's first version
+        _stages, candidates=2, judge=PAIRWISE
+    ),
+    Method.SWIRES: _Rules(
+        _swires, keep=_half, retracing=_Retracing(most=3, rank=lambda candidates, keep: keep)
+    ),
+    Method.SWIRES_CODE: _Rules(
+        _swires_code,
+        keep=_half,
+        retracing=_Retracing(most=4, rank=lambda candidates, keep: min(2, candidates)),
+    ),
+}
+
+
+def plan_of(settings: Settings) -> Plan:
+    """The plan that some settings ask for.
+
+    Raises UserError for an unknown method, or an option that the method does not support.
+    """
+    method = _method(settings)
+    rules = _METHODS[method]
+    if rules.candidates == 1:
+        return _single(method, rules, settings)
+    candidates = rules.candidates if settings.candidates is None else settings.candidates
+    check_candidates(candidates)
+    keep = _keep(method, rules, settings.keep, candidates)
+    judge = _judge(method, rules, settings.judge)
+    sampling = _sampling(rules, settings)
+    steps = rules.steps(candidates, keep)
+    return Plan(method, steps, sampling, judge, _retrace(method, settings, candidates, keep))
+
+
+def check_candidates(candidates: int) -> None:
+    """Raises UserError for a number of candidates that is too small or absurd."""
+    if not 1 <= candidates <= MOST_CANDIDATES:
+        raise UserError(f"{candidates} candidates: take 1 to {MOST_CANDIDATES}")
+
+
+def check_keep(keep: int, candidates: int) -> None:
+    """Raises UserError for more kept than written, or none."""
+    if keep < 1:
+        raise UserError(f"keep {keep}: at least one must be kept")
+    if keep > candidates:
+        raise UserError(f"keep {keep} of {candidates}: no more can be kept than there are")
+
+
+def _method(settings: Settings) -> Method:
+    if settings.search is None:
+        return Method.SAMPLE if settings.temperature else Method.GREEDY
+    try:
+        return Method(settings.search)
+    except ValueError:
+        raise UserError(f"search {settings.search!r} is none of {', '.join(Method)}") from None
+
+
+def _single(method: Method, rules: _Rules, settings: Settings) -> Plan:
+    if settings.candidates not in (None, 1):
+        raise UserError(f"{method} follows one path; for {settings.candidates} take best-of-n")
+    for name in ("judge", "keep", "max_retraces", "threshold"):
+        value = getattr(settings, name)
+        if value is not None:
+            raise UserError(f"{method} follows one path, so there is no {name} of {value}")
+    sampling = _sampling(rules, settings)
+    if not rules.draws and sampling.temperature > 0:
+        raise UserError(
+            f"{method} never draws, so it has no temperature of {sampling.temperature:g}"
+        )
+    return Plan(method, rules.steps(1, 1), sampling, LOGPROB)
+
+
+def _keep(method: Method, rules: _Rules, keep: int | None, candidates: int) -> int:
+    """How many candidates of the steps before the last are kept."""
+    if keep is None:
+        return 1 if rules.keep is None else rules.keep(candidates)
+    if rules.keep is None:
+        raise UserError(f"{method} writes whole answers and gives one: there is nothing to keep")
+    check_keep(keep, candidates)
+    return keep
+
+
+def _judge(method: Method, rules: _Rules, judge: str | None) -> str:
+    if judge is None:
+        return rules.judge
+    if not judge.strip():
+        raise UserError(f"a judge has a name or a path; there are {', '.join(OWN_JUDGES)}")
+    if rules.only_judge and judge != rules.judge:
+        raise UserError(f"majority counts conclusions; it cannot be judged by {judge}")
+    if judge == MAJORITY and not rules.whole_answers:
+        raise UserError(f"{method} judges stages, and only whole answers have a majority")
+    return judge
+
+
+def _sampling(rules: _Rules, settings: Settings) -> Sampling:
+    default = rules.sampling
+    sampling = Sampling(
+        default.temperature if settings.temperature is None else settings.temperature,
+        default.top_p if settings.top_p is None else settings.top_p,
+    )
+    check_sampling(sampling)
+    return sampling
+
+
+def _retrace(method: Method, settings: Settings, candidates: int, keep: int) -> Retrace | None:
+    retracing, threshold = _METHODS[method].retracing, settings.threshold
+    if retracing is None:
+        for name in ("max_retraces", "threshold"):
+            value = getattr(settings, name)
+            if value is not None:
+                raise UserError(f"{method} never goes back, so there is no {name} of {value:g}")
+        return None
+    most = retracing.most if settings.max_retraces is None else settings.max_retraces
+    if not 0 <= most <= MOST_RETRACES:
+        raise UserError(f"max_retraces {most}: take 0 to {MOST_RETRACES}")
+    if threshold is not None and not math.isfinite(threshold):
+        raise UserError(f"threshold {threshold}: must be a number")
+    if candidates == 1 or most == 0:
+        return None  # nothing to choose, or nowhere to go back to
+    return Retrace(2, 1, most, retracing.rank(candidates, keep), threshold)

@@ -1,0 +1,260 @@
+"""Pictures: from a file, bytes or a PIL image to the tiles that the vision tower reads.
+
+The reference is transformers' PIL image processor for Mllama; `tests/parity` compares every value.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from llavacot_mlx.checked import KeyRules, OneOf, Range, checked, named, read_json
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.model.config import VisionConfig
+
+ImageSource = str | Path | bytes | Image.Image
+"""What a picture can be given as: a path, the bytes of a file, or a PIL image."""
+
+_MOST_BYTES = 500 * 10**6
+"""Of a file: many times what the largest picture takes, and far from what fills a memory."""
+_WHITE = (255, 255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A picture cut into tiles."""
+
+    pixels: np.ndarray
+    """(tiles, height, width, channels), float32, normalised; only the real tiles."""
+    rows: int
+    columns: int
+    aspect_ratio_id: int
+    """1-based number of the arrangement; 0 would mean no image."""
+
+
+@dataclass(frozen=True)
+class TileCutter:
+    """The checkpoint's own settings of how pictures become tiles."""
+
+    tile_size: int
+    max_tiles: int
+    resample: int
+    levels: np.ndarray
+    """(256, channels), float32: what an 8-bit value becomes after rescaling and normalising."""
+
+    @classmethod
+    def load(cls, folder: Path, vision: VisionConfig) -> TileCutter:
+        """Reads `preprocessor_config.json`, or `processor_config.json` as transformers 5 writes it.
+
+        Raises UserError when a setting is missing, disagrees with `config.json`, or asks for what
+        this picture processor does not do.
+        """
+        file = folder / "preprocessor_config.json"
+        if file.exists():
+            settings = read_json(file, "")
+        else:
+            nested = folder / "processor_config.json"
+            if not nested.exists():
+                raise UserError(f"{file} is missing: it says how pictures are cut into tiles")
+            file, settings = nested, read_json(nested, "")
+            settings = settings.get("image_processor") if isinstance(settings, dict) else None
+        if not isinstance(settings, dict):
+            raise UserError(f"{file} holds no settings of a picture processor")
+        with named(file):
+            return _cutter(settings, vision)
+
+    def cut(self, image: Image.Image) -> Tiles:
+        """Cuts an upright picture of any mode and size."""
+        rgb = to_rgb(image)
+        width, height = rgb.size
+        rows, columns = self.arrangement(height, width)
+        new_height, new_width = self._fitted(height, width, rows, columns)
+        # PIL resizes 8-bit channels; so does the reference, before anything else is computed.
+        resized = np.asarray(rgb.resize((new_width, new_height), resample=self.resample))
+        size = self.tile_size
+        canvas = np.zeros((rows * size, columns * size, resized.shape[2]), dtype=np.uint8)
+        canvas[:new_height, :new_width] = resized  # the black border is normalised like the rest
+        values = self.levels[canvas, np.arange(canvas.shape[2])]
+        tiles = values.reshape(rows, size, columns, size, -1).swapaxes(1, 2)
+        number = tile_arrangements(self.max_tiles).index((rows, columns)) + 1
+        pixels = np.ascontiguousarray(tiles.reshape(rows * columns, size, size, -1))
+        return Tiles(pixels, rows, columns, number)
+
+    def arrangement(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns whose canvas holds the picture with the least change of its size.
+
+        The smallest enlargement if there is one, else the mildest reduction; among equals, the
+        smallest canvas.
+        """
+        scales = [
+            (min(rows * self.tile_size / height, columns * self.tile_size / width), rows, columns)
+            for rows, columns in tile_arrangements(self.max_tiles)
+        ]
+        enlarging = [scale for scale, _, _ in scales if scale >= 1]
+        best = min(enlarging) if enlarging else max(scale for scale, _, _ in scales)
+        candidates = [(rows, columns) for scale, rows, columns in scales if scale == best]
+        return min(candidates, key=math.prod)
+
+    def _fitted(self, height: int, width: int, rows: int, columns: int) -> tuple[int, int]:
+        """Height and width after resizing: no smaller than a tile, no larger than the canvas."""
+        size = self.tile_size
+        target_height = min(max(height, size), rows * size)
+        target_width = min(max(width, size), columns * size)
+        scale_height, scale_width = target_height / height, target_width / width
+        if scale_width < scale_height:
+            return min(math.floor(height * scale_width) or 1, target_height), target_width
+        return target_height, min(math.floor(width * scale_height) or 1, target_width)
+
+
+def tile_arrangements(max_tiles: int) -> list[tuple[int, int]]:
+    """All (rows, columns) of at most `max_tiles` tiles, in the order in which they are numbered."""
+    return [
+        (rows, columns)
+        for rows in range(1, max_tiles + 1)
+        for columns in range(1, max_tiles // rows + 1)
+    ]
+
+
+_Level = Annotated[float, Range(above=-1e30, below=1e30)]
+_Factor = Annotated[float, Range(above=0, below=1e30)]
+_OnlyTrue = Annotated[bool, OneOf(True)]
+
+
+@dataclass(frozen=True)
+class _Size:
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What is read of the settings of a picture processor."""
+
+    size: _Size
+    max_image_tiles: int
+    resample: Annotated[int, OneOf(*map(int, Image.Resampling))]
+    image_mean: _Level | tuple[_Level, ...]
+    image_std: _Factor | tuple[_Factor, ...]
+    rescale_factor: _Factor | tuple[_Factor, ...]
+    do_resize: _OnlyTrue = True
+    do_pad: _OnlyTrue = True
+    do_rescale: _OnlyTrue = True
+    do_normalize: _OnlyTrue = True
+    do_convert_rgb: _OnlyTrue = True
+
+
+_RULES = KeyRules(unknown=None, missing=", and the result depends on it")
+
+
+def _cutter(values: dict[str, Any], vision: VisionConfig) -> TileCutter:
+    settings = checked(_Settings, values, _RULES)
+    size, max_tiles = settings.size, settings.max_image_tiles
+    if not size.height == size.width == vision.image_size:
+        raise UserError(
+            f"size {size.height} × {size.width} is not config.json's tile of {vision.image_size} px"
+        )
+    if max_tiles != vision.max_num_tiles:
+        raise UserError(
+            f"max_image_tiles is {max_tiles}, and config.json's max_num_tiles is "
+            f"{vision.max_num_tiles}"
+        )
+    mean, std = np.atleast_1d(settings.image_mean), np.atleast_1d(settings.image_std)
+    if not len(mean) == len(std) == vision.num_channels:
+        raise UserError(f"image_mean and image_std need {vision.num_channels} values each")
+    # The reference multiplies in float64, stores float32, and normalises in float32.
+    factor = np.atleast_1d(settings.rescale_factor)
+    if len(factor) != 1:
+        raise UserError("rescale_factor must be one number")
+    rescaled = (np.arange(256, dtype=np.float64) * factor).astype(np.float32)
+    levels = (rescaled[:, None] - mean.astype(np.float32)) / std.astype(np.float32)
+    return TileCutter(vision.image_size, max_tiles, settings.resample, levels)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The picture in RGB, anything transparent laid on white."""
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def open_picture(source: ImageSource, name: str = "the picture") -> Image.Image:
+    """Reads a picture completely and turns it upright as its EXIF data says; frame one of several.
+
+    `name` is what errors call one that is no path. Raises UserError when there is no such file or
+    no whole, reasonable picture in it.
+    """
+    if isinstance(source, Image.Image):
+        return _with_pixels(ImageOps.exif_transpose(source), name)
+    if not isinstance(source, bytes):
+        name, source = str(source), picture_file(Path(source))
+    data = source
+    if not data:
+        raise UserError(f"{name} is empty (0 bytes)")
+    if _is_heif(data):
+        _register_heif(name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pictures and of odd metadata
+            image = Image.open(io.BytesIO(data))
+            if image.format == "EPS":  # a program: PIL would have Ghostscript run it
+                raise UnidentifiedImageError
+            image.load()
+            return _with_pixels(ImageOps.exif_transpose(image), name)
+    except UserError:
+        raise
+    except UnidentifiedImageError:
+        raise UserError(
+            f"{name} is not a picture that can be read (PNG, JPEG, WebP, GIF and the like)"
+        ) from None
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise UserError(
+            f"{name} is too large: more than {limit} million pixels; scale it down first"
+        ) from None
+    except Exception as problem:  # decoders raise whatever they stumble over
+        reason = " ".join(str(problem).split()) or type(problem).__name__
+        raise UserError(f"{name} is a damaged picture: {reason}") from None
+
+
+def _with_pixels(image: Image.Image, name: str) -> Image.Image:
+    if 0 in image.size:
+        raise UserError(f"{name} has no pixels: it is {image.width}×{image.height}")
+    return image
+
+
+def picture_file(path: Path) -> bytes:
+    """The bytes of a file that may be a picture. Raises UserError when it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(_MOST_BYTES + 1)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such picture") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder, not a picture") from None
+    except OSError as problem:
+        raise UserError(f"{path} cannot be read: {problem.strerror}") from None
+    if len(data) > _MOST_BYTES:
+        raise UserError(f"{path} is no picture: it holds more than {_MOST_BYTES // 10**6} MB")
+    return data
+
+
+def _is_heif(data: bytes) -> bool:
+    return data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
+
+
+def _register_heif(name: str) -> None:
+    try:
+        import pillow_heif
+    except ImportError:
+        raise UserError(
+            f"{name} is a HEIC picture: pip install 'llavacot-mlx[heic]' to read those"
+        ) from None
+    pillow_heif.register_heif_opener()

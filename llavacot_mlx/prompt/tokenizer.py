@@ -1,0 +1,182 @@
+"""Text to token ids and back, with the user's text kept text."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as HFTokenizer
+
+from llavacot_mlx.checked import KeyRules, checked, named, read_json
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.model.config import ModelConfig
+
+_FORMAT_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+_STOP_TOKENS = ("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")
+
+# The published training collator and search scripts tokenised a templated text with special tokens
+# added again, so training probably saw two; the authors' simple demo used one. To compare, set 2.
+_BOS_COUNT = 1
+
+# A byte-level vocabulary writes each byte as one visible character: most as the character of the
+# same number, and those that Latin-1 shows nothing for, in their order, as the ones from 256 on.
+_INVISIBLE = (*range(0x21), *range(0x7F, 0xA1), 0xAD)
+_BYTES_OF_CHARACTERS = {256 + place: byte for place, byte in enumerate(_INVISIBLE)}
+# Letters of two to four bytes, a space, and line breaks, some of which share a token.
+_SAMPLE = " Ü 這 🙂\n\n</SUMMARY>\n"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation. An image, where there is one, comes before its text."""
+
+    role: str
+    text: str
+    images: int = 0
+
+
+class Tokenizer:
+    """The tokenizer of a Llama 3.2 Vision checkpoint."""
+
+    def __init__(self, tokenizer: HFTokenizer, image_id: int, stop_ids: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self._image_id = image_id
+        self.stop_ids = stop_ids
+        """Ids that end a turn."""
+        added = tokenizer.get_added_tokens_decoder()
+        self._special_ids = frozenset(token_id for token_id in added if added[token_id].special)
+
+    @classmethod
+    def load(cls, folder: Path, config: ModelConfig) -> Tokenizer:
+        """Reads `tokenizer.json` and, where there is one, `generation_config.json`."""
+        file = folder / "tokenizer.json"
+        if not file.exists():
+            raise UserError(f"{file} is missing: the model cannot read or write text without it")
+        try:
+            tokenizer = HFTokenizer.from_file(str(file))
+        except Exception as problem:  # the library raises nothing more precise
+            raise UserError(f"{file} cannot be read: {problem}") from None
+        plain = [
+            AddedToken(token.content, special=True)
+            for token in tokenizer.get_added_tokens_decoder().values()
+            if not token.special
+        ]
+        if plain:
+            tokenizer.add_special_tokens(plain)
+        # Special tokens are added by id below; in text, their strings are ordinary characters.
+        tokenizer.encode_special_tokens = True
+        for token in _FORMAT_TOKENS:
+            if tokenizer.token_to_id(token) is None:
+                raise UserError(f"{file}: there is no {token}, so this is no Llama 3 tokenizer")
+        image_id = tokenizer.token_to_id("<|image|>")
+        if image_id not in (None, config.image_token_id):
+            raise UserError(
+                f"{file}: <|image|> is {image_id}, and config.json's image_token_index is "
+                f"{config.image_token_id}: this is another model's tokenizer"
+            )
+        loaded = cls(tokenizer, config.image_token_id, _stop_ids(folder, tokenizer))
+        if b"".join(map(loaded._bytes, loaded.encode(_SAMPLE))) != _SAMPLE.encode():
+            raise UserError(
+                f"{file}: its tokens do not spell text in bytes, so this is no Llama 3 tokenizer"
+            )
+        return loaded
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ordinary text; nothing in it is read as a special token."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def prompt(self, turns: Sequence[Turn]) -> list[int]:
+        """Ids of a conversation up to the point where the assistant writes.
+
+        The format is the one that LLaVA-CoT answers to at inference: one `<|begin_of_text|>`, then
+        each turn with its header, then the assistant's header.
+        """
+        ids = [self._special("<|begin_of_text|>")] * _BOS_COUNT
+        for turn in turns:
+            ids += self._header(turn.role)
+            if turn.images:
+                ids += self.encode("\n\n") + [self._image_id] * turn.images
+                ids += self.encode(turn.text)
+            else:  # one text, since new lines at its start share a token with the header's
+                ids += self.encode("\n\n" + turn.text)
+            ids.append(self._special("<|eot_id|>"))
+        return ids + self._header("assistant") + self.encode("\n\n")
+
+    def next_turn(self, text: str) -> list[int]:
+        """Ids that end the assistant's turn, put a user's turn after it, and open the next."""
+        end = self._special("<|eot_id|>")
+        asked = [*self._header("user"), *self.encode("\n\n" + text), end]
+        return [end, *asked, *self._header("assistant"), *self.encode("\n\n")]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated ids, special tokens left out."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def spelled(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens as they are spelled: for people, not to be read again."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def stream(self) -> TextStream:
+        return TextStream(self._bytes)
+
+    def _bytes(self, token_id: int) -> bytes:
+        """What the token stands for; nothing where it is special or not in the vocabulary."""
+        token = self._tokenizer.id_to_token(token_id)
+        if token is None or token_id in self._special_ids:
+            return b""
+        try:
+            return token.translate(_BYTES_OF_CHARACTERS).encode("latin-1")
+        except UnicodeEncodeError:  # not spelled in bytes: `decode` takes it as it stands, too
+            return token.encode()
+
+    def _header(self, role: str) -> list[int]:
+        return [
+            self._special("<|start_header_id|>"),
+            *self.encode(role),
+            self._special("<|end_header_id|>"),
+        ]
+
+    def _special(self, token: str) -> int:
+        token_id = self._tokenizer.token_to_id(token)
+        assert token_id is not None  # `load` made sure
+        return token_id
+
+
+class TextStream:
+    """Generated ids to text, piece by piece, without ever splitting a character.
+
+    Only the bytes of a character that is not whole are held back, so that a token costs the same
+    wherever in an answer it comes, and whatever came before it.
+    """
+
+    def __init__(self, bytes_of: Callable[[int], bytes]) -> None:
+        self._bytes_of = bytes_of
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """The text that became certain with this id; often empty amid a character."""
+        return self._decoder.decode(self._bytes_of(token_id))
+
+    def finish(self) -> str:
+        """What was held back: the beginning of a character that never became whole, as �."""
+        return self._decoder.decode(b"", final=True)
+
+
+@dataclass(frozen=True)
+class _Generation:
+    """What is read of generation_config.json."""
+
+    eos_token_id: int | tuple[int | None, ...] | None = None
+
+
+def _stop_ids(folder: Path, tokenizer: HFTokenizer) -> frozenset[int]:
+    ids = {tokenizer.token_to_id(token) for token in _STOP_TOKENS}
+    file = folder / "generation_config.json"
+    if file.exists():
+        with named(file):
+            listed = checked(_Generation, read_json(file), KeyRules(unknown=None)).eos_token_id
+        ids |= set(listed) if isinstance(listed, tuple) else {listed}
+    return frozenset(token_id for token_id in ids if token_id is not None)

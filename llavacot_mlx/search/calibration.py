@@ -1,0 +1,86 @@
+"""What scores a judge usually gives: `calibration.json` beside a model, and cut-offs from it.
+
+A judge's scores mean something beside other scores of the same judge alone. Their mean and standard
+deviation, measured on data that is no benchmark (`llavacot calibrate`), turn the published cut-off
+of SWIRES (arXiv 2411.10440v6, appendix D: so many standard deviations above the mean) into a score.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+from llavacot_mlx.atomic import write_file
+from llavacot_mlx.checked import KeyRules, PositiveInt, Range, checked, read_json
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.trace.record import Trace
+
+FILE_NAME = "calibration.json"
+
+
+@dataclass(frozen=True)
+class ScoreStats:
+    """Of the scores that a judge gave one stage."""
+
+    mean: float
+    std: Annotated[float, Range(min=0)]
+    count: PositiveInt
+
+    @classmethod
+    def of(cls, scores: Sequence[float]) -> ScoreStats:
+        """`std` is the population's, as in the published cut-off."""
+        return cls(statistics.fmean(scores), statistics.pstdev(scores), len(scores))
+
+    def threshold(self, deviations: float) -> float:
+        return self.mean + deviations * self.std
+
+
+Calibration = Mapping[str, Mapping[Stage, ScoreStats]]
+"""By the judge's name and by stage."""
+
+
+@dataclass(frozen=True)
+class _File:
+    judges: dict[str, dict[Stage, ScoreStats]]
+
+
+def load_calibration(folder: Path) -> Calibration:
+    """What was measured for the model in `folder`; empty where nothing was.
+
+    Raises UserError that names what is wrong with the file.
+    """
+    file = folder / FILE_NAME
+    if not file.exists():
+        return {}
+    value = read_json(file)
+    try:
+        return checked(_File, value, KeyRules(unknown=None)).judges
+    except UserError as problem:
+        raise UserError(f"{file}: {problem}; write it anew with llavacot calibrate") from None
+
+
+def save_calibration(folder: Path, calibration: Calibration) -> Path:
+    """Writes the file, whole or not at all, and returns where it is."""
+    value = {
+        "judges": {
+            judge: {stage.value: asdict(stats) for stage, stats in stages.items()}
+            for judge, stages in calibration.items()
+        }
+    }
+    file = folder / FILE_NAME
+    write_file(file, json.dumps(value, indent=2).encode() + b"\n")
+    return file
+
+
+def scores_of(trace: Trace) -> dict[Stage, list[float]]:
+    """What the judge gave the candidates of a search, by the stage that they wrote."""
+    scores: dict[Stage, list[float]] = {}
+    for node in trace.search.nodes:
+        if node.stage is not None and node.score is not None:
+            scores.setdefault(node.stage, []).append(node.score)
+    return scores

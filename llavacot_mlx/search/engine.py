@@ -1,0 +1,350 @@
+"""The engine that runs a plan: fork, extend, score, keep, and go back.
+
+It computes with `candidates.py`, yields what happens, and prints nothing. An image is encoded once,
+a prompt read once, and a generated token computed once, however many candidates and retraces.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from llavacot_mlx.generate.batch_decode import (
+    CandidateStart,
+    DecodeState,
+    Ended,
+    Token,
+    decode_batch,
+)
+from llavacot_mlx.plan.plan import Plan, Retrace, Step, Unit
+from llavacot_mlx.plan.plan_yaml import plan_object
+from llavacot_mlx.prompt.stages import Stage, StageRecord, ends_sentence
+from llavacot_mlx.search.context import SearchContext
+from llavacot_mlx.search.judges.base import Judge, JudgeError
+from llavacot_mlx.search.node import Node
+from llavacot_mlx.trace.events import (
+    CandidateEnded,
+    CandidateScored,
+    CandidatesKept,
+    CandidateStarted,
+    CandidateText,
+    Noticed,
+    Retraced,
+    SearchEvent,
+)
+from llavacot_mlx.trace.record import ChoiceRecord, SearchRecord
+from llavacot_mlx.trace.stage_reader import Reader
+
+
+class Search:
+    """One search for one answer."""
+
+    def __init__(
+        self,
+        context: SearchContext,
+        plan: Plan,
+        judges: Mapping[str, Judge],
+        seed: int,
+        max_tokens: int,
+    ) -> None:
+        """`judges` holds those that the plan names, `max_tokens` limits a whole path."""
+        self._context, self._plan, self._judges = context, plan, judges
+        self._seed, self._max_tokens = seed, max_tokens
+        self.nodes: list[Node] = []
+        """Every candidate, in the order in which they began."""
+        self.retraces = 0
+        self._choices: list[ChoiceRecord] = []
+        self._notices: list[str] = []
+        self._root: Node
+        self._best: Node | None = None  # of the last choice; before any, the first that writes
+
+    def run(self, prompt: DecodeState) -> Iterator[SearchEvent]:
+        """Runs the plan, from a prompt that was read.
+
+        Raises UserError when K/V would take more than the meter's budget.
+        """
+        # Step i extends frontiers[i], and what it keeps becomes frontiers[i + 1]. In swires:
+        #
+        #   [0] prompt -> [1] summary -> [2] captions -> [3] reasonings -> [4] conclusion
+        #                     ^                              ^ the best of the pool, of all rounds
+        #                     +-- retrace, where those are not good enough: drops [2]
+        steps, retrace = self._plan.steps, self._plan.retrace
+        self._root = Node(id=-1, parent=None, key="", step=-1, round=0, state=prompt)
+        frontiers = [[self._root]]
+        pool: list[Node] = []
+        while len(frontiers) <= len(steps):
+            index = len(frontiers) - 1
+            step = steps[index]
+            kept = frontiers[index]
+            while True:
+                candidates = yield from self._expand(kept, index)
+                decides = retrace is not None and index == retrace.after
+                if decides or len(candidates) > step.keep:
+                    yield from self._score(candidates, step)
+                if decides:
+                    pool += [node for node in candidates if node not in pool]
+                    candidates = pool
+                kept = best(candidates, step.keep)
+                if step.unit is not Unit.SENTENCE or all(node.ended for node in kept):
+                    break
+                yield from self._record_choice(candidates, kept, index)
+            if decides and retrace is not None and self._should_retrace(retrace, pool, frontiers):
+                for node in itertools.chain(*frontiers[retrace.to + 1 :]):
+                    node.state = None  # what it shares with those in the pool is theirs as well
+                del frontiers[retrace.to + 1 :]
+                back_to = _next_stage(frontiers[-1][0])
+                yield from self._record_choice(candidates, kept, index, back_to)
+                self.retraces += 1
+                yield Retraced(back_to, self.retraces)
+            else:
+                yield from self._record_choice(candidates, kept, index)
+                frontiers.append(kept)
+
+    @property
+    def best_ids(self) -> list[int]:
+        """The generated ids of the chosen path; before the end, of the best path so far."""
+        return self._best.path_ids if self._best is not None else []
+
+    @property
+    def best_stages(self) -> list[StageRecord]:
+        """The ended stages of the chosen path, with the scores and numbers of their candidates."""
+        path: list[Node] = []
+        node = self._best
+        while node is not None and node.parent is not None:
+            path.insert(0, node)
+            node = node.parent
+        records = []
+        for node in path:
+            assert node.parent is not None
+            rivals = sum(other.depth == node.depth for other in self.nodes)
+            for record in node.stages[len(node.parent.stages) :]:
+                records.append(replace(record, score=node.score, candidates=rivals))
+        return records
+
+    def record(self) -> SearchRecord:
+        """The whole tree, as far as it has grown."""
+        return SearchRecord(
+            method=self._plan.method,
+            retraces=self.retraces,
+            nodes=tuple(node.record() for node in self.nodes),
+            choices=tuple(self._choices),
+            plan=plan_object(self._plan),
+            notices=tuple(self._notices),
+        )
+
+    def _expand(
+        self, parents: Sequence[Node], index: int
+    ) -> Generator[SearchEvent, None, list[Node]]:
+        """Lets the step's candidates write, all together; what has ended stays as it is."""
+        step = self._plan.steps[index]
+        sampling = self._plan.sampling_of(step)
+        going = [parent for parent in parents if not parent.ended]
+        ended = [parent for parent in parents if parent.ended]
+        count = step.candidates
+        if sampling.temperature == 0 and count > len(going) > 0:
+            count = len(going)
+            yield from self._notice(
+                "at temperature 0 all candidates would write the same: each is written once"
+            )
+        new: list[Node] = []
+        for number, parent in enumerate(going):
+            share = count // len(going) + (number < count % len(going))
+            new += [self._child(parent, index) for _ in range(max(1, share))]
+        if not new:
+            return ended
+        if self._best is None:
+            self._best = new[0]
+        self._hold_prefixes()
+        yield from self._decode_nodes(new, step)
+        return ended + new
+
+    def _decode_nodes(self, new: Sequence[Node], step: Step) -> Iterator[SearchEvent]:
+        """Decodes the new nodes together until each has what the step asks for."""
+        context = self._context
+        readers = [Reader.after(context.tokenizer, node.path_ids) for node in new]
+        begins = [len(reader.text) for reader in readers]
+        for node, reader in zip(new, readers, strict=True):
+            yield CandidateStarted(node.id, node.parent_id, reader.next_stage, node.round)
+
+        def complete(index: int) -> bool:
+            node, reader = new[index], readers[index]
+            if reader.turn_ended:
+                return True
+            if step.unit is Unit.STAGE:
+                assert node.parent is not None
+                return len(reader.records) > len(node.parent.stages)
+            if step.unit is Unit.SENTENCE:
+                return reader.open_stage is not None and ends_sentence(node.text)
+            return False
+
+        starts = [_start(node, step, self._max_tokens) for node in new]
+        sampling = self._plan.sampling_of(step)
+        for event in decode_batch(
+            context, starts, sampling, self._seed, lambda token: complete(token.candidate)
+        ):
+            index = event.candidate
+            node, reader = new[index], readers[index]
+            if isinstance(event, Token):
+                node.token_ids.append(event.token_id)
+                node.logprob += event.logprob
+                reader.push(event.token_id)
+                yield from _append_text(node, reader, begins[index])
+            else:
+                assert isinstance(event, Ended)
+                branch = event.state.branch.in_bits(context.kv_meter.bits)
+                node.state = DecodeState(branch, event.state.logits)
+                full = len(node.path_ids) >= self._max_tokens
+                node.ended = reader.turn_ended or full or not complete(index)
+                if node.ended:
+                    reader.finish()
+                    yield from _append_text(node, reader, begins[index])
+                _set_stage(node, reader)
+                yield CandidateEnded(node.id, node.stage, node.closed, len(node.token_ids))
+        context.kv_meter.hold("rows", 0)
+
+    def _child(self, parent: Node, step: int) -> Node:
+        key = f"{parent.key}/{parent.children}" if parent.parent else str(parent.children)
+        assert parent.state is not None
+        if self.nodes:  # whatever begins later begins with work that was done already
+            self._context.usage.reused_tokens += parent.state.branch.length
+        parent.children += 1
+        node = Node(
+            id=len(self.nodes),
+            parent=parent,
+            key=key,
+            step=step,
+            round=self.retraces,
+            state=parent.state,
+        )
+        self.nodes.append(node)
+        return node
+
+    def _hold_prefixes(self) -> None:
+        """Tells the meter what the prompt and everything that may yet be read take."""
+        segments = {
+            id(segment): segment.nbytes
+            for node in (self._root, *self.nodes)
+            if node.state is not None
+            for segment in node.state.branch.segments
+        }
+        self._context.kv_meter.hold("prefixes", sum(segments.values()))
+
+    def _score(self, candidates: Sequence[Node], step: Step) -> Iterator[SearchEvent]:
+        """Asks the step's judge about those without a score; twins are judged once."""
+        unscored = [node for node in candidates if node.score is None]
+        first: dict[tuple[int, tuple[int, ...]], Node] = {}
+        for node in unscored:
+            assert node.parent is not None
+            first.setdefault((node.parent.id, tuple(node.token_ids)), node)
+        asked = list(first.values())
+        name = self._plan.judge_of(step)
+        started = time.perf_counter()
+        try:
+            given = self._judges[name].scores(asked)
+            assert len(given) == len(asked)
+            if len(asked) > 1 and all(score is None for score in given):
+                yield from self._notice(
+                    f"the judge {name} came to no verdict, so the first candidates go on"
+                )
+        except JudgeError as problem:
+            given = [None] * len(asked)
+            yield from self._notice(f"{problem}; the search goes on without its scores")
+        self._context.timings.judge_s += time.perf_counter() - started
+        scores: dict[int, float | None] = {}
+        for node, score in zip(asked, given, strict=True):
+            if score is not None and not math.isfinite(score):
+                score = None
+                yield from self._notice(
+                    f"judge {name} gave a score that is no number; it counts as no verdict"
+                )
+            scores[node.id] = score
+        for node in unscored:
+            assert node.parent is not None
+            node.score = scores[first[node.parent.id, tuple(node.token_ids)].id]
+            yield CandidateScored(node.id, node.score)
+
+    def _record_choice(
+        self,
+        candidates: Sequence[Node],
+        kept: Sequence[Node],
+        step: int,
+        back_to: Stage | None = None,
+    ) -> Iterator[SearchEvent]:
+        """Records a choice, and lets go of what nothing will follow."""
+        self._best = kept[0]
+        told = {node for choice in self._choices for node in choice.nodes}
+        new = tuple(node.id for node in self.nodes if node.id not in told)
+        ids = tuple(node.id for node in kept)
+        self._choices.append(ChoiceRecord(step, self.retraces, new, ids, back_to))
+        # A later round's pool only grows, so what is not among its best now never will be.
+        for node in candidates:
+            if not node.kept:
+                node.state = None
+        yield CandidatesKept(ids)
+
+    def _should_retrace(
+        self, retrace: Retrace, pool: Sequence[Node], frontiers: Sequence[Sequence[Node]]
+    ) -> bool:
+        """Whether the candidate that decides is not good enough, and there is a round left."""
+        if all(node.ended for node in frontiers[retrace.to]):
+            return False  # nothing could be written anew
+        assert retrace.threshold is not None, "the assistant fills in what is calibrated"
+        ranked = sorted(pool, key=_merit, reverse=True)
+        deciding = ranked[min(retrace.rank, len(ranked)) - 1]
+        good = (
+            deciding.closed and deciding.score is not None and deciding.score >= retrace.threshold
+        )
+        return not good and self.retraces < retrace.most
+
+    def _notice(self, text: str) -> Iterator[SearchEvent]:
+        """Tells the person something, once."""
+        if text not in self._notices:
+            self._notices.append(text)
+            yield Noticed(text)
+
+
+def best(candidates: Sequence[Node], count: int) -> list[Node]:
+    """Marks the best as kept and returns them, best first.
+
+    A candidate that was cut off comes after all that were not, whatever its score.
+    """
+    kept = sorted(candidates, key=_merit, reverse=True)[:count]
+    for node in candidates:
+        node.kept = node in kept
+    return kept
+
+
+def _merit(node: Node) -> tuple[bool, float]:
+    return node.closed, -math.inf if node.score is None else node.score
+
+
+def _start(node: Node, step: Step, max_tokens: int) -> CandidateStart:
+    assert node.state is not None
+    left = max_tokens - len(node.path_ids)
+    return CandidateStart(node.state, node.key, min(left, step.max_tokens or left))
+
+
+def _append_text(node: Node, reader: Reader, begin: int) -> Iterator[SearchEvent]:
+    """Gives the node the text that the reader has from `begin` on, and tells what is new of it."""
+    new = reader.text[begin + len(node.text) :]
+    if new:
+        node.text += new
+        yield CandidateText(node.id, new)
+
+
+def _set_stage(node: Node, reader: Reader) -> None:
+    """Writes down which stage a node has come to, and whether it was cut off in it."""
+    assert node.parent is not None
+    node.stages = list(reader.records)
+    if len(node.stages) > len(node.parent.stages):
+        last = node.stages[-1]
+        node.stage, node.stage_text, node.closed = last.stage, last.text, last.closed
+    if reader.open_stage is not None:  # at a sentence's end
+        node.stage, node.stage_text, node.closed = reader.open_stage, reader.open_text, True
+
+
+def _next_stage(node: Node) -> Stage | None:
+    return Stage.SUMMARY if node.stage is None else node.stage.following

@@ -1,0 +1,50 @@
+"""Questions of several lengths, each on top of its own path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import mlx.core as mx
+
+from llavacot_mlx.generate.context import DecodeContext
+from llavacot_mlx.generate.device import on_generation_stream
+from llavacot_mlx.model.kv_cache import sight_of_all
+from llavacot_mlx.model.shared_prefix import Branch, BranchBatch
+
+MOST_TOKENS = 2048
+"""In one forward pass, as in a prefill, to bound its memory; one long question may have more."""
+
+
+def ask_each(
+    context: DecodeContext, branches: Sequence[Branch], questions: Sequence[Sequence[int]]
+) -> mx.array:
+    """The logits after each question's token ids on top of its branch: (questions, vocabulary).
+
+    As many together as one forward pass may have; the branches stay as they are. There must be a
+    question, and no question is empty.
+    """
+    model = context.model
+    parts = []
+    for rows in _together(questions):
+        longest = max(len(questions[row]) for row in rows)
+        # A shorter row is filled up at its end, where no token that counts can see it.
+        ids = [[*questions[row], *[0] * (longest - len(questions[row]))] for row in rows]
+        last = [len(questions[row]) - 1 for row in rows]
+        with on_generation_stream():
+            batch = BranchBatch([branches[row] for row in rows])
+            hidden = model.hidden(mx.array(ids), batch, sight_of_all(context.image_kv, longest))
+            parts.append(model.logits(hidden[mx.arange(len(rows)), mx.array(last)]))
+            mx.eval(parts[-1])
+        context.usage.judge_tokens += sum(len(questions[row]) for row in rows)
+    return mx.concatenate(parts)
+
+
+def _together(questions: Sequence[Sequence[int]]) -> Iterator[range]:
+    """The questions of each forward pass, in their order."""
+    start, longest = 0, 0
+    for row, question in enumerate(questions):
+        longest = max(longest, len(question))
+        if row > start and (row + 1 - start) * longest > MOST_TOKENS:
+            yield range(start, row)
+            start, longest = row, len(question)
+    yield range(start, len(questions))

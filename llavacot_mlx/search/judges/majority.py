@@ -1,0 +1,19 @@
+"""Self-consistency: the conclusion that most candidates reach (arXiv 2203.11171)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from llavacot_mlx.search.node import Node
+
+
+class MajorityJudge:
+    """The share of candidates with the same conclusion; None for a candidate without one."""
+
+    def scores(self, nodes: Sequence[Node]) -> list[float | None]:
+        votes = Counter(node.conclusion for node in nodes)
+        return [
+            None if node.conclusion is None else votes[node.conclusion] / len(nodes)
+            for node in nodes
+        ]

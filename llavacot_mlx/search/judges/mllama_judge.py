@@ -1,0 +1,109 @@
+"""A second Mllama that judges, in this program's own runtime: mlx-vlm misreads small pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from llavacot_mlx.checkpoint.config_json import load_config
+from llavacot_mlx.checkpoint.weights import load_model
+from llavacot_mlx.generate.context import DecodeContext
+from llavacot_mlx.generate.device import on_generation_stream
+from llavacot_mlx.generate.prefill import prefill
+from llavacot_mlx.model.mllama import Mllama
+from llavacot_mlx.model.shared_prefix import Branch
+from llavacot_mlx.prompt.image_processor import TileCutter
+from llavacot_mlx.prompt.image_spans import Prompt
+from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
+from llavacot_mlx.search.judges.base import Candidate
+from llavacot_mlx.search.judges.batched_question import ask_each
+from llavacot_mlx.search.judges.prompts import is_it_right
+from llavacot_mlx.search.judges.yes_or_no import YesOrNo
+from llavacot_mlx.usage import Timings, Usage
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A picture and a question that were read."""
+
+    picture: Image.Image | None
+    token_ids: list[int]
+    context: DecodeContext
+    branch: Branch
+
+
+class MllamaJudge:
+    """The probability of yes to whether a stage's text is right; None where that is too long.
+
+    The picture and the question are read once, for all stages of an answer.
+    """
+
+    def __init__(self, model: Mllama, tokenizer: Tokenizer, cutter: TileCutter) -> None:
+        self._model, self._tokenizer, self._cutter = model, tokenizer, cutter
+        self._words = YesOrNo.of(tokenizer.encode)
+        self._read: _Read | None = None
+
+    @classmethod
+    def load(cls, folder: Path) -> MllamaJudge:
+        """Raises UserError when the folder is no whole Mllama."""
+        config = load_config(folder)
+        tokenizer = Tokenizer.load(folder, config)
+        cutter = TileCutter.load(folder, config.vision)
+        return cls(load_model(folder, "auto"), tokenizer, cutter)
+
+    def scores(
+        self, picture: Image.Image | None, question: str, candidates: Sequence[Candidate]
+    ) -> list[float | None]:
+        context = self._model.config.text.max_position_embeddings
+        prompts = [
+            self._prompt(picture, question, candidate.stage, candidate.judged_text)
+            for candidate in candidates
+        ]
+        asked = [row for row, ids in enumerate(prompts) if len(ids) <= context]
+        scores: list[float | None] = [None] * len(candidates)
+        if asked:
+            read = self._reading(picture, question, [prompts[row] for row in asked])
+            rest = [prompts[row][len(read.token_ids) :] for row in asked]
+            branches = [read.branch] * len(asked)
+            logits = ask_each(read.context, branches, rest)
+            for row, chance in zip(asked, self._words.chances(logits), strict=True):
+                scores[row] = chance
+        return scores
+
+    def _prompt(
+        self, picture: Image.Image | None, question: str, stage: Stage | None, text: str
+    ) -> list[int]:
+        asked = is_it_right(question, stage, text)
+        return self._tokenizer.prompt([Turn("user", asked, images=int(picture is not None))])
+
+    def _reading(
+        self, picture: Image.Image | None, question: str, prompts: list[list[int]]
+    ) -> _Read:
+        """What all prompts of this question begin with, whatever the stage."""
+        read = self._read
+        if (
+            read is None
+            or read.picture is not picture
+            or any(ids[: len(read.token_ids)] != read.token_ids for ids in prompts)
+        ):
+            others = [self._prompt(picture, question, stage, "") for stage in (None, *Stage)]
+            beginning = _common(prompts + others)
+            pictures = () if picture is None else (self._cutter.cut(picture),)
+            with on_generation_stream():
+                prompt = Prompt(tuple(beginning), pictures)
+                context = prefill(self._model, prompt, Usage(), Timings())
+            read = _Read(picture, beginning, context, context.state().branch)
+            self._read = read
+        return read
+
+
+def _common(rows: Sequence[Sequence[int]]) -> list[int]:
+    """What all rows begin with."""
+    length = 0
+    while all(len(row) > length and row[length] == rows[0][length] for row in rows):
+        length += 1
+    return list(rows[0][:length])

@@ -1,0 +1,102 @@
+"""The model asked which of two candidates is better, pair by pair (arXiv 2411.10440v1)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from llavacot_mlx.model.shared_prefix import Branch
+from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.search.context import SearchContext
+from llavacot_mlx.search.judges.batched_question import ask_each
+from llavacot_mlx.search.judges.prompts import WHAT_IS_BETTER, WHICH_ANSWERS_BETTER, first_or_second
+from llavacot_mlx.search.node import Node
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Two candidates, on top of the path that they have in common."""
+
+    nodes: tuple[Node, Node]
+    branch: Branch
+    orders: tuple[list[int], list[int]]
+    """The question's token ids, with the first of `nodes` as text 1 and as text 2."""
+
+    @property
+    def longest(self) -> int:
+        return max(map(len, self.orders))
+
+
+class PairwiseJudge:
+    """The share of its comparisons that a candidate wins; each is compared with every other.
+
+    A pair is shown in a user's turn after what both have in common, so the picture and the stages
+    before are read already. It is asked in both orders, and the likeliest token is the answer.
+    There is no verdict when that is neither number in one of the orders, when the orders contradict
+    each other, or when the pair does not fit the model's context. A candidate without any verdict
+    has no score.
+    """
+
+    def __init__(self, context: SearchContext) -> None:
+        self._context, self._tokenizer = context, context.tokenizer
+        one, two = (self._tokenizer.encode(number)[0] for number in ("1", "2"))
+        self._winner = {(one, two): 0, (two, one): 1}
+        """Which of a pair wins, by what is said to both orders."""
+
+    def scores(self, nodes: Sequence[Node]) -> list[float | None]:
+        won: dict[int, list[bool]] = {node.id: [] for node in nodes}
+        pairs = [self._comparison(*pair) for pair in itertools.combinations(nodes, 2)]
+        context = self._context.model.config.text.max_position_embeddings
+        fitting = [pair for pair in pairs if pair.branch.length + pair.longest <= context]
+        for pair, winner in zip(fitting, self._winners(fitting), strict=True):
+            if winner is not None:
+                for index, node in enumerate(pair.nodes):
+                    won[node.id].append(index == winner)
+        return [sum(won[node.id]) / len(won[node.id]) if won[node.id] else None for node in nodes]
+
+    def _comparison(self, one: Node, other: Node) -> _Comparison:
+        paths = _path(one), _path(other)
+        shared = sum(a is b for a, b in zip(*paths, strict=False))
+        assert shared, "the candidates of a search begin with the same prompt"
+        common = paths[0][shared - 1]
+        texts = ["".join(node.text for node in path[shared:]).strip() for path in paths]
+        stages = _stages_after(common, one) | _stages_after(common, other)
+        before, between, after = first_or_second(
+            WHAT_IS_BETTER[stages.pop()] if len(stages) == 1 else WHICH_ANSWERS_BETTER
+        )
+        straight, swapped = (
+            self._tokenizer.next_turn(f"{before}{first}{between}{second}{after}")
+            for first, second in (texts, reversed(texts))
+        )
+        # Each on the path added a segment; the ancestor itself may have let go of its own.
+        branch = Branch(one.branch.segments[:shared])
+        return _Comparison((one, other), branch, (straight, swapped))
+
+    def _winners(self, pairs: Sequence[_Comparison]) -> Iterator[int | None]:
+        """Which of each pair wins; None without a verdict."""
+        if not pairs:
+            return
+        branches = [pair.branch for pair in pairs for _ in pair.orders]
+        questions = [order for pair in pairs for order in pair.orders]
+        logits = ask_each(self._context, branches, questions)
+        said: list[int] = mx.argmax(logits, axis=-1).tolist()  # type: ignore[assignment]
+        for straight, swapped in zip(said[::2], said[1::2], strict=True):
+            yield self._winner.get((straight, swapped))
+
+
+def _path(node: Node | None) -> list[Node]:
+    """From the prompt to the node."""
+    path: list[Node] = []
+    while node is not None:
+        path.insert(0, node)
+        node = node.parent
+    return path
+
+
+def _stages_after(ancestor: Node, node: Node) -> set[Stage]:
+    """Those that are ended or open in what the node's path adds to its ancestor's."""
+    ended = {record.stage for record in node.stages[len(ancestor.stages) :]}
+    return ended if node.stage is None else ended | {node.stage}

@@ -1,0 +1,160 @@
+"""Judges from outside: a package's entry point, or a model that is named by its folder or its id.
+
+Nothing here imports mlx, so that the command line can check a judge's name before anything loads.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llavacot_mlx.checkpoint.hub import Download, find, is_id
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.plan.plan import OWN_JUDGES
+from llavacot_mlx.search.judges.base import Candidate, ExternalJudge, JudgeError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from llavacot_mlx.search.node import Node
+
+GROUP = "llavacot.judges"
+"""The entry point group of judges in Python packages."""
+
+
+class ExternalJudgeAdapter:
+    """A judge from outside, asked about the candidates of one question."""
+
+    def __init__(
+        self, name: str, judge: ExternalJudge, picture: Image.Image | None, question: str
+    ) -> None:
+        self._name, self._judge = name, judge
+        self._picture, self._question = picture, question
+
+    def scores(self, nodes: Sequence[Node]) -> list[float | None]:
+        """What the judge says, whatever goes wrong in it told as JudgeError."""
+        candidates = [Candidate(node.stage, node.stage_text, node.answer) for node in nodes]
+        try:
+            with redirect_stdout(sys.stderr):  # stdout is the answer's
+                scores = self._judge.scores(self._picture, self._question, candidates)
+        except JudgeError as failure:
+            raise JudgeError(f"judge {self._name}: {failure}") from failure
+        except Exception as error:
+            raise JudgeError(f"judge {self._name} failed: {_in_a_line(error)}") from error
+        try:
+            return _checked(scores, len(nodes))
+        except JudgeError as failure:
+            raise JudgeError(f"judge {self._name} {failure}") from None
+
+
+def _checked(scores: object, count: int) -> list[float | None]:
+    if scores is None:
+        raise JudgeError("returned nothing")
+    if isinstance(scores, (str, bytes, Mapping)) or not hasattr(scores, "__iter__"):
+        raise JudgeError(f"returned a {type(scores).__name__} in place of a list of scores")
+    given = list(scores)
+    if len(given) != count:
+        raise JudgeError(f"returned {len(given)} scores for {count} candidates")
+    return [None if score is None else _number(score) for score in given]
+
+
+def _number(score: object) -> float:
+    """Also of an array's element, as numpy, torch and mlx have them."""
+    try:
+        if not isinstance(score, (str, bytes)):
+            return float(score)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise JudgeError(f"returned {score!r:.40} in place of a number") from None
+
+
+def check_name(name: str) -> None:
+    """Raises UserError for a name that can be no judge's; loads nothing.
+
+    An id of the hub passes by its form alone.
+    """
+    if name not in OWN_JUDGES and not _installed(name) and not is_model(name):
+        others = ", ".join(sorted({point.name for point in entry_points(group=GROUP)}))
+        raise UserError(
+            f"judge {name!r}: there are {', '.join(OWN_JUDGES)}; "
+            f"installed by packages: {others or 'none'}; "
+            "any other judge is a model: its folder, or its id on the hub like owner/name"
+        )
+
+
+def is_model(name: str) -> bool:
+    """Whether a judge of this name is a model to be found by `hub.find`.
+
+    Raises UserError for a file, and for a folder that holds no model.
+    """
+    if name in OWN_JUDGES or _installed(name):
+        return False
+    folder = Path(name).expanduser()
+    if not folder.exists():
+        return is_id(name)
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"judge {name}: there is no config.json in it; a judge is a model's folder, "
+            f"one of {', '.join(OWN_JUDGES)}, or one that a package installed"
+        )
+    return True
+
+
+class ExternalJudges:
+    """Judges from outside that are loaded, each once."""
+
+    def __init__(self, report: Callable[[Download], None] = lambda _: None) -> None:
+        """`report` is told how far the download of a judge's model is, see `hub.find`."""
+        self._report = report
+        self._loaded: dict[str, ExternalJudge] = {}
+
+    def get(self, name: str) -> ExternalJudge:
+        """Loads the judge at the first call, which may take as long as a model does.
+
+        Raises UserError, naming the judge, when there is none or it cannot be loaded.
+        """
+        if name not in self._loaded:
+            check_name(name)
+            found = _installed(name)
+            with redirect_stdout(sys.stderr):
+                self._loaded[name] = _made(found) if found else _of_model(name, self._report)
+        return self._loaded[name]
+
+
+def _installed(name: str) -> EntryPoint | None:
+    """Of several packages with a judge of that name, the first on Python's path, as imports do."""
+    return next(iter(entry_points(group=GROUP, name=name)), None)
+
+
+def _made(point: EntryPoint) -> ExternalJudge:
+    try:
+        judge = point.load()()
+    except Exception as error:
+        raise UserError(
+            f"judge {point.name}: its package's {point.value} failed: {_in_a_line(error)}"
+        ) from error
+    if not callable(getattr(judge, "scores", None)):
+        raise UserError(
+            f"judge {point.name}: {point.value} made a {type(judge).__name__}, "
+            "which has no method `scores`"
+        )
+    return judge
+
+
+def _of_model(name: str, report: Callable[[Download], None]) -> ExternalJudge:
+    from llavacot_mlx.search.judges.model_judge import load_judge
+
+    try:
+        return load_judge(find(name, report))
+    except UserError as error:
+        raise UserError(f"judge {error}") from error
+
+
+def _in_a_line(error: Exception) -> str:
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    return f"{type(error).__name__}: {text:.200}" if text else type(error).__name__

@@ -1,0 +1,38 @@
+"""The model asked whether the stage that it just wrote is right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.search.context import SearchContext
+from llavacot_mlx.search.judges.batched_question import ask_each
+from llavacot_mlx.search.judges.prompts import IS_IT_RIGHT
+from llavacot_mlx.search.node import Node
+
+
+class SelfJudge:
+    """The probability of "yes" against "no", on top of the path and the same image K/V."""
+
+    def __init__(self, context: SearchContext) -> None:
+        self._context, self._tokenizer = context, context.tokenizer
+        self._verdicts = mx.array([self._tokenizer.encode(word)[0] for word in ("yes", "no")])
+
+    def scores(self, nodes: Sequence[Node]) -> list[float | None]:
+        """One forward pass for all candidates; None where no stage was opened."""
+        asked = [(node, node.stage) for node in nodes if node.stage is not None]
+        if not asked:
+            return [None for _ in nodes]
+        branches = [node.branch for node, _ in asked]
+        questions = [self._question(node, stage) for node, stage in asked]
+        logits = ask_each(self._context, branches, questions)
+        chances = mx.softmax(logits[:, self._verdicts].astype(mx.float32), axis=-1)[:, 0]
+        scores = {node.id: chances[row].item() for row, (node, _) in enumerate(asked)}
+        return [scores.get(node.id) for node in nodes]  # type: ignore[misc]
+
+    def _question(self, node: Node, stage: Stage) -> list[int]:
+        question = self._tokenizer.next_turn(IS_IT_RIGHT[stage])
+        # A turn is ended once, and a candidate that wrote a whole answer has done so.
+        return question[1:] if node.token_ids[-1] in self._tokenizer.stop_ids else question

@@ -1,0 +1,172 @@
+"""Any vision-language model that mlx-vlm opens, as a judge."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from PIL import Image
+
+from llavacot_mlx.checked import read_json
+from llavacot_mlx.checkpoint.hub import FILES
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.search.judges.base import Candidate, JudgeError
+from llavacot_mlx.search.judges.prompts import is_it_right
+from llavacot_mlx.search.judges.yes_or_no import YesOrNo
+
+_DATA = [*FILES, "*.model", "*.tiktoken"]
+"""Names of a model's files that are data; its Python files and pickles are not shown to mlx-vlm."""
+
+
+class VlmJudge:
+    """The probability of yes to whether a stage's text is right, of its first token.
+
+    Candidates are asked one after the other. The picture's features are kept from one to the next
+    where mlx-vlm can do that for the model.
+    """
+
+    def __init__(self, model: Any, processor: Any, folder: TemporaryDirectory[str]) -> None:
+        from mlx_vlm.vision_cache import VisionFeatureCache
+
+        self._model, self._processor = model, processor
+        self._folder = folder  # some models read files again later
+        self._tokenizer = getattr(processor, "tokenizer", processor)
+        self._words = YesOrNo.of(
+            lambda text: self._tokenizer.encode(text, add_special_tokens=False)
+        )
+        self._marks = _marks(processor, self._tokenizer)
+        self._features = VisionFeatureCache(max_size=1)
+
+    @classmethod
+    def load(cls, folder: Path) -> VlmJudge:
+        """Reads files of the folder alone, and runs no code of it.
+
+        Raises UserError when mlx-vlm cannot open it.
+        """
+        import transformers
+        from mlx_vlm import load
+
+        transformers.logging.set_verbosity_error()  # its advice would disturb the screen
+        if not any(folder.glob("*.safetensors")):
+            raise UserError(f"{folder}: no *.safetensors in it; other weights are not read")
+        place = TemporaryDirectory(prefix="llavacot-judge-")
+        _show_data(folder, Path(place.name))
+        try:
+            with _no_logging():
+                model, processor = load(place.name, trust_remote_code=False)
+        except Exception as error:  # it raises whatever a model's own code does
+            reason = " ".join(str(error).replace(place.name, str(folder)).split())
+            raise UserError(f"{folder}: mlx-vlm cannot open it: {reason:.200}") from error
+        return cls(model, processor, place)
+
+    def scores(
+        self, picture: Image.Image | None, question: str, candidates: Sequence[Candidate]
+    ) -> list[float | None]:
+        if picture is not None and getattr(self._processor, "image_processor", None) is None:
+            raise JudgeError("it is a model that sees no pictures")
+        return [
+            self._chance(picture, is_it_right(question, candidate.stage, candidate.judged_text))
+            for candidate in candidates
+        ]
+
+    def _chance(self, picture: Image.Image | None, text: str) -> float:
+        from mlx_vlm import apply_chat_template, prepare_inputs, stream_generate
+
+        pictures = [] if picture is None else [picture.convert("RGB")]
+        prompt = apply_chat_template(
+            self._processor,
+            self._model.config,
+            without_marks(text, self._marks),
+            num_images=len(pictures),
+            enable_thinking=False,
+        )
+        begin = getattr(self._tokenizer, "bos_token", None)
+        inputs = prepare_inputs(
+            self._processor,
+            images=pictures,
+            prompts=prompt,
+            image_token_index=getattr(self._model.config, "image_token_index", None),
+            # mlx-vlm would put a second one before the template's own
+            add_special_tokens=begin is None or not prompt.startswith(begin),
+        )
+        inputs["mask"] = inputs.pop("attention_mask", None)
+        answer = stream_generate(
+            self._model,
+            self._processor,
+            prompt,
+            image=pictures,
+            max_tokens=1,
+            temperature=0.0,
+            vision_cache=self._features,
+            **inputs,
+        )
+        with closing(answer):
+            logprobs = next(answer).logprobs
+        if logprobs is None:
+            raise JudgeError("it does not tell how likely its words are")
+        return self._words.chances(logprobs.reshape(1, -1))[0]
+
+
+@contextmanager
+def _no_logging() -> Iterator[None]:
+    """mlx-vlm says to the root logger, and so on the screen, what it raises as well."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _show_data(source: Path, target: Path) -> None:
+    """Links the data files of a model's folder into another, without what names code to be run.
+
+    transformers would fetch and run the code that `auto_map` names, in some of mlx-vlm's
+    processors whatever it is told, and mlx-vlm runs the file that `model_file` names.
+    """
+    for file in sorted({file for pattern in _DATA for file in source.glob(pattern)}):
+        place = target / file.name
+        if file.suffix != ".json" or file.name in ("tokenizer.json", "vocab.json"):
+            place.symlink_to(file.resolve())
+            continue
+        values = read_json(file, "")
+        if file.name == "config.json" and "model_file" in values:
+            raise UserError(f"{file}: its model_file is code, and no code of a model is run")
+        if file.name.endswith(".index.json"):
+            for shard in values.get("weight_map", {}).values():
+                if Path(shard).name != shard:
+                    raise UserError(f"{file}: {shard!r} is no file of this folder")
+        place.write_text(json.dumps(_without_code(values)), encoding="utf-8")
+
+
+def _without_code(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _without_code(value) for key, value in values.items() if key != "auto_map"}
+    return [_without_code(value) for value in values] if isinstance(values, list) else values
+
+
+def _marks(processor: Any, tokenizer: Any) -> tuple[str, ...]:
+    """The strings that mean more than themselves to this model's tokenizer or processor."""
+    added = {str(token) for token in tokenizer.get_added_vocab()}
+    named = {
+        getattr(owner, f"{kind}_token", None)
+        for owner in (processor, tokenizer)
+        for kind in ("image", "video", "audio")
+    }
+    known = {str(token) for token in named if token is not None}
+    # Some of mlx-vlm's processors write the last two for a picture, whatever the tokenizer says.
+    texts = {*added, *known, *tokenizer.all_special_tokens, "<image>", "<|placeholder|>"}
+    # Runs of spaces, which some tokenizers add, are text, and a single character cannot be parted.
+    return tuple(sorted(text for text in texts if len(text.strip()) > 1))
+
+
+def without_marks(text: str, marks: Sequence[str]) -> str:
+    """The text with a space in each mark, since a chat template makes one text of everything."""
+    for mark in marks:
+        text = text.replace(mark, f"{mark[0]} {mark[1:]}")
+    return text

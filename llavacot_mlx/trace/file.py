@@ -1,0 +1,124 @@
+"""A trace in a file, with the picture that was asked about.
+
+The object that `--json` prints, and beside its keys
+`"picture": {"media_type": "image/png", "base64": "…"}`: the bytes of the picture as they were
+given. What `--json` printed is read as well; it has no picture.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llavacot_mlx.atomic import write_file
+from llavacot_mlx.checked import checked
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.trace.record import RULES, Trace
+
+_LARGEST = 10**9  # bytes; what no search and hardly any picture comes near
+
+_MEDIA_TYPES = {  # by what a file begins with; `?` is any byte
+    b"\x89PNG": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"GIF8": "image/gif",
+    b"RIFF????WEBP": "image/webp",
+    b"????ftyphei": "image/heic",
+    b"????ftypmif1": "image/heif",
+    b"????ftypavif": "image/avif",
+    b"BM": "image/bmp",
+    b"II*\0": "image/tiff",
+    b"MM\0*": "image/tiff",
+}
+
+
+@dataclass(frozen=True)
+class StoredTrace:
+    """What a trace file holds."""
+
+    trace: Trace
+    picture: bytes | None
+    """As it was given; not looked into."""
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A picture as it stands in the file."""
+
+    media_type: str
+    base64: str
+
+
+def write_trace(file: Path, trace: Trace, picture: bytes | None) -> None:
+    """Writes a trace file, in place of one that is there.
+
+    Raises UserError when that fails; the file is whole or as it was before. Whether it may be
+    written at all, `atomic.check_can_write` finds out beforehand.
+    """
+    value = trace.to_dict()
+    if picture is not None:
+        encoded = base64.b64encode(picture).decode("ascii")
+        value["picture"] = {"media_type": media_type(picture), "base64": encoded}
+    text = json.dumps(value, ensure_ascii=False)
+    # A file name that is not UTF-8 becomes an escape, which JSON understands.
+    write_file(file, text.encode(errors="backslashreplace") + b"\n")
+
+
+def read_trace(file: Path) -> StoredTrace:
+    """Raises UserError that names the file, and the key where something in it is wrong."""
+    try:
+        with file.expanduser().open("rb") as stream:
+            data = stream.read(_LARGEST + 1)
+    except FileNotFoundError:
+        raise UserError(f"{file}: there is no such trace") from None
+    except IsADirectoryError:
+        raise UserError(f"{file}: a folder, not a trace") from None
+    except (OSError, RuntimeError, ValueError) as problem:  # such as ~nobody, or a NUL
+        said = getattr(problem, "strerror", None) or problem
+        raise UserError(f"{file}: cannot be read: {said}") from None
+    return parse_trace(data, str(file))
+
+
+def parse_trace(data: bytes, name: str) -> StoredTrace:
+    """The trace in the bytes of a file. Raises UserError as `read_trace` does, with that name."""
+    if len(data) > _LARGEST:
+        raise UserError(f"{name}: too large for a trace, over {_LARGEST // 10**6} MB")
+    if not data.strip():
+        raise UserError(f"{name}: empty")
+    try:
+        value = json.loads(data, parse_constant=_no_number)
+    except RecursionError:
+        raise UserError(f"{name}: not a trace: nested too deep") from None
+    except ValueError as problem:
+        raise UserError(f"{name}: not JSON, so not a trace: {problem}") from None
+    try:
+        picture = _picture(value)
+        return StoredTrace(Trace.from_dict(value), picture)
+    except UserError as problem:
+        raise UserError(f"{name}: {problem}") from None
+
+
+def media_type(picture: bytes) -> str:
+    """What kind of picture the bytes are, by how they begin."""
+    for begin, name in _MEDIA_TYPES.items():
+        pairs = zip(begin, picture, strict=False)
+        if len(picture) >= len(begin) and all(want in (ord("?"), got) for want, got in pairs):
+            return name
+    return "application/octet-stream"
+
+
+def _picture(value: Any) -> bytes | None:
+    """Takes the picture out of the object that was read."""
+    if not isinstance(value, dict) or "picture" not in value:
+        return None
+    stored = checked(_Picture, value.pop("picture"), RULES, "picture")
+    try:
+        return base64.b64decode(stored.base64, validate=True)
+    except ValueError as problem:
+        raise UserError(f"picture.base64: {problem}") from None
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number in JSON")

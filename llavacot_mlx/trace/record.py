@@ -1,0 +1,186 @@
+"""The record of one answer, as `--json` prints it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from llavacot_mlx.checked import KeyRules, checked
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.plan.plan_yaml import plan_from
+from llavacot_mlx.prompt.stages import Closed, Stage, StageParser, StageRecord
+from llavacot_mlx.usage import Timings, Usage
+
+RULES = KeyRules(
+    unknown="; a newer llavacot may have written it",
+    missing="; an older llavacot may have written it",
+    defaults=False,
+)
+"""What an object that this program wrote does with its keys."""
+
+
+@dataclass(frozen=True)
+class NodeRecord:
+    """One candidate of a search."""
+
+    id: int
+    parent: int | None
+    """The candidate that it goes on from; None for the prompt."""
+    stage: Stage | None
+    """The stage that it wrote last; None where it opened none."""
+    text: str
+    """What it wrote, tags included."""
+    tokens: int
+    closed: bool
+    """False when it was cut off: its stage's closing tag, or its sentence's end, never came."""
+    score: float | None
+    kept: bool
+    round: int
+    """How often the search had gone back when it was written."""
+
+
+@dataclass(frozen=True)
+class ChoiceRecord:
+    """Candidates that were written together, and which of them and of earlier ones went on."""
+
+    step: int
+    """The step of the plan that they belong to, counted from 0."""
+    round: int
+    nodes: tuple[int, ...]
+    """Those that were written; empty where all that they would have gone on from had ended."""
+    kept: tuple[int, ...]
+    """The best first."""
+    back_to: Stage | None = None
+    """The stage that the search went back to because they were not good enough."""
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """How the answer was searched for."""
+
+    method: str
+    retraces: int = 0
+    nodes: tuple[NodeRecord, ...] = ()
+    """The tree, one node a candidate; empty for the methods that follow a single path."""
+    choices: tuple[ChoiceRecord, ...] = ()
+    """What was chosen, in the order in which it happened."""
+    plan: dict[str, Any] = field(default_factory=dict)
+    """The plan with all its numbers, in the form of a plan file (`plan_file.py`)."""
+    notices: tuple[str, ...] = ()
+    """What the person was told about the search."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One question, its answer, and what the answer cost."""
+
+    question: str
+    image: str | None
+    model: str
+    seed: int
+    stages: tuple[StageRecord, ...]
+    text: str
+    """All that was generated, tags included, without the end-of-turn token."""
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    """The generated ids, the end-of-turn token included where it came."""
+    search: SearchRecord
+    adapter: str | None = None
+    """The folder of the adapter that was on the model."""
+    max_tokens: int = 0
+    """The most that one path could have been long."""
+    kv_bits: int | None = None
+    """Bits in which the picture's keys and values were kept; None for all bits."""
+    interrupted: bool = False
+    """Whether it was stopped before its end; the stages are then the best path so far."""
+    usage: Usage = field(default_factory=Usage)
+    timings: Timings = field(default_factory=Timings)
+    peak_memory_bytes: int = 0
+
+    @property
+    def answer(self) -> str | None:
+        """The text of the last CONCLUSION, stripped; None when there is none."""
+        for record in reversed(self.stages):
+            if record.stage is Stage.CONCLUSION:
+                return record.text.strip()
+        return None
+
+    @property
+    def well_formed(self) -> bool:
+        """Whether the four stages are there, once each, in order, closed and not empty."""
+        return [record.stage for record in self.stages] == list(Stage) and all(
+            record.closed and record.text.strip() for record in self.stages
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that `--json` prints, with `answer` after `seed`."""
+        plain = dataclasses.asdict(self)
+        head = {key: plain.pop(key) for key in ("question", "image", "model", "seed")}
+        return {**head, "answer": self.answer, **plain}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), ensure_ascii=False)
+
+    @classmethod
+    def from_dict(cls, value: Any) -> Trace:
+        """The trace whose `to_dict` is `value`, as JSON gives it back.
+
+        Raises UserError that names the key which is missing, unknown, of another type, or which
+        contradicts another.
+        """
+        if not isinstance(value, dict) or not {"question", "stages", "search"} <= value.keys():
+            raise UserError("not a trace: it has no question, stages and search")
+        rest = {key: part for key, part in value.items() if key != "answer"}
+        rest.setdefault("adapter", None)  # written before there were adapters
+        trace = checked(cls, rest, RULES)
+        if value.get("answer") != trace.answer:
+            raise UserError("answer: not the text of the last conclusion among stages")
+        _check_stages(trace)
+        _check_tree(trace.search)
+        return trace
+
+
+def _check_stages(trace: Trace) -> None:
+    """Raises UserError where the stages are not those of the text."""
+    parser = StageParser()
+    found = [
+        (event.stage, event.by_tag)
+        for event in parser.feed(trace.text) + parser.finish()
+        if isinstance(event, Closed)
+    ]
+    told = [(record.stage, record.closed) for record in trace.stages]
+    if trace.interrupted and len(told) < len(found) and not found[-1][1]:
+        found.pop()  # a stage that was stopped in the middle need not be told
+    if told != found:
+        raise UserError("stages: not those that the tags in text say")
+
+
+def _check_tree(search: SearchRecord) -> None:
+    """Raises UserError where candidates, choices and plan do not fit each other."""
+    steps = None
+    if search.plan:
+        try:
+            steps = len(plan_from(search.plan).steps)
+        except UserError as problem:
+            raise UserError(f"search.plan: {problem}") from None
+    for index, node in enumerate(search.nodes):
+        where = f"search.nodes[{index}]"
+        if node.id != index:
+            raise UserError(f"{where}.id: {node.id}, but nodes are numbered from 0 in their order")
+        if node.parent is not None and not 0 <= node.parent < index:
+            raise UserError(f"{where}.parent: {node.parent} is no node before it")
+    told = 0
+    for index, choice in enumerate(search.choices):
+        where = f"search.choices[{index}]"
+        if choice.step < 0 or (steps is not None and choice.step >= steps):
+            raise UserError(f"{where}.step: {choice.step} is no step of the plan")
+        if choice.nodes != tuple(range(told, told + len(choice.nodes))):
+            raise UserError(f"{where}.nodes: not the next ones after those of the choices before")
+        told += len(choice.nodes)
+        if told > len(search.nodes):
+            raise UserError(f"{where}.nodes: {choice.nodes[-1]} does not exist")
+        for kept in choice.kept:
+            if not 0 <= kept < told:
+                raise UserError(f"{where}.kept: {kept} is no node that was written by then")

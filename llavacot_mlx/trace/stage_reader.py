@@ -1,0 +1,92 @@
+"""Generated token ids read as an answer: ids to text, text to stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llavacot_mlx.prompt.stages import (
+    Closed,
+    Opened,
+    Stage,
+    StageEvent,
+    StageParser,
+    StageRecord,
+    Text,
+)
+from llavacot_mlx.prompt.tokenizer import Tokenizer
+
+
+class Reader:
+    """Reads one path while it is generated."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.token_ids: list[int] = []
+        self.text = ""
+        """Everything that is certain so far, tags included, without the end of the turn."""
+        self.records: list[StageRecord] = []
+        """The stages that have ended."""
+        self.turn_ended = False
+        self._stop_ids = tokenizer.stop_ids
+        self._decoder = tokenizer.stream()
+        self._parser = StageParser()
+        self._stage_text = ""
+        self._counted = 0  # tokens that belong to the stages that ended
+
+    @classmethod
+    def after(cls, tokenizer: Tokenizer, token_ids: Sequence[int]) -> Reader:
+        """A reader that has read `token_ids` already."""
+        reader = cls(tokenizer)
+        for token_id in token_ids:
+            reader.push(token_id)
+        return reader
+
+    @property
+    def next_stage(self) -> Stage | None:
+        """The stage that is open, or that should come next; None after the last."""
+        if self._parser.stage is not None:
+            return self._parser.stage
+        return self.records[-1].stage.following if self.records else Stage.SUMMARY
+
+    @property
+    def open_stage(self) -> Stage | None:
+        """The stage that is open now."""
+        return self._parser.stage
+
+    @property
+    def open_text(self) -> str:
+        """What is certain of the open stage's text, without the white space around."""
+        return self._stage_text.strip() if self.open_stage is not None else ""
+
+    def push(self, token_id: int) -> list[StageEvent]:
+        """Reads a token; returns what it made certain of the stages.
+
+        After the end of the turn nothing is read: such a token is no part of the answer.
+        """
+        if self.turn_ended:
+            return []
+        self.token_ids.append(token_id)
+        if token_id in self._stop_ids:
+            self.turn_ended = True
+            return []
+        return self._read(self._decoder.push(token_id))
+
+    def finish(self) -> list[StageEvent]:
+        """No token follows: returns what was held back, and the end of a stage still open."""
+        return self._read(self._decoder.finish()) + self._recorded(self._parser.finish())
+
+    def _read(self, text: str) -> list[StageEvent]:
+        self.text += text
+        return self._recorded(self._parser.feed(text))
+
+    def _recorded(self, events: list[StageEvent]) -> list[StageEvent]:
+        for event in events:
+            if isinstance(event, Opened):
+                self._stage_text = ""
+            elif isinstance(event, Text):
+                self._stage_text += event.text
+            elif isinstance(event, Closed):
+                tokens = len(self.token_ids) - self._counted
+                self._counted = len(self.token_ids)
+                text = self._stage_text.strip()
+                self.records.append(StageRecord(event.stage, text, event.by_tag, tokens))
+        return events

@@ -1,0 +1,25 @@
+"""One sample as text, split into runs of one token kind."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from llavacot_mlx.prompt.tokenizer import Tokenizer
+from llavacot_mlx.train.data.sample import Sample, TokenKind
+
+
+@dataclass(frozen=True)
+class Example:
+    where: str
+    runs: list[tuple[TokenKind, str]]
+    """Consecutive tokens of one kind as text; special tokens are spelled out."""
+
+
+def example_of(sample: Sample, tokenizer: Tokenizer) -> Example:
+    tokens = zip(sample.token_kinds.tolist(), sample.ids.tolist(), strict=True)
+    runs = [
+        (TokenKind(kind), tokenizer.spelled([token for _, token in group]))
+        for kind, group in itertools.groupby(tokens, key=lambda pair: pair[0])
+    ]
+    return Example(sample.where, runs)
