@@ -18,21 +18,6 @@ OURS = [file for file in DOCUMENTS if "recipes" not in file.parts]
 MARKER = "<!-- ci: tests -->\n"
 
 
-def test_the_annotated_tree_names_what_is_there() -> None:
-    """Every path in the tree exists."""
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    (tree,) = re.findall(r"^```\n(llavacot_mlx/\n.*?)^```", text, re.DOTALL | re.MULTILINE)
-    folders: list[str] = []
-    for line in tree.splitlines():
-        depth = (len(line) - len(line.lstrip())) // 2
-        folders = folders[:depth]
-        for name in line.split("  ")[depth].strip().split(", "):
-            path = Path(*folders, name)
-            assert (ROOT / path).exists(), f"the tree names {path}, which is not there"
-        if name.endswith("/"):
-            folders.append(name)
-
-
 def anchors(document: Path) -> set[str]:
     """The names that links can give the document's headings, as code hosts make them."""
     headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
