@@ -16,7 +16,7 @@ from llavacot_mlx.convert.card import Facts, write_card
 from llavacot_mlx.convert.journal import NAME as JOURNAL_NAME
 from llavacot_mlx.convert.journal import Identity, Journal, Kept
 from llavacot_mlx.convert.model_files import copy_settings, write_config
-from llavacot_mlx.convert.place import Place
+from llavacot_mlx.convert.output_folder import write_error
 from llavacot_mlx.convert.plan import (
     Step,
     bits_per_weight,
@@ -25,9 +25,9 @@ from llavacot_mlx.convert.plan import (
     quantization_map,
 )
 from llavacot_mlx.convert.recipes import Recipe, uniform
+from llavacot_mlx.convert.resumable_output import ResumableOutput
 from llavacot_mlx.convert.shards import Shard, ShardFile, split_into_shards, write_index
 from llavacot_mlx.convert.source import SourceCheckpoint
-from llavacot_mlx.convert.target import write_error
 from llavacot_mlx.convert.verify import compare_with_source
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import Quantization
@@ -122,17 +122,17 @@ def convert(
     Raises UserError when the source is not a complete Mllama, a weight is not finite, the
     quantization does not fit, the target exists and `force` is not set, or the disk is full.
     """
-    place = Place(target, source, force)
+    output = ResumableOutput(target, source, force)
     plan = plan_conversion(source, dtype, quantization)
     reporter = _Reporter(plan, progress)
     try:
         bits = bits_per_weight(plan.steps)
-        estimated(Estimate(plan.source_bytes, plan.weight_bytes, bits, place.free_bytes()))
-        with place:
-            journal = Journal(place.partial)
-            with _resumable(place, journal, notice):
-                digests = _write(plan, place, journal, reporter, notice)
-                _finish(plan, place, journal, digests, verify=verify, name=name)
+        estimated(Estimate(plan.source_bytes, plan.weight_bytes, bits, output.free_bytes()))
+        with output:
+            journal = Journal(output.partial)
+            with _resumable(output, journal, notice):
+                digests = _write(plan, output, journal, reporter, notice)
+                _finish(plan, output, journal, digests, verify=verify, name=name)
     except OSError as problem:
         raise write_error(problem, target, plan.weight_bytes) from None
     return Converted(target, plan.source_bytes, plan.weight_bytes, plan.plain_dtypes)
@@ -165,7 +165,7 @@ def plan_conversion(
 
 def _write(
     plan: ConversionPlan,
-    place: Place,
+    output: ResumableOutput,
     journal: Journal,
     reporter: _Reporter,
     notice: Callable[[str], None],
@@ -175,20 +175,20 @@ def _write(
     Returns the SHA-256 of each weight file.
     """
     kept = _kept(journal, plan.identity, plan.shards, notice)
-    place.keep_only({JOURNAL_NAME, *kept})
-    place.check_room(plan.weight_bytes - journal.saved)
+    output.keep_only({JOURNAL_NAME, *kept})
+    output.check_free_space(plan.weight_bytes - journal.saved)
     source = plan.source
-    copy_settings(source.folder, place.partial)
+    copy_settings(source.folder, output.partial)
     quantization = quantization_map(plan.steps)
-    write_config(source.folder, place.partial, source.config, plan.dtype, quantization)
-    digests = _write_weights(place.partial, plan.shards, kept, journal, reporter)
-    write_index(place.partial, plan.shards)
+    write_config(source.folder, output.partial, source.config, plan.dtype, quantization)
+    digests = _write_weights(output.partial, plan.shards, kept, journal, reporter)
+    write_index(output.partial, plan.shards)
     return digests
 
 
 def _finish(
     plan: ConversionPlan,
-    place: Place,
+    output: ResumableOutput,
     journal: Journal,
     digests: dict[str, str],
     *,
@@ -206,28 +206,30 @@ def _finish(
         weight_bytes=plan.weight_bytes,
         bits_per_weight=bits_per_weight(plan.steps),
         files=digests,
-        verified=compare_with_source(place.partial, plan.steps) if verify else None,
+        verified=compare_with_source(output.partial, plan.steps) if verify else None,
     )
-    write_card(source, place.partial, facts)
+    write_card(source, output.partial, facts)
     if not plan.identity.source_is_unchanged(source):
         raise UserError(f"{source} changed while it was converted; run this again")
-    place.check_replaceable()  # what came in the meantime, too
-    place.finish(journal.file)
+    output.check_replaceable()  # something may have appeared in the meantime
+    output.finish(journal.file)
 
 
 @contextmanager
-def _resumable(place: Place, journal: Journal, notice: Callable[[str], None]) -> Iterator[None]:
+def _resumable(
+    output: ResumableOutput, journal: Journal, notice: Callable[[str], None]
+) -> Iterator[None]:
     """Removes the hidden folder after an error; keeps it for a resumption after an interrupt."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         if not journal.saved:
-            place.clear()
+            output.clear()
         else:
-            notice(f"stopped; the same command goes on with {place.target}")
+            notice(f"stopped; the same command goes on with {output.path}")
         raise
     except BaseException:
-        place.clear()
+        output.clear()
         raise
 
 

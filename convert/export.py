@@ -10,20 +10,20 @@ from llavacot_mlx.convert.convert import Progress
 from llavacot_mlx.convert.fuse import Written
 from llavacot_mlx.convert.merge import Merging, Reporter, merged, plan_merges
 from llavacot_mlx.convert.model_files import copy_settings, finish_for_hub, write_config
+from llavacot_mlx.convert.output_folder import OutputFolder
 from llavacot_mlx.convert.source import SourceCheckpoint
-from llavacot_mlx.convert.target import Target, written
 from llavacot_mlx.convert.tensor_files import write_weights
 
 
 def export(
     folder: Path,
-    target: Target,
+    output: OutputFolder,
     *,
     adapter: Path | None = None,
     dtype: str | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Written:
-    """Writes the Hugging Face folder `target` with the same model as the MLX folder `folder`.
+    """Writes the Hugging Face folder `output` with the same model as the MLX folder `folder`.
 
     What is quantised is dequantised, and an adapter is merged on the way. `dtype` is "float32",
     "float16" or "bfloat16", or None to keep each weight's own; dequantised weights then have the
@@ -31,10 +31,10 @@ def export(
     weight is the same bytes as in the folder.
 
     Raises UserError when folder or adapter are not whole, the adapter was trained on another base,
-    a value is too large for the type, or the target cannot be written; nothing is left behind.
+    a value is too large for the type, or the output cannot be written; nothing is left behind.
     """
     sources = (folder,) if adapter is None else (folder, adapter)
-    target.check_replaceable(*sources)
+    output.check_replaceable(*sources)
     source = SourceCheckpoint.open(folder)
     wanted = Merging(
         adapter=None if adapter is None else source.adapter(adapter),
@@ -45,9 +45,9 @@ def export(
     merges = plan_merges(source.config, source.tensors, wanted)
     size = sum(merge.nbytes for merge in merges)
     reporter = Reporter(merges, progress)
-    with written(target, *sources, size=size) as partial:
+    with output.replace(*sources, size=size) as partial:
         copy_settings(folder, partial)
         write_config(folder, partial, source.config, dtype, None)
         finish_for_hub(partial, source.config)
         write_weights(partial, merges, lambda some: merged(some, reporter), made_for="pt")
-    return Written(target.folder, size)
+    return Written(output.folder, size)

@@ -33,8 +33,8 @@ from llavacot_mlx.checkpoint.adapters import (
     save_adapter,
 )
 from llavacot_mlx.checkpoint.weight_names import canonical_name, name_in_memory
+from llavacot_mlx.convert.output_folder import OutputFolder
 from llavacot_mlx.convert.source import SourceCheckpoint
-from llavacot_mlx.convert.target import Target, written
 from llavacot_mlx.errors import UserError
 
 PEFT_WEIGHTS_NAME = "adapter_model.safetensors"
@@ -65,13 +65,13 @@ _READ = frozenset({
 _BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
-def write_peft(folder: Path, target: Target) -> Path:
+def write_peft(folder: Path, output: OutputFolder) -> Path:
     """Writes the adapter in `folder` as one of PEFT.
 
-    Raises UserError when it is no whole adapter, when it is none of low rank, or when the target
+    Raises UserError when it is no whole adapter, when it is none of low rank, or when the output
     cannot be written; then nothing is left behind.
     """
-    target.check_replaceable(folder)
+    output.check_replaceable(folder)
     adapter = read_adapter(folder)
     lora = adapter.config.lora
     if lora is None:
@@ -88,21 +88,21 @@ def write_peft(folder: Path, target: Target) -> Path:
             tensors[f"{before}.lora_magnitude_vector"] = layer.m
     mx.eval(tensors)
     size = sum(tensor.nbytes for tensor in tensors.values())
-    with written(target, folder, size=size) as partial:
+    with output.replace(folder, size=size) as partial:
         mx.save_safetensors(str(partial / PEFT_WEIGHTS_NAME), tensors, {"format": "pt"})
         text = json.dumps(_peft_config(adapter, lora), indent=2, ensure_ascii=False)
         (partial / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
-    return target.folder
+    return output.folder
 
 
-def read_peft(folder: Path, target: Target, base: str, base_folder: Path) -> Path:
+def read_peft(folder: Path, output: OutputFolder, base: str, base_folder: Path) -> Path:
     """Writes the adapter of PEFT in `folder` as one of ours, for the model in `base_folder`.
 
     `base` is what the person calls that model. Raises UserError when the adapter is not whole, does
-    something that ours cannot, or does not fit the model, or when the target cannot be written;
+    something that ours cannot, or does not fit the model, or when the output cannot be written;
     then nothing is left behind.
     """
-    target.check_replaceable(folder, base_folder)
+    output.check_replaceable(folder, base_folder)
     source = SourceCheckpoint.open(base_folder)
     config = _Config.read(folder / CONFIG_NAME)
     layers = _layers(folder / PEFT_WEIGHTS_NAME, config, source)
@@ -123,9 +123,9 @@ def read_peft(folder: Path, target: Target, base: str, base_folder: Path) -> Pat
     )
     check_fits(adapter, source.model, folder / PEFT_WEIGHTS_NAME)
     size = sum(tensor.nbytes for tensor in adapter.tensors.values())
-    with written(target, folder, base_folder, size=size) as partial:
+    with output.replace(folder, base_folder, size=size) as partial:
         save_adapter(partial, adapter.tensors, adapter.config)
-    return target.folder
+    return output.folder
 
 
 def base_of(folder: Path) -> str | None:

@@ -490,11 +490,13 @@ def adapters(desk: Path) -> Path:
     """The desk with an adapter of ours and one of PEFT."""
     from random_adapter import write_adapter
 
+    from llavacot_mlx.convert.output_folder import OutputFolder
     from llavacot_mlx.convert.peft import write_peft
-    from llavacot_mlx.convert.target import Target
 
     write_adapter(desk / "adapter", desk / "model")
-    write_peft(desk / "adapter", Target(desk / "peft", "--hf-path", False, "adapter_config.json"))
+    write_peft(
+        desk / "adapter", OutputFolder(desk / "peft", "--hf-path", False, "adapter_config.json")
+    )
     return desk
 
 

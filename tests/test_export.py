@@ -15,7 +15,7 @@ from llavacot_mlx.checkpoint.safetensors import INDEX_NAME, list_tensors, read_h
 from llavacot_mlx.convert import shards
 from llavacot_mlx.convert.convert import Progress, convert
 from llavacot_mlx.convert.export import export
-from llavacot_mlx.convert.target import Target
+from llavacot_mlx.convert.output_folder import OutputFolder
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import Quantization
 
@@ -35,14 +35,14 @@ def raw(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
 
 
 @pytest.fixture
-def target(tmp_path: Path) -> Target:
+def target(tmp_path: Path) -> OutputFolder:
     """A target in an empty folder of its own, so that what is left beside it shows."""
     (tmp_path / "place").mkdir()
-    return Target(tmp_path / "place" / "out", "--hf-path", force=False)
+    return OutputFolder(tmp_path / "place" / "out", "--hf-path", force=False)
 
 
 def test_converted_and_exported_it_is_the_same_bytes(
-    tiny: Path, target: Target, tmp_path: Path
+    tiny: Path, target: OutputFolder, tmp_path: Path
 ) -> None:
     """Names, types, shapes and values as `save_pretrained` wrote them, the convolution's too."""
     convert(tiny, tmp_path / "mlx")
@@ -52,7 +52,9 @@ def test_converted_and_exported_it_is_the_same_bytes(
     assert [path.name for path in target.folder.parent.iterdir()] == ["out"]
 
 
-def test_the_files_say_that_they_are_pytorchs(tiny: Path, target: Target, tmp_path: Path) -> None:
+def test_the_files_say_that_they_are_pytorchs(
+    tiny: Path, target: OutputFolder, tmp_path: Path
+) -> None:
     """transformers refuses safetensors that do not say what they were made for."""
     from safetensors import safe_open
 
@@ -62,7 +64,7 @@ def test_the_files_say_that_they_are_pytorchs(tiny: Path, target: Target, tmp_pa
         assert file.metadata() == {"format": "pt"}
 
 
-def test_the_config_leaves_nothing_to_defaults(folder: Path, target: Target) -> None:
+def test_the_config_leaves_nothing_to_defaults(folder: Path, target: OutputFolder) -> None:
     """What MLX folders may leave out, and what they add, is put right for transformers."""
     config = read_json(folder / "config.json")
     before = load_config(folder)
@@ -83,7 +85,7 @@ def test_the_config_leaves_nothing_to_defaults(folder: Path, target: Target) -> 
     ids=lambda quantization: quantization.mode,
 )
 def test_a_quantised_folder_is_dequantised(
-    quantization: Quantization, quantizable: Path, target: Target, tmp_path: Path
+    quantization: Quantization, quantizable: Path, target: OutputFolder, tmp_path: Path
 ) -> None:
     """Every weight is what MLX makes of its parts; nothing of the quantisation is left."""
     convert(quantizable, tmp_path / "q", quantization=quantization)
@@ -107,7 +109,7 @@ def test_a_quantised_folder_is_dequantised(
     assert not config.keys() & {"quantization", "quantization_config"}
 
 
-def test_a_dtype(tiny: Path, target: Target) -> None:
+def test_a_dtype(tiny: Path, target: OutputFolder) -> None:
     """The weights, and what the config says of them."""
     export(tiny, target, dtype="bfloat16")
     assert {entry.dtype for entry in list_tensors(target.folder).values()} == {"BF16"}
@@ -116,7 +118,7 @@ def test_a_dtype(tiny: Path, target: Target) -> None:
 
 
 def test_large_weights_are_spread_over_files(
-    tiny: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, target: OutputFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "_SHARD_BYTES", 300_000)
     export(tiny, target)
@@ -130,7 +132,7 @@ def test_large_weights_are_spread_over_files(
 
 
 def test_one_tensor_at_a_time_is_in_memory(
-    quantizable: Path, target: Target, tmp_path: Path
+    quantizable: Path, target: OutputFolder, tmp_path: Path
 ) -> None:
     convert(quantizable, tmp_path / "q", quantization=Quantization(32, 4))
     sizes: list[int] = []
@@ -141,7 +143,7 @@ def test_one_tensor_at_a_time_is_in_memory(
 
 @pytest.mark.parametrize("with_adapter", [True, False])
 def test_whatever_stops_it_nothing_is_left(
-    with_adapter: bool, tiny: Path, target: Target, tmp_path: Path
+    with_adapter: bool, tiny: Path, target: OutputFolder, tmp_path: Path
 ) -> None:
     adapter = write_adapter(tmp_path / "adapter", tiny) if with_adapter else None
 
@@ -154,7 +156,7 @@ def test_whatever_stops_it_nothing_is_left(
 
 
 def test_an_adapter_of_another_model_is_refused(
-    tiny: Path, quantizable: Path, target: Target, tmp_path: Path
+    tiny: Path, quantizable: Path, target: OutputFolder, tmp_path: Path
 ) -> None:
     adapter = write_adapter(tmp_path / "adapter", quantizable, name="owner/base")
     with pytest.raises(UserError, match="is an adapter for owner/base"):

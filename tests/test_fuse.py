@@ -19,7 +19,7 @@ from llavacot_mlx.checkpoint.weights import load_model
 from llavacot_mlx.convert import shards
 from llavacot_mlx.convert.convert import Progress, convert
 from llavacot_mlx.convert.fuse import fuse
-from llavacot_mlx.convert.target import Target
+from llavacot_mlx.convert.output_folder import OutputFolder
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import Quantization
 from llavacot_mlx.model.kv_cache import sight_of_all
@@ -41,10 +41,10 @@ def bases(quantizable: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 @pytest.fixture
-def target(tmp_path: Path) -> Target:
+def target(tmp_path: Path) -> OutputFolder:
     """A target in an empty folder of its own, so that what is left beside it shows."""
     (tmp_path / "place").mkdir()
-    return Target(tmp_path / "place" / "out", "--save-path", force=False)
+    return OutputFolder(tmp_path / "place" / "out", "--save-path", force=False)
 
 
 def logits(model: Mllama) -> np.ndarray:
@@ -78,7 +78,7 @@ def raw(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("base", ["hub", "plain", "q4", "mxfp4"])
 @pytest.mark.parametrize("kind", ["lora", "dora", "full"])
 def test_it_answers_as_the_base_with_the_adapter(
-    kind: str, base: str, bases: dict[str, Path], target: Target, tmp_path: Path
+    kind: str, base: str, bases: dict[str, Path], target: OutputFolder, tmp_path: Path
 ) -> None:
     """The same logits; of a quantised base, when it is dequantised."""
     adapter = write_adapter(tmp_path / "adapter", bases[base], kind)
@@ -96,7 +96,7 @@ def test_it_answers_as_the_base_with_the_adapter(
 @pytest.mark.parametrize("base", ["plain", "q4", "mxfp4"])
 @pytest.mark.parametrize("kind", ["lora", "dora", "full"])
 def test_what_the_adapter_leaves_alone_stays_byte_for_byte(
-    kind: str, base: str, bases: dict[str, Path], target: Target, tmp_path: Path
+    kind: str, base: str, bases: dict[str, Path], target: OutputFolder, tmp_path: Path
 ) -> None:
     adapter = write_adapter(tmp_path / "adapter", bases[base], kind)
     read = read_adapter(adapter)
@@ -114,7 +114,7 @@ def test_what_the_adapter_leaves_alone_stays_byte_for_byte(
 
 @pytest.mark.parametrize(("base", "bits"), [("q4", 4), ("mxfp4", 4)])
 def test_a_quantised_layer_is_quantised_again_as_it_was(
-    base: str, bits: int, bases: dict[str, Path], target: Target, tmp_path: Path
+    base: str, bits: int, bases: dict[str, Path], target: OutputFolder, tmp_path: Path
 ) -> None:
     """Value by value what MLX makes of the layer's weight with the change, added in float32."""
     adapter = write_adapter(tmp_path / "adapter", bases[base])
@@ -137,7 +137,9 @@ def test_a_quantised_layer_is_quantised_again_as_it_was(
     assert checked > 3
 
 
-def test_each_weight_keeps_its_type(bases: dict[str, Path], target: Target, tmp_path: Path) -> None:
+def test_each_weight_keeps_its_type(
+    bases: dict[str, Path], target: OutputFolder, tmp_path: Path
+) -> None:
     """A bfloat16 base stays one; its merge is computed in float32 and rounded once."""
     convert(bases["hub"], tmp_path / "bf16", dtype="bfloat16")
     adapter = write_adapter(tmp_path / "adapter", bases["hub"])
@@ -154,7 +156,7 @@ def test_each_weight_keeps_its_type(bases: dict[str, Path], target: Target, tmp_
 
 
 def test_one_layer_at_a_time_is_in_memory(
-    bases: dict[str, Path], target: Target, tmp_path: Path
+    bases: dict[str, Path], target: OutputFolder, tmp_path: Path
 ) -> None:
     """Or an adapter could be fused only where the whole model fits."""
     adapter = write_adapter(tmp_path / "adapter", bases["q4"])
@@ -165,7 +167,7 @@ def test_one_layer_at_a_time_is_in_memory(
 
 
 def test_progress_goes_up_to_the_whole(
-    bases: dict[str, Path], target: Target, tmp_path: Path
+    bases: dict[str, Path], target: OutputFolder, tmp_path: Path
 ) -> None:
     adapter = write_adapter(tmp_path / "adapter", bases["q4"])
     reports: list[Progress] = []
@@ -177,7 +179,7 @@ def test_progress_goes_up_to_the_whole(
 
 
 def test_shards_and_settings(
-    bases: dict[str, Path], target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bases: dict[str, Path], target: OutputFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A large model is spread over files; tokenizer and the rest come along."""
     monkeypatch.setattr(shards, "_SHARD_BYTES", 200_000)
@@ -191,7 +193,7 @@ def test_shards_and_settings(
 
 
 def test_a_calibration_of_the_adapter_comes_along(
-    folder: Path, target: Target, tmp_path: Path
+    folder: Path, target: OutputFolder, tmp_path: Path
 ) -> None:
     adapter = write_adapter(tmp_path / "adapter", folder)
     of_model, of_adapter = ({Stage.CAPTION: ScoreStats(mean, 0.1, 3)} for mean in (0.5, 0.9))
@@ -203,7 +205,7 @@ def test_a_calibration_of_the_adapter_comes_along(
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a bug")])
 def test_whatever_stops_it_nothing_is_left(
-    error: BaseException, bases: dict[str, Path], target: Target, tmp_path: Path
+    error: BaseException, bases: dict[str, Path], target: OutputFolder, tmp_path: Path
 ) -> None:
     adapter = write_adapter(tmp_path / "adapter", bases["q4"])
 
@@ -220,12 +222,12 @@ def test_neither_base_nor_adapter_is_replaced(folder: Path, tmp_path: Path) -> N
     before = sorted(str(path) for path in tmp_path.rglob("*"))
     for place in (folder, adapter, tmp_path):
         with pytest.raises(UserError, match="choose another --save-path"):
-            fuse(folder, adapter, Target(place, "--save-path", force=True))
+            fuse(folder, adapter, OutputFolder(place, "--save-path", force=True))
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
 
 
 def test_a_change_too_large_for_the_type(
-    bases: dict[str, Path], target: Target, tmp_path: Path
+    bases: dict[str, Path], target: OutputFolder, tmp_path: Path
 ) -> None:
     convert(bases["hub"], tmp_path / "f16", dtype="float16")
     adapter = write_adapter(tmp_path / "adapter", tmp_path / "f16")

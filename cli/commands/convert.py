@@ -172,14 +172,14 @@ def convert(
 
 def _convert_adapter(folder: Path, mlx_path: Path, model: str | None, force: bool) -> None:
     from llavacot_mlx.checkpoint.adapter_config import CONFIG_NAME
+    from llavacot_mlx.convert.output_folder import OutputFolder
     from llavacot_mlx.convert.peft import base_of, read_peft
-    from llavacot_mlx.convert.target import Target
 
     name = model or base_of(folder)
     if name is None:
         raise UserError(f"{folder} does not say which model it is for: give --model")
-    target = Target(mlx_path, "--mlx-path", force, mark=CONFIG_NAME)
-    written = read_peft(folder, target, name, model_named(name).folder)
+    output = OutputFolder(mlx_path, "--mlx-path", force, marker=CONFIG_NAME)
+    written = read_peft(folder, output, name, model_named(name).folder)
     print(f"wrote {printable_line(str(written))}; now: {next_command(adapter=written)}")
 
 

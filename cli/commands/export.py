@@ -77,10 +77,10 @@ def export(
 
 def _export_adapter(folder: Path, hf_path: Path, force: bool) -> None:
     from llavacot_mlx.checkpoint.adapter_config import CONFIG_NAME
+    from llavacot_mlx.convert.output_folder import OutputFolder
     from llavacot_mlx.convert.peft import write_peft
-    from llavacot_mlx.convert.target import Target
 
-    written = write_peft(folder, Target(hf_path, "--hf-path", force, mark=CONFIG_NAME))
+    written = write_peft(folder, OutputFolder(hf_path, "--hf-path", force, marker=CONFIG_NAME))
     print(
         f"wrote {printable_line(str(written))}; now, in Python: "
         f"PeftModel.from_pretrained(model, {str(written)!r})"
@@ -90,10 +90,10 @@ def _export_adapter(folder: Path, hf_path: Path, force: bool) -> None:
 def _export_model(
     source: str, hf_path: Path, adapter_path: Path | None, dtype: Dtype | None, force: bool
 ) -> None:
-    from llavacot_mlx.convert.target import Target
+    from llavacot_mlx.convert.output_folder import OutputFolder
 
-    target = Target(hf_path, "--hf-path", force)
-    target.check_replaceable()  # asked again later; here, before a long download
+    output = OutputFolder(hf_path, "--hf-path", force)
+    output.check_replaceable()  # asked again later; here, before a long download
     model = adapted_model(source, adapter_path)
 
     from llavacot_mlx.cli.views.live import BytesBar
@@ -102,7 +102,7 @@ def _export_model(
     with BytesBar(sys.stderr, "exporting") as bar:
         written = exporting.export(
             model.folder,
-            target,
+            output,
             adapter=model.adapter,
             dtype=dtype,
             progress=lambda now: bar.at(now.read_bytes, now.total_bytes),

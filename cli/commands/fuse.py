@@ -61,10 +61,10 @@ def fuse(
     debug: DebugOption = False,
 ) -> None:
     with ending_well(debug=debug):
-        from llavacot_mlx.convert.target import Target
+        from llavacot_mlx.convert.output_folder import OutputFolder
 
-        target = Target(save_path, "--save-path", force)
-        target.check_replaceable()  # asked again later; here, before a long download
+        output = OutputFolder(save_path, "--save-path", force)
+        output.check_replaceable()  # asked again later; here, before a long download
         base = adapted_model(model, adapter_path)
 
         from llavacot_mlx.cli.views.live import BytesBar
@@ -74,7 +74,7 @@ def fuse(
             written = fusing.fuse(
                 base.folder,
                 base.adapter or adapter_path,
-                target,
+                output,
                 dequantize=dequantize,
                 progress=lambda now: bar.at(now.read_bytes, now.total_bytes),
             )

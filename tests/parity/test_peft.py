@@ -20,8 +20,8 @@ from llavacot_mlx.checkpoint.adapters import load_adapter, read_adapter
 from llavacot_mlx.checkpoint.weights import load_model
 from llavacot_mlx.convert.convert import convert
 from llavacot_mlx.convert.export import export
+from llavacot_mlx.convert.output_folder import OutputFolder
 from llavacot_mlx.convert.peft import read_peft, write_peft
-from llavacot_mlx.convert.target import Target
 from llavacot_mlx.model.config import Quantization
 from llavacot_mlx.prompt.image_processor import TileCutter
 
@@ -52,8 +52,8 @@ def plain(oracle: Callable[[Geometry], Oracle]) -> Answer:
     return oracle(GEOMETRY).answer(PARTS)
 
 
-def target(folder: Path, mark: str = "config.json") -> Target:
-    return Target(folder, "--hf-path", force=False, mark=mark)
+def target(folder: Path, mark: str = "config.json") -> OutputFolder:
+    return OutputFolder(folder, "--hf-path", force=False, mark=mark)
 
 
 def ours_with(base: Path, adapter: Path, token_ids: list[int]) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""Where a conversion writes: a hidden sibling of its target, which takes the name when it is whole.
+"""The output folder of a conversion, which a later run of the same command can resume.
 
-The sibling has the same name each time, so that the same command finds what an interrupted one
-left. A lock on it keeps a second conversion away; the system drops the lock with the process.
+Everything is written to a hidden sibling of the output, which takes the output's name once it is
+complete. The sibling's name is always the same, so that the same command finds what an interrupted
+one left. A lock on it keeps a second conversion out; the system releases it when the process ends.
 """
 
 from __future__ import annotations
@@ -14,22 +15,23 @@ from pathlib import Path
 from typing import Self
 
 from llavacot_mlx.atomic import flush, missing_parents, publish_folder, remove_empty
-from llavacot_mlx.convert.target import Target, check_room, free_bytes
+from llavacot_mlx.convert.output_folder import OutputFolder, check_free_space, free_bytes
 from llavacot_mlx.errors import UserError
 
 
-class Place:
-    """The target of one conversion. What is at a link's end is replaced, and the link stays."""
+class ResumableOutput:
+    """The output of one conversion. Of a link, the folder that it points to is replaced."""
 
-    def __init__(self, target: Path, source: Path, force: bool) -> None:
-        """Raises UserError where the result could not take the target's name in the end."""
-        self.target, self._source, self._force = target, source, force
+    def __init__(self, path: Path, source: Path, force: bool) -> None:
+        """Raises UserError if the finished folder could not take this name."""
+        self.path, self._source = path, source
+        self._output = OutputFolder(path, "--mlx-path", force)
         try:
-            self.folder = target.resolve()
+            self.folder = path.resolve()
         except (OSError, RuntimeError):  # a loop of links, up to Python 3.12
-            raise _loop(target) from None
+            raise _loop(path) from None
         if self.folder.is_symlink():
-            raise _loop(target)
+            raise _loop(path)
         self.partial = self.folder.with_name(f".{self.folder.name}.partial")
         self._replaced = self.folder.with_name(f".{self.folder.name}.replaced")
         self._lock = -1
@@ -37,13 +39,13 @@ class Place:
         self.check_replaceable()
 
     def check_replaceable(self) -> None:
-        """Raises UserError if there is something at the target that may not be replaced."""
-        Target(self.target, "--mlx-path", self._force).check_replaceable(self._source)
+        """Raises UserError if the output exists and may not be replaced."""
+        self._output.check_replaceable(self._source)
 
     def __enter__(self) -> Self:
-        """Makes the hidden folder, or takes over the one that is there. Raises UserError, OSError.
+        """Creates the hidden folder, or takes over an existing one. Raises UserError or OSError.
 
-        It stays when the block ends, as does everything else until `clear`.
+        The end of the block only releases the lock: the folder stays until `finish` or `clear`.
         """
         self._made = missing_parents(self.folder)
         try:
@@ -58,16 +60,16 @@ class Place:
     def __exit__(self, *_: object) -> None:
         os.close(self._lock)
 
-    def check_room(self, needed: int) -> None:
-        """Raises UserError if the disk has no room for so many bytes more."""
-        check_room(self.target, self.folder, needed)
+    def check_free_space(self, needed: int) -> None:
+        """Raises UserError unless the disk has room for `needed` more bytes."""
+        check_free_space(self.path, self.folder, needed)
 
     def free_bytes(self) -> int:
-        """On the disk of the target, whose folder need not be there yet."""
+        """Free bytes on the disk of the output."""
         return free_bytes(self.folder)
 
     def keep_only(self, names: set[str]) -> None:
-        """Removes everything else from the hidden folder."""
+        """Removes everything but `names` from the hidden folder."""
         for path in self.partial.iterdir():
             if path.name not in names:
                 if path.is_dir() and not path.is_symlink():
@@ -76,9 +78,10 @@ class Place:
                     path.unlink()
 
     def finish(self, unfinished: Path) -> None:
-        """Gives the hidden folder the target's name; an old one under it goes afterwards.
+        """Gives the hidden folder the output's name, and then removes a folder it replaces.
 
-        `unfinished` is the file in it that is removed first of all, once the rest is on the disk.
+        `unfinished` is the file that marks the folder as incomplete. It is removed before the
+        renaming, once everything else is on the disk.
         """
         for file in self.partial.iterdir():
             flush(file)
@@ -86,12 +89,12 @@ class Place:
         publish_folder(self.partial, self.folder, self._replaced)
 
     def clear(self) -> None:
-        """Removes the hidden folder, and the folders above the target that were made for it."""
+        """Removes the hidden folder, and the parent folders that were created for it."""
         shutil.rmtree(self.partial, ignore_errors=True)
         remove_empty(self._made)
 
     def _locked(self) -> int:
-        """The descriptor of the hidden folder, which no other process has locked."""
+        """Creates and locks the hidden folder, and returns its descriptor."""
         while True:
             self.partial.mkdir(exist_ok=True)
             try:
@@ -103,14 +106,14 @@ class Place:
             except BlockingIOError:
                 os.close(descriptor)
                 raise UserError(
-                    f"{self.target} is being written by another conversion; wait for it, or choose "
+                    f"{self.path} is being written by another conversion; wait for it, or choose "
                     "another --mlx-path"
                 ) from None
             except OSError as problem:
                 if problem.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EBADF, errno.EINVAL):
                     os.close(descriptor)
                     raise
-                return descriptor  # some network disks know no locks
+                return descriptor  # some network file systems have no locks
             if self._is_at_partial(descriptor):
                 return descriptor
             os.close(descriptor)  # it was renamed or removed before it was locked
@@ -122,7 +125,7 @@ class Place:
             return False
 
     def _recover(self) -> None:
-        """Ends what a run that was killed between two renames had begun."""
+        """Completes the renaming of a run that was killed between its two renames."""
         if self._replaced.exists():
             if self.folder.exists():
                 shutil.rmtree(self._replaced, ignore_errors=True)
@@ -130,5 +133,5 @@ class Place:
                 self._replaced.rename(self.folder)
 
 
-def _loop(target: Path) -> UserError:
-    return UserError(f"{target}: its links lead back to it; choose another --mlx-path")
+def _loop(path: Path) -> UserError:
+    return UserError(f"{path}: its links lead back to it; choose another --mlx-path")
