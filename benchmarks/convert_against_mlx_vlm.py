@@ -29,7 +29,7 @@ _ALONE = {
 import sys, time
 from pathlib import Path
 from llavacot_mlx.model.config import Quantization
-from llavacot_mlx.convert.run import convert
+from llavacot_mlx.convert.convert import convert
 started = time.perf_counter()
 convert(Path(sys.argv[1]), Path(sys.argv[2]), quantization=Quantization(64, 4), verify=True)
 print(time.perf_counter() - started)

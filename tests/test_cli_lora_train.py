@@ -311,7 +311,7 @@ def test_a_loss_that_is_no_number_stops_it(data: Path, tmp_path: Path) -> None:
 # MLX's CPU backend dies where the memory ends; Metal's raises this, in the words of its source.
 _WITHOUT_MEMORY = """
 from llavacot_mlx.cli.main import run
-from llavacot_mlx.train.loop import Training
+from llavacot_mlx.train.trainer import Training
 
 whole = Training.run
 

@@ -33,7 +33,8 @@ import os
 import sys
 from pathlib import Path
 from llavacot_mlx.model.config import Quantization
-from llavacot_mlx.convert import blocks, run, shards
+from llavacot_mlx.convert import blocks, shards
+from llavacot_mlx.convert import convert as run
 shards._SHARD_BYTES, run._CHECKPOINT_BYTES = {SHARD_BYTES}, {CHECKPOINT_BYTES}
 blocks.BLOCK_BYTES = {BLOCK_BYTES}
 os.fsync = lambda _: None
