@@ -1,7 +1,8 @@
-"""The weights of a model with an adapter in them, one after the other.
+"""A model with an adapter merged into its weights, written one tensor at a time.
 
-What the adapter does not touch is passed on byte for byte; a change is added in float32. Quantised
-layers that change are quantised again as they were, unless everything is dequantised.
+Weights that the adapter does not change are copied byte for byte; an update is added in float32.
+Quantized layers that change are quantized again with their own settings, unless everything is
+dequantized.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import mlx.core as mx
 
@@ -17,7 +19,11 @@ from llavacot_mlx.checkpoint.finite import is_finite
 from llavacot_mlx.checkpoint.weight_names import PATCH_EMBEDDING, hub_name
 from llavacot_mlx.checkpoint.weights import SourceTensor, read_tensors
 from llavacot_mlx.convert.convert import Progress
+from llavacot_mlx.convert.model_files import copy_settings, write_config
+from llavacot_mlx.convert.output_folder import OutputFolder
 from llavacot_mlx.convert.plan import PlannedTensor
+from llavacot_mlx.convert.shards import write_weights
+from llavacot_mlx.convert.source import SourceCheckpoint
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import ModelConfig, Quantization
 
@@ -165,8 +171,43 @@ def _changed(weight: mx.array, change: LowRank, scale: float) -> mx.array:
     return (change.m.astype(mx.float32) / mx.linalg.norm(weight, axis=1))[:, None] * weight
 
 
-class Reporter:
-    """Reports how far the merges are."""
+@dataclass(frozen=True)
+class Written:
+    """The folder that was written."""
+
+    folder: Path
+    weight_bytes: int
+
+
+def write_merged(
+    source: SourceCheckpoint,
+    output: OutputFolder,
+    inputs: Sequence[Path],
+    merging: Merging,
+    add_settings: Callable[[Path], None],
+    progress: Callable[[Progress], None],
+) -> Written:
+    """Writes `source` to `output`, its weights changed as `merging` says.
+
+    `inputs` are the folders that are read, and `output` must not contain them. `add_settings` gets
+    the unfinished folder, after the settings and `config.json` of the source were written to it.
+    Raises UserError when the output cannot be written; then nothing is left behind.
+    """
+    merges = plan_merges(source.config, source.tensors, merging)
+    size = sum(merge.nbytes for merge in merges)
+    reporter = _Reporter(merges, progress)
+    dtype = None if merging.dtype is None else str(merging.dtype).removeprefix("mlx.core.")
+    with output.replace(*inputs, size=size) as partial:
+        copy_settings(source.folder, partial)
+        write_config(source.folder, partial, source.config, dtype, None)
+        add_settings(partial)
+        made_for = "pt" if merging.for_hub else "mlx"
+        write_weights(partial, merges, lambda some: _merged(some, reporter), made_for)
+    return Written(output.folder, size)
+
+
+class _Reporter:
+    """Reports the progress of the merges."""
 
     def __init__(self, merges: Sequence[Merge], progress: Callable[[Progress], None]) -> None:
         self._total = sum(merge.source_bytes for merge in merges)
@@ -178,7 +219,7 @@ class Reporter:
         self._progress(Progress(self._done, self._total, merge.targets[0].name))
 
 
-def merged(merges: Sequence[Merge], reporter: Reporter) -> Iterator[mx.array]:
+def _merged(merges: Sequence[Merge], reporter: _Reporter) -> Iterator[mx.array]:
     """The tensors that the merges plan, in order, each computed when it is asked for.
 
     Raises UserError where one would not be finite.

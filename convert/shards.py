@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Generic, Protocol, Self, TypeVar
 
+import mlx.core as mx
+
 from llavacot_mlx.checkpoint.dtypes import file_name
 from llavacot_mlx.checkpoint.safetensors import INDEX_NAME
-from llavacot_mlx.convert.blocks import ConvertedBlock
+from llavacot_mlx.convert.blocks import ConvertedBlock, raw
 from llavacot_mlx.convert.plan import PlannedTensor
 
 _SHARD_BYTES = 5 * 10**9  # as large as hubs like them
@@ -146,3 +149,34 @@ def write_index(folder: Path, shards: Sequence[Shard[P]]) -> None:
     total = sum(step.nbytes for shard in shards for step in shard.steps)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}
     (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def write_weights(
+    folder: Path,
+    steps: Sequence[P],
+    arrays: Callable[[Sequence[P]], Iterator[mx.array]],
+    made_for: str = "mlx",
+) -> None:
+    """Writes the planned tensors and their index in one go, one array in memory at a time.
+
+    `arrays` computes the tensors of the steps that it is given, in order. `made_for` is the format
+    that the files declare: "mlx", or "pt" for PyTorch. A conversion, which can be resumed after a
+    crash, writes each file with `ShardFile` instead.
+    """
+    shards = split_into_shards(steps, made_for)
+    for shard in shards:
+        _write_shard(folder, shard, arrays(shard.steps))
+    write_index(folder, shards)
+
+
+def _write_shard(folder: Path, shard: Shard[P], arrays: Iterator[mx.array]) -> None:
+    """Writes `arrays`, the shard's tensors in order, and waits until the file is on the disk."""
+    tensors = [tensor for step in shard.steps for tensor in step.targets]
+    with (folder / shard.file).open("xb") as stream:
+        stream.write(shard.header)
+        for tensor, array in zip(tensors, arrays, strict=True):
+            assert tuple(array.shape) == tensor.shape, (tensor, array.shape)
+            assert array.dtype == tensor.dtype, (tensor, array.dtype)
+            stream.write(raw(array))
+        stream.flush()
+        os.fsync(stream.fileno())
