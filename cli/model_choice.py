@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from llavacot_mlx import demo
 from llavacot_mlx.checkpoint import hub
-from llavacot_mlx.cli.figures import size
+from llavacot_mlx.cli.units import format_bytes
 from llavacot_mlx.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,9 +90,9 @@ class _Reporter:
         if self._bar is None:
             from llavacot_mlx.cli.views.live import BytesBar
 
+            size = format_bytes(download.total)
             print(
-                f"downloading {download.model}, {size(download.total)}, from {download.origin} …",
-                file=sys.stderr,
+                f"downloading {download.model}, {size}, from {download.origin} …", file=sys.stderr
             )
             self._bar = self._stack.enter_context(BytesBar(sys.stderr, "downloading"))
         self._bar.at(download.done, download.total)

@@ -1,4 +1,4 @@
-"""Commands to try: the first one runs as it is, on a picture that comes with the package."""
+"""What a person can type next, as the commands print it."""
 
 from __future__ import annotations
 
@@ -6,21 +6,38 @@ import shlex
 from pathlib import Path
 
 from llavacot_mlx import demo
+from llavacot_mlx.cli.printable import printable, printable_line
+from llavacot_mlx.cli.units import format_bytes
 
 QUESTION = "How many red shapes are there?"
 
 
 def first_command() -> str:
-    """Such as `llavacot ask ~/…/square.png "How many red shapes are there?"`."""
+    """A command that runs as it is, on an image that comes with the package.
+
+    Such as `llavacot ask ~/…/square.png "How many red shapes are there?"`.
+    """
     return f'llavacot ask {typed(demo.example_path())} "{QUESTION}"'
 
 
 def next_command(*, model: str | None = None, adapter: Path | None = None) -> str:
-    """What to ask a model that was just made; `model` is a folder or an id on the hub."""
+    """A question for the model that was just written; `model` is a folder or a hub id."""
     command = 'llavacot ask photo.jpg "What is unusual here?"'
     if model is not None:
         command += f" --model {typed(Path(model))}"
     return command if adapter is None else f"{command} --adapter-path {typed(adapter)}"
+
+
+def wrote_line(
+    folder: Path, now: str, *, weight_bytes: int | None = None, where: str | None = None
+) -> str:
+    """Such as `wrote llava-cot-4bit, 7.1 GB; now: llavacot ask photo.jpg …`.
+
+    `now` is what to type next, and `where` says where to type it, when not in the shell.
+    """
+    size = "" if weight_bytes is None else f", {format_bytes(weight_bytes)}"
+    place = "" if where is None else f", {where}"
+    return f"wrote {printable_line(str(folder))}{size}; now{place}: {printable(now)}"
 
 
 def typed(path: Path) -> str:

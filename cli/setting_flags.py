@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llavacot_mlx.cli.byte_count import byte_count
+from llavacot_mlx.cli.units import parse_bytes
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.train.settings import Setting, settings_of
 
@@ -57,7 +57,7 @@ def _parsed(value: Any, setting: Setting) -> Any:
     if not setting.about.in_bytes:
         return value
     try:
-        return byte_count(value)
+        return parse_bytes(value)
     except UserError as problem:
         raise UserError(f"{setting.flag}: {problem}") from None
 

@@ -119,7 +119,7 @@ def test_search_and_sampling_flags_mean(flags: list[str], meant: str) -> None:
         (["--plan", "nix.yaml"], "nix.yaml is missing"),
         (["--plan", "nix.yaml", "--keep", "2"], "--plan nix.yaml with --keep 2: drop one"),
         (["--kv-bits", "3"], "--kv-bits 3: must be 8 or 4"),
-        (["--kv-budget", "much"], "--kv-budget: 'much' is no number of bytes"),
+        (["--kv-budget", "much"], "--kv-budget: 'much' is not a number of bytes"),
         (["--kv-budget", "0"], "--kv-budget: "),
         (
             ["--search", "stage-beam", "--judge", "majority"],

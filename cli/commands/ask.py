@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llavacot_mlx.atomic import check_can_write
-from llavacot_mlx.cli.byte_count import byte_count
 from llavacot_mlx.cli.exit_codes import ending_well
 from llavacot_mlx.cli.model_choice import Model, adapted_model, fetched
 from llavacot_mlx.cli.options import (
@@ -26,6 +25,7 @@ from llavacot_mlx.cli.options import (
     ShowOption,
 )
 from llavacot_mlx.cli.printable import printable
+from llavacot_mlx.cli.units import parse_bytes
 from llavacot_mlx.cli.views.answer_view import answer_view, can_redraw
 from llavacot_mlx.cli.views.view import NoView, Show, View
 from llavacot_mlx.errors import UserError
@@ -281,7 +281,7 @@ def _limits(kv_bits: int | None, kv_budget: str | None) -> KVLimits:
     if kv_budget is None:
         return KVLimits(kv_bits)
     try:
-        return KVLimits(kv_bits, byte_count(kv_budget))
+        return KVLimits(kv_bits, parse_bytes(kv_budget))
     except UserError as error:
         raise UserError(f"--kv-budget: {error}") from None
 

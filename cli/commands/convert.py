@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llavacot_mlx.cli.exit_codes import ending_well
-from llavacot_mlx.cli.figures import size
 from llavacot_mlx.cli.model_choice import model_named
-from llavacot_mlx.cli.next_steps import next_command
+from llavacot_mlx.cli.next_steps import next_command, wrote_line
 from llavacot_mlx.cli.options import DebugOption, DtypeOption, ForceOption
 from llavacot_mlx.cli.printable import printable_line
+from llavacot_mlx.cli.units import format_bytes
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import Quantization
 
@@ -164,10 +164,8 @@ def convert(
                 progress=lambda now: bar.at(now.read_bytes, now.total_bytes),
                 notice=_say,
             )
-        print(
-            f"wrote {printable_line(str(converted.folder))}, {size(converted.weight_bytes)}; now: "
-            f"{next_command(model=str(converted.folder))}"
-        )
+        now = next_command(model=str(converted.folder))
+        print(wrote_line(converted.folder, now, weight_bytes=converted.weight_bytes))
 
 
 def _convert_adapter(folder: Path, mlx_path: Path, model: str | None, force: bool) -> None:
@@ -180,15 +178,16 @@ def _convert_adapter(folder: Path, mlx_path: Path, model: str | None, force: boo
         raise UserError(f"{folder} does not say which model it is for: give --model")
     output = OutputFolder(mlx_path, "--mlx-path", force, marker=CONFIG_NAME)
     written = read_peft(folder, output, name, model_named(name).folder)
-    print(f"wrote {printable_line(str(written))}; now: {next_command(adapter=written)}")
+    print(wrote_line(written, next_command(adapter=written)))
 
 
 def _say_estimate(estimate: Estimate) -> None:
     """For whoever watches; a script learns the size from the last line."""
     if sys.stderr.isatty():
+        before, after = format_bytes(estimate.source_bytes), format_bytes(estimate.weight_bytes)
         _say(
-            f"{size(estimate.source_bytes)} become {size(estimate.weight_bytes)}, "
-            f"{estimate.bits_per_weight:.2f} bits a weight; {size(estimate.free_bytes)} are free"
+            f"{before} become {after}, {estimate.bits_per_weight:.2f} bits a weight; "
+            f"{format_bytes(estimate.free_bytes)} are free"
         )
 
 

@@ -9,10 +9,9 @@ from typing import Annotated
 import typer
 
 from llavacot_mlx.cli.exit_codes import ending_well
-from llavacot_mlx.cli.figures import size
 from llavacot_mlx.cli.model_choice import adapted_model
+from llavacot_mlx.cli.next_steps import wrote_line
 from llavacot_mlx.cli.options import DebugOption, Dtype, DtypeOption, ForceOption
-from llavacot_mlx.cli.printable import printable_line
 from llavacot_mlx.errors import UserError
 
 HELP = """\
@@ -81,10 +80,8 @@ def _export_adapter(folder: Path, hf_path: Path, force: bool) -> None:
     from llavacot_mlx.convert.peft import write_peft
 
     written = write_peft(folder, OutputFolder(hf_path, "--hf-path", force, marker=CONFIG_NAME))
-    print(
-        f"wrote {printable_line(str(written))}; now, in Python: "
-        f"PeftModel.from_pretrained(model, {str(written)!r})"
-    )
+    now = f"PeftModel.from_pretrained(model, {str(written)!r})"
+    print(wrote_line(written, now, where="in Python"))
 
 
 def _export_model(
@@ -107,8 +104,5 @@ def _export_model(
             dtype=dtype,
             progress=lambda now: bar.at(now.read_bytes, now.total_bytes),
         )
-    print(
-        f"wrote {printable_line(str(written.folder))}, {size(written.weight_bytes)}; now, in "
-        "Python: MllamaForConditionalGeneration.from_pretrained("
-        f"{printable_line(repr(str(written.folder)))})"
-    )
+    now = f"MllamaForConditionalGeneration.from_pretrained({str(written.folder)!r})"
+    print(wrote_line(written.folder, now, weight_bytes=written.weight_bytes, where="in Python"))

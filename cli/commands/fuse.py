@@ -9,11 +9,9 @@ from typing import Annotated
 import typer
 
 from llavacot_mlx.cli.exit_codes import ending_well
-from llavacot_mlx.cli.figures import size
 from llavacot_mlx.cli.model_choice import adapted_model
-from llavacot_mlx.cli.next_steps import next_command
+from llavacot_mlx.cli.next_steps import next_command, wrote_line
 from llavacot_mlx.cli.options import DebugOption, ForceOption
-from llavacot_mlx.cli.printable import printable_line
 
 HELP = """\
 Merge an adapter into a model's weights. The fused model answers like the base model with \
@@ -78,7 +76,5 @@ def fuse(
                 dequantize=dequantize,
                 progress=lambda now: bar.at(now.read_bytes, now.total_bytes),
             )
-        print(
-            f"wrote {printable_line(str(written.folder))}, {size(written.weight_bytes)}; now: "
-            f"{next_command(model=str(written.folder))}"
-        )
+        now = next_command(model=str(written.folder))
+        print(wrote_line(written.folder, now, weight_bytes=written.weight_bytes))

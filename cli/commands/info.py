@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llavacot_mlx.cli.exit_codes import ending_well
-from llavacot_mlx.cli.figures import size
 from llavacot_mlx.cli.options import DebugOption, JsonOption, MaxTokensOption
 from llavacot_mlx.cli.printable import printable_line
+from llavacot_mlx.cli.units import format_bytes
 from llavacot_mlx.errors import UserError
 
 if TYPE_CHECKING:
@@ -85,11 +85,12 @@ def info(
         _print_parts(model, config, parts)
         typer.echo(
             f"\na picture of {tiles} tiles, {candidates} candidates of {max_tokens} tokens:\n"
-            f"  weights {size(memory.weights)} + picture {size(memory.picture)} + text "
-            f"{size(memory.text)} + encoding about {size(memory.working)} = {size(memory.total)}"
+            f"  weights {format_bytes(memory.weights)} + picture {format_bytes(memory.picture)} "
+            f"+ text {format_bytes(memory.text)} + encoding about {format_bytes(memory.working)} "
+            f"= {format_bytes(memory.total)}"
         )
         verdict = "holds it" if memory.total <= limit else "does not hold it"
-        typer.echo(f"  this machine ({size(limit)} {kind}) {verdict}")
+        typer.echo(f"  this machine ({format_bytes(limit)} {kind}) {verdict}")
         if odd is not None:
             _print_odd(odd)
 
@@ -124,7 +125,7 @@ def _print_parts(model: str, config: ModelConfig, parts: tuple[Part, ...]) -> No
     typer.echo(f"{'':<24}{'weights':>16}{'size':>12}{'bits':>8}")
     for part in (*parts, _whole(parts)):
         typer.echo(
-            f"{part.name:<24}{part.weights:>16,}{size(part.nbytes):>12}{part.bits_per_weight:>8.2f}"
+            f"{part.name:<24}{part.weights:>16,}{format_bytes(part.nbytes):>12}{part.bits_per_weight:>8.2f}"
         )
     if config.quantization is not None:
         typer.echo(f"\nquantised: {_described(config.quantization)}")

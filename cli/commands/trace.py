@@ -10,10 +10,10 @@ import typer
 
 from llavacot_mlx.atomic import check_can_write, write_file
 from llavacot_mlx.cli.exit_codes import ending_well
-from llavacot_mlx.cli.figures import size
 from llavacot_mlx.cli.next_steps import first_command
 from llavacot_mlx.cli.options import DebugOption, PlainOption, ShowOption
 from llavacot_mlx.cli.printable import printable, printable_line
+from llavacot_mlx.cli.units import format_bytes
 from llavacot_mlx.cli.views.answer_view import answer_view
 from llavacot_mlx.cli.views.view import Show
 from llavacot_mlx.errors import UserError
@@ -167,5 +167,5 @@ def _write_page(stored: StoredTrace, html: str, file: str) -> None:
         sys.stdout.buffer.write(data)
         return
     write_file(Path(html), data)
-    said = f"wrote {printable_line(html)}, {size(len(data))}; any browser opens it"
+    said = f"wrote {printable_line(html)}, {format_bytes(len(data))}; any browser opens it"
     print(said, file=sys.stderr)

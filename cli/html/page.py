@@ -14,13 +14,14 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from llavacot_mlx import __version__
-from llavacot_mlx.cli.figures import figures, search_figures, seconds, size
 from llavacot_mlx.cli.html.page_picture import page_picture
 from llavacot_mlx.cli.html.search_tree_svg import SearchTree, search_tree
 from llavacot_mlx.cli.printable import printable, printable_line
 from llavacot_mlx.cli.retelling import retelling, unit_of
+from llavacot_mlx.cli.units import format_bytes, format_seconds
 from llavacot_mlx.cli.views.plain import not_closed
 from llavacot_mlx.cli.views.search_view import Candidate, Round, SearchSoFar, retold, step_back
+from llavacot_mlx.cli.views.summary_line import search_summary_line, summary_line
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.prompt.stages import Stage, StageRecord
 from llavacot_mlx.trace.events import (
@@ -57,7 +58,7 @@ def page(trace: Trace, picture: bytes | None) -> str:
         search=_search(trace) if trace.search.nodes else None,
         notices=trace.search.notices,
         details=_details(trace),
-        figures=figures(trace),
+        figures=summary_line(trace),
         version=__version__,
     )
 
@@ -221,7 +222,7 @@ def _search(trace: Trace) -> SearchStory:
     search, path = trace.search, set(path_taken(trace.search))
     scales = _scales(search)
     return SearchStory(
-        figures=search_figures(trace),
+        figures=search_summary_line(trace),
         tree=search_tree(search, path),
         any_cut=not all(node.closed for node in search.nodes),
         story=[
@@ -389,10 +390,10 @@ def _details(trace: Trace) -> list[tuple[str, str]]:
                 f"{computed + usage.reused_tokens} instead of {computed}",
             ),
         ]
-    rows.append(("Time", f"{seconds(timings.total_s)} in all"))
-    memory = [f"{size(usage.kv_bytes)} of keys and values"] if usage.kv_bytes else []
+    rows.append(("Time", f"{format_seconds(timings.total_s)} in all"))
+    memory = [f"{format_bytes(usage.kv_bytes)} of keys and values"] if usage.kv_bytes else []
     if trace.peak_memory_bytes:
-        memory.insert(0, f"{size(trace.peak_memory_bytes)} at the peak")
+        memory.insert(0, f"{format_bytes(trace.peak_memory_bytes)} at the peak")
     if memory:
         rows.append(("Memory", ", ".join(memory)))
     return rows

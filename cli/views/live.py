@@ -29,12 +29,13 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from llavacot_mlx.cli.figures import figures, search_figures, seconds
 from llavacot_mlx.cli.printable import printable
+from llavacot_mlx.cli.units import format_seconds
 from llavacot_mlx.cli.views.keyboard import quiet_keyboard
 from llavacot_mlx.cli.views.live_region import Line, Region
 from llavacot_mlx.cli.views.plain import not_closed
 from llavacot_mlx.cli.views.search_view import Candidate, Round, SearchSoFar, retold, step_back
+from llavacot_mlx.cli.views.summary_line import search_summary_line, summary_line
 from llavacot_mlx.cli.views.view import Show
 from llavacot_mlx.plan.plan import Unit
 from llavacot_mlx.prompt.stages import Stage
@@ -206,8 +207,10 @@ class LiveView:
         if self._searched:
             self._print_chosen(trace, "chosen:")
         if self._show is Show.ALL:
-            lines = [search_figures(trace)] if self._searched else []
-            self._draw(above=self._lines(Text("\n".join([*lines, figures(trace)]), style="dim")))
+            lines = [search_summary_line(trace)] if self._searched else []
+            self._draw(
+                above=self._lines(Text("\n".join([*lines, summary_line(trace)]), style="dim"))
+            )
 
     def _print_chosen(self, trace: Trace, heading: str) -> None:
         """Prints a path through a search, stage by stage."""
@@ -289,7 +292,7 @@ class LiveView:
         waited = time.monotonic() - self._doing_since
         text = f"{next(self._spinner)} {self._doing}"
         if waited >= 1:
-            text += f" · {seconds(int(waited)) if waited >= 60 else f'{int(waited)} s'}"
+            text += f" · {format_seconds(int(waited)) if waited >= 60 else f'{int(waited)} s'}"
         return self._lines(Text(text[: self._width], style="dim"))
 
     @property
@@ -478,7 +481,7 @@ def finished(trace: Trace, width: int) -> RenderableType:
         )
         for record in trace.stages
     ]
-    return Group(*panels, Text(figures(trace), style="dim"))
+    return Group(*panels, Text(summary_line(trace), style="dim"))
 
 
 class Bar:

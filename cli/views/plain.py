@@ -5,9 +5,9 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self, TextIO
 
-from llavacot_mlx.cli.figures import figures, search_figures
 from llavacot_mlx.cli.printable import printable
 from llavacot_mlx.cli.views.search_view import Candidate, Round, SearchSoFar, retold, step_back
+from llavacot_mlx.cli.views.summary_line import search_summary_line, summary_line
 from llavacot_mlx.cli.views.view import Show
 from llavacot_mlx.plan.plan import Unit
 from llavacot_mlx.prompt.stages import Stage
@@ -113,8 +113,8 @@ class PlainView:
                 if self._show is Show.ALL:
                     self._begin_block()
                     if self._searched:
-                        self._write(f"{search_figures(trace)}\n")
-                    self._write(f"{figures(trace)}\n")
+                        self._write(f"{search_summary_line(trace)}\n")
+                    self._write(f"{summary_line(trace)}\n")
             case (
                 Prepared()
                 | StageStarted()

@@ -10,8 +10,8 @@ from rich.progress import MofNCompleteColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from llavacot_mlx.cli.figures import size
 from llavacot_mlx.cli.printable import printable
+from llavacot_mlx.cli.units import format_bytes
 from llavacot_mlx.cli.views.live import Bar
 from llavacot_mlx.train.data.sample import TokenKind
 from llavacot_mlx.train.events import (
@@ -118,7 +118,7 @@ class TrainingView:
 
     def _show_step(self, step: Stepped) -> None:
         self._since.append(step)
-        figures = f"loss {step.loss:.3f}  {_speed([step])}  {size(step.peak_memory_bytes)}"
+        figures = f"loss {step.loss:.3f}  {_speed([step])}  {format_bytes(step.peak_memory_bytes)}"
         self._bar.step(step.step, figures)
         if step.step % self._every == 0:
             tokens = sum(one.learned_tokens for one in self._since)
@@ -126,7 +126,7 @@ class TrainingView:
             self.say(
                 f"step {step.step:>6}  loss {loss:.4f}  rate {step.learning_rate:.1e}  "
                 f"gradient {step.grad_norm:.2f}  {_speed(self._since)}  "
-                f"{size(step.peak_memory_bytes)}"
+                f"{format_bytes(step.peak_memory_bytes)}"
             )
             self._since = []
 
@@ -173,9 +173,9 @@ def _summary(prepared: Prepared) -> list[tuple[str, str]]:
         ("steps", f"{training.done + 1} to {training.steps}, {rows} rows each"),
         (
             "memory",
-            f"about {size(memory.total)} ({size(memory.weights)} weights, "
-            f"{size(memory.learning)} gradients and optimizer, "
-            f"{size(memory.activations)} for a batch of the longest rows)",
+            f"about {format_bytes(memory.total)} ({format_bytes(memory.weights)} weights, "
+            f"{format_bytes(memory.learning)} gradients and optimizer, "
+            f"{format_bytes(memory.activations)} for a batch of the longest rows)",
         ),
         ("writes to", settings.adapter_path),
     ]

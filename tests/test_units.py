@@ -1,10 +1,10 @@
-"""Numbers of bytes as people type them."""
+"""Bytes and seconds as people read and type them."""
 
 from __future__ import annotations
 
 import pytest
 
-from llavacot_mlx.cli.byte_count import byte_count
+from llavacot_mlx.cli.units import parse_bytes
 from llavacot_mlx.errors import UserError
 
 
@@ -22,10 +22,10 @@ from llavacot_mlx.errors import UserError
     ],
 )
 def test_what_is_meant(typed: str, count: int) -> None:
-    assert byte_count(typed) == count
+    assert parse_bytes(typed) == count
 
 
 @pytest.mark.parametrize("typed", ["", "GB", "much", "-1GB", "2 GBs", "2G B", "1e9", "2.GB"])
 def test_anything_else_is_refused(typed: str) -> None:
     with pytest.raises(UserError, match="type it like 2GB"):
-        byte_count(typed)
+        parse_bytes(typed)
