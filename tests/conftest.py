@@ -4,8 +4,11 @@ torch and transformers are imported inside the fixtures: they cost seconds, and 
 neither.
 """
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sys
@@ -13,6 +16,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+
+from llavacot_mlx.blas import load_fast_blas
+
+# Before MLX is imported: its wheel for Linux has a slow BLAS, and half of the tests' time was its.
+# Each worker of xdist has a core.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+load_fast_blas()
 
 import llama_vocabulary
 import mlx.core as mx
