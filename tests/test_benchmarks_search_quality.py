@@ -41,6 +41,7 @@ def written(stage: Stage, text: str, ended: bool) -> Node:
     return node
 
 
+@pytest.mark.slow
 def test_the_first_of_many_answers_are_those_of_best_of_n() -> None:
     seed = VALIDATION.seed(5)
     world = scene(seed)

@@ -109,6 +109,7 @@ def calibrate(*arguments: object) -> tuple[int, str, str]:
     return done.exit_code, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_the_command_measures_what_the_search_would_see(model: Path, tmp_path: Path) -> None:
     """Every score of the first round on each question; a second judge is added to the first."""
     questions = tmp_path / "questions.jsonl"

@@ -64,6 +64,7 @@ def test_a_text_cache_tells_before_it_grows() -> None:
     assert cache.state() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("search", ["greedy", "swires"])
 def test_a_budget_is_kept_or_refused(assistant: Assistant, search: str) -> None:
     """Just enough is enough; a byte less is one clear line."""

@@ -152,6 +152,7 @@ SWIRES = plan_of(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", [SWIRES, PLANS["sentence-beam"]], ids=["swires", "sentence-beam"])
 def test_what_the_engine_tells_of_four_stages(demo_assistant: Assistant, plan: Plan) -> None:
     check_told_again(list(demo_assistant.stream(PICTURE, "How many?", search=plan)))

@@ -83,6 +83,9 @@ def read_prompt(assistant: Assistant) -> tuple[VisionMemory | None, DecodeState]
     return context.image_kv, context.state()
 
 
+Found = tuple[Search, Usage, list[object]]
+
+
 def search(
     assistant: Assistant,
     plan: Plan,
@@ -90,7 +93,7 @@ def search(
     seed: int = 0,
     max_tokens: int = 400,
     budget: int | None = None,
-) -> tuple[Search, Usage, list[object]]:
+) -> Found:
     """A search through the engine itself, whatever the plan."""
     usage, loaded = Usage(), assistant._loaded
     memory, state = read_prompt(assistant)
@@ -215,12 +218,19 @@ def test_one_candidate_without_chance_is_greedy_on_a_random_model(
     assert trace.token_ids == greedy.token_ids
 
 
-def test_a_retrace_computes_nothing_again_and_forgets_nothing(assistant: Assistant) -> None:
-    """Three rounds that are never good enough; all rounds' reasonings stay in the pool."""
+@pytest.fixture(scope="module")
+def never_good_enough(assistant: Assistant) -> Found:
+    """A search that goes back three times, as often as it may."""
     plan = planned(Method.SWIRES, WARM, None)
     assert plan.retrace is not None
     never = dataclasses.replace(plan, retrace=dataclasses.replace(plan.retrace, threshold=1e9))
-    engine, usage, events = search(assistant, never)
+    return search(assistant, never)
+
+
+@pytest.mark.slow
+def test_a_retrace_computes_nothing_again_and_forgets_nothing(never_good_enough: Found) -> None:
+    """Three rounds that are never good enough; all rounds' reasonings stay in the pool."""
+    engine, usage, events = never_good_enough
     retraces = [event for event in events if isinstance(event, Retraced)]
     assert [event.round for event in retraces] == [1, 2, 3]
     assert {event.stage for event in retraces} == {Stage.CAPTION}
@@ -238,6 +248,7 @@ def test_a_retrace_computes_nothing_again_and_forgets_nothing(assistant: Assista
     assert [engine.nodes[number].score for number in pooled] == highest[:2]
 
 
+@pytest.mark.slow
 def test_a_pool_prefers_what_an_earlier_round_did_better(assistant: Assistant) -> None:
     """Scores fall from round to round, so the first round's reasonings win in the end."""
 
@@ -262,6 +273,7 @@ def test_good_enough_does_not_go_back(assistant: Assistant) -> None:
     assert len(engine.nodes) == 1 + 4 + 4 + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", SEARCHES)
 def test_the_same_seed_gives_the_same_tree(method: Method, assistant: Assistant) -> None:
     def tree(seed: int) -> list[tuple[str, list[int]]]:
@@ -375,6 +387,7 @@ def test_a_quantized_model_is_searched(quantizable: Path, tmp_path: Path) -> Non
     assert len(set(texts)) > 2
 
 
+@pytest.mark.slow
 def test_a_trace_is_replayed(assistant: Assistant) -> None:
     """From what stands in its file: the same tokens, and the same tree."""
     plan = plan_of(Settings("swires", 3, temperature=1.3, top_p=1.0, threshold=2.0, max_retraces=1))
@@ -446,14 +459,13 @@ def test_without_chance_each_candidate_is_written_once(assistant: Assistant) -> 
     assert usage.decoded_tokens == len(engine.best_ids)
 
 
-def test_what_nothing_will_follow_is_let_go(assistant: Assistant) -> None:
+@pytest.mark.slow
+def test_what_nothing_will_follow_is_let_go(assistant: Assistant, never_good_enough: Found) -> None:
     """K/V of dropped candidates would add up over the rounds; a kept one's stay."""
-    plan = planned(Method.SWIRES, WARM, None)
-    assert plan.retrace is not None
-    never = dataclasses.replace(plan, retrace=dataclasses.replace(plan.retrace, threshold=1e9))
-    engine, usage, _ = search(assistant, never)
+    engine, usage, _ = never_good_enough
     assert {node.kept for node in engine.nodes if node.state is not None} == {True}
     assert engine.retraces == 3
+    plan = planned(Method.SWIRES, WARM, None)
     _, once, _ = search(assistant, dataclasses.replace(plan, retrace=None))
     assert usage.kv_bytes < 1.5 * once.kv_bytes
 
