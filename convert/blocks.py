@@ -1,8 +1,8 @@
-"""From the bytes of a source to the bytes of a target, a block of rows at a time.
+"""Conversion of tensors in blocks of rows, from the bytes of the source to those of the output.
 
-Rows are quantised one by one, so blocks of them give what the whole tensor would, and memory does
-not depend on how large a tensor is. While one block is written, the next ones are converted and
-the one after them is read.
+Each row is quantized by itself, so blocks give the same result as the whole tensor, and memory does
+not depend on the size of a tensor. While one block is written, the next ones are converted and the
+one after those is read.
 """
 
 from __future__ import annotations
@@ -27,23 +27,22 @@ from llavacot_mlx.convert.plan import Step
 from llavacot_mlx.errors import UserError
 
 BLOCK_BYTES = 16 * 10**6
-"""Of a source that are in memory as one block, or one row where a row is longer."""
+"""The size of a block of the source; a row that is longer is a block by itself."""
 
 _WORKERS = min(2, os.cpu_count() or 1)
-"""Blocks that are converted at once: a CPU computes one in one thread, and a GPU has enough of
-two."""
+"""Blocks converted at once: a CPU computes each in one thread, and two keep a GPU busy."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows of a source; all of it where it is turned around or has none."""
+    """Rows of a source tensor; the whole tensor if it is transposed or has no rows."""
 
     step: Step
     start: int
-    """Bytes of the tensor before the block."""
+    """Offset in the tensor's data, in bytes."""
     stop: int
     rows: int | None
-    """None where the block is the whole."""
+    """None if the block is the whole tensor."""
 
     @property
     def last(self) -> bool:
@@ -54,11 +53,11 @@ class Block:
 class ConvertedBlock:
     block: Block
     parts: tuple[memoryview, ...]
-    """The bytes of these rows in each of the step's targets."""
+    """The bytes of the block in each of the step's output tensors."""
 
 
 def blocks_of(step: Step) -> Iterator[Block]:
-    """The blocks of a step's source, in order."""
+    """Yields the blocks of a step's source, in order."""
     entry = step.source.entry
     if step.source.transpose or not entry.shape or entry.nbytes <= BLOCK_BYTES:
         yield Block(step, 0, entry.nbytes, None)
@@ -71,15 +70,15 @@ def blocks_of(step: Step) -> Iterator[Block]:
 
 
 def converted(steps: Iterable[Step]) -> Iterator[ConvertedBlock]:
-    """The blocks of all steps in order, each converted when its turn is near.
+    """Yields the converted blocks of all steps in order, computing only a few ahead.
 
-    Raises UserError for a weight that is not finite, or is not in the type that it becomes.
+    Raises UserError for a weight that is not finite, or not finite in the type it is converted to.
     """
     blocks = (block for step in steps for block in blocks_of(step))
     pending: deque[Future[ConvertedBlock]] = deque()
     with BlockReader() as source, ExitStack() as stack:
         reader, workers = ThreadPoolExecutor(1), ThreadPoolExecutor(_WORKERS)
-        for threads in (reader, workers):  # what waits is dropped when the caller stops early
+        for threads in (reader, workers):  # drops queued work when the caller stops early
             stack.callback(threads.shutdown, cancel_futures=True)
         for block in blocks:
             data = reader.submit(source.read, block)
@@ -91,9 +90,9 @@ def converted(steps: Iterable[Step]) -> Iterator[ConvertedBlock]:
 
 
 class BlockReader:
-    """The files of a checkpoint, opened when they are needed. They are read, never mapped.
+    """Reads blocks of a checkpoint's files, each of which is opened when it is first needed.
 
-    A mapped page counts as the process's own memory.
+    Files are read and not mapped, because mapped pages count as memory of the process.
     """
 
     def __init__(self) -> None:
@@ -107,11 +106,11 @@ class BlockReader:
         self._closing.close()
 
     def read(self, block: Block) -> np.ndarray:
-        """The bytes of a block, (bytes,) of uint8. Raises UserError where they cannot be had."""
+        """Reads a block, (bytes,) of uint8. Raises UserError if that fails."""
         return self.read_bytes(block.step.source.entry, block.start, block.stop)
 
     def read_bytes(self, entry: TensorEntry, start: int, stop: int) -> np.ndarray:
-        """The bytes `start` to `stop` (exclusive) of a tensor, (bytes,) of uint8."""
+        """Reads the bytes `start` to `stop` (exclusive) of a tensor, (bytes,) of uint8."""
         data = np.empty(stop - start, np.uint8)
         view, position = memoryview(data.data), entry.start + start
         try:
@@ -126,7 +125,7 @@ class BlockReader:
 
     def _descriptor(self, file: Path) -> int:
         if file not in self._files:
-            self._closing.close()  # tensors come in the order of files, so one is open at a time
+            self._closing.close()  # tensors come file by file, so one open file is enough
             self._files.clear()
             descriptor = os.open(file, os.O_RDONLY)
             self._closing.callback(os.close, descriptor)
@@ -136,7 +135,7 @@ class BlockReader:
 
 @cache
 def _stream_of_each_thread() -> mx.ThreadLocalStream:
-    # On a CPU a stream is a thread of MLX's own, so that blocks are computed side by side.
+    # Each stream has an MLX thread of its own on a CPU, so that blocks are computed in parallel.
     return mx.new_thread_local_stream(mx.default_device())
 
 
@@ -150,7 +149,7 @@ def _converted(block: Block, data: Future[np.ndarray]) -> ConvertedBlock:
 
 
 def array_of(block: Block, data: np.ndarray) -> mx.array:
-    """A block's bytes as the array that they are, in MLX's layout."""
+    """A block's bytes as an array in MLX's layout."""
     entry = block.step.source.entry
     shape = entry.shape if block.rows is None else (block.rows, *entry.shape[1:])
     array = in_type(data, entry.dtype).reshape(shape)
@@ -158,7 +157,7 @@ def array_of(block: Block, data: np.ndarray) -> mx.array:
 
 
 def in_type(data: np.ndarray, dtype: str) -> mx.array:
-    """Bytes as the values that safetensors calls `dtype`."""
+    """Bytes as an array of the type that safetensors files call `dtype`."""
     return mx.array(data).view(mlx_dtype(dtype))
 
 
@@ -187,8 +186,8 @@ def _check_finite(source: mx.array, parts: list[mx.array], step: Step) -> None:
 
 
 def raw(array: mx.array) -> memoryview:
-    """The bytes of an array, as a file has them."""
-    # NumPy and the buffer protocol know no bfloat16, and bytes are bytes.
+    """The bytes of an array, as they are written to a file."""
+    # As uint8, because NumPy and the buffer protocol have no bfloat16.
     flat = mx.contiguous(array).reshape(-1).view(mx.uint8)
     mx.eval(flat)
     return memoryview(flat)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The model card: what a converted folder was made of, how, and by what."""
+"""The model card of a converted folder: its source, the recipe and the versions used."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from llavacot_mlx.convert.verify import Verified
 
 NAME = "README.md"
 _SOURCE_NAME = "README.source.md"
-# Of the source's card: what may be done with the weights does not change with their format.
+# Kept from the source's card: a conversion does not change the terms of use.
 _INHERITED = ("license", "license_name", "license_link", "language", "extra_gated_prompt")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card says."""
+    """The contents of a card."""
 
     source: str
     """A hub id, or the name of a folder."""
@@ -31,12 +31,12 @@ class Facts:
     weight_bytes: int
     bits_per_weight: float
     files: dict[str, str]
-    """SHA-256 of the weights, by file."""
+    """SHA-256 of each weight file, by its name."""
     verified: Verified | None
 
 
 def write_card(source: Path, folder: Path, facts: Facts) -> None:
-    """Writes the card; the source's own, where there is one, stays beside it."""
+    """Writes the card, and keeps a copy of the source's own card under another name."""
     theirs = source / NAME
     inherited = _front_matter(theirs)
     if theirs.is_file() and not (folder / _SOURCE_NAME).exists():
@@ -45,7 +45,7 @@ def write_card(source: Path, folder: Path, facts: Facts) -> None:
 
 
 def source_digest(identity: Identity) -> str:
-    """SHA-256 of the names, sizes and headers of a source's files: not of 40 GB of weights."""
+    """SHA-256 of the names, sizes and headers of a source's files, instead of its 40 GB."""
     lines = (f"{name} {size} {sha256}\n" for name, (size, _, sha256) in identity.source.items())
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
@@ -85,7 +85,7 @@ def _compared(verified: Verified | None) -> str:
 
 
 def _front_matter(file: Path) -> dict[str, Any]:
-    """What is inherited from the head of a card; nothing where there is no card or no head."""
+    """The inherited keys of a card's YAML front matter; empty without a card or front matter."""
     import yaml
 
     try:

@@ -38,23 +38,23 @@ _CHECKPOINT_BYTES = 256 * 10**6
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a conversion will take, known before anything is written."""
+    """The sizes of a conversion, known before anything is written."""
 
     source_bytes: int
     weight_bytes: int
     bits_per_weight: float
     free_bytes: int
-    """On the target's disk."""
+    """Free bytes on the disk of the output."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a conversion is."""
+    """The progress of a conversion."""
 
     read_bytes: int
     total_bytes: int
     tensor: str
-    """The tensor that was just converted, or a part of it."""
+    """The tensor that was converted last, at least in part."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Converted:
     source_bytes: int
     weight_bytes: int
     dtypes: tuple[str, ...]
-    """Types of the unquantised weights, as safetensors calls them."""
+    """Types of the unquantized weights, such as "bfloat16"."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class ConversionPlan:
 
     @property
     def plain_dtypes(self) -> tuple[str, ...]:
-        """Types of the unquantized weights, as safetensors calls them."""
+        """Types of the unquantized weights, such as "bfloat16"."""
         plain = {step.targets[0].dtype for step in self.steps if step.quantization is None}
         return tuple(sorted(str(dtype).removeprefix("mlx.core.") for dtype in plain))
 

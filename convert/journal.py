@@ -1,8 +1,8 @@
-"""What an interrupted conversion left behind, and how much of it can be kept.
+"""The journal of a conversion, from which an interrupted one resumes.
 
-The journal is a file of JSON lines in the folder that is being written. The first says what is
-converted to what; each later one says how much of which file was safely on the disk, and the
-SHA-256 of so much. A line that a crash cut off says nothing.
+The journal is a file of JSON lines in the unfinished folder. The first line identifies the
+conversion. Each later one records how many bytes of a file had reached the disk, and the SHA-256 of
+those bytes. A line that was cut off by a crash is ignored.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Identity:
     """Two conversions with the same identity write the same bytes."""
 
     source: dict[str, tuple[Any, ...]]
-    """Of each file: size, time of the last change, SHA-256 of its header."""
+    """Size, modification time and SHA-256 of the header of each file, by its name."""
     result: str
-    """SHA-256 of what is to be written, and of what writes it."""
+    """SHA-256 of the planned files and of the versions of the programs that write them."""
 
     @classmethod
     def of(cls, steps: Sequence[Step], shards: Sequence[Shard]) -> Identity:
@@ -48,7 +48,7 @@ class Identity:
         return cls({file.name: _state(file) for file in sorted(files)}, written.hexdigest())
 
     def source_is_unchanged(self, folder: Path) -> bool:
-        """Whether the files in `folder` are still the ones that this was made of."""
+        """Whether the files in `folder` are the ones that this identity was computed from."""
         try:
             return all(_state(folder / name) == state for name, state in self.source.items())
         except OSError:
@@ -66,35 +66,35 @@ class _Mark:
 
 @dataclass(frozen=True)
 class Kept:
-    """The first bytes of a file that are as an earlier run wrote them."""
+    """The part of a file that an earlier run wrote and that is intact."""
 
     count: int = 0
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 
 
 class Journal:
-    """Of one conversion, in the folder that it writes to."""
+    """The journal of one conversion, in its unfinished folder."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / NAME
         self.saved = 0
-        """Bytes that a later run need not write again."""
+        """Bytes that a later run does not have to write again."""
 
     def begin(self, identity: Identity) -> None:
-        """Starts anew; what an earlier journal said is gone."""
+        """Starts a new journal, in place of an earlier one."""
         self.file.write_text(_line(vars(identity)), encoding="utf-8")
 
     def found(self) -> Identity | None:
-        """What an earlier run was doing; None where there is no journal that can be read."""
+        """The identity of an earlier run; None without a readable journal."""
         for value in self._lines()[:1]:
             with contextlib.suppress(UserError):
                 return checked(Identity, value)
         return None
 
     def kept(self, shards: Iterable[Shard]) -> dict[str, Kept]:
-        """What of each file is still as the journal says, by the names of the files.
+        """The intact part of each file that the journal mentions, by the file's name.
 
-        Nothing counts beyond the first byte that differs.
+        A part ends at the last journaled position before the first byte that differs.
         """
         marks: dict[str, dict[int, str]] = defaultdict(dict)
         for value in self._lines()[1:]:
@@ -107,9 +107,9 @@ class Journal:
         return kept
 
     def add(self, shard: Shard, count: int, sha256: str, new: int, descriptor: int) -> None:
-        """Notes that the first `count` bytes of a file are written, once they are on the disk.
+        """Waits until the first `count` bytes of a file are on the disk, and records that.
 
-        `new` is how many of them the last note of this file did not count.
+        `new` is the number of bytes since the previous record of this file.
         """
         os.fsync(descriptor)
         line = _line({"file": shard.file, "bytes": count, "sha256": sha256})
@@ -125,7 +125,7 @@ class Journal:
             for line in self.file.read_bytes().splitlines():
                 found.append(json.loads(line))
         except (OSError, ValueError, RecursionError):
-            pass  # not there, or cut off in the middle of a line
+            pass  # missing, or cut off in the middle of a line
         return found
 
 
@@ -142,7 +142,7 @@ def _state(file: Path) -> tuple[Any, ...]:
 
 
 def _intact(file: Path, marks: dict[int, str]) -> Kept:
-    """As much of a file as has the digest that one of the marks says, and all before it have."""
+    """The longest part of a file up to which the digests of all marks are right."""
     digest, kept = hashlib.sha256(), Kept()
     try:
         with file.open("rb") as stream:

@@ -27,32 +27,32 @@ from llavacot_mlx.convert.source import SourceCheckpoint
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import ModelConfig, Quantization
 
-_NORM = "language_model.model.norm.weight"  # never quantised, so its type is the plain weights'
+_NORM = "language_model.model.norm.weight"  # never quantized: has the plain weights' type
 
 _Arrays = list[mx.array]
 
 
 @dataclass(frozen=True)
 class Merging:
-    """What is to become of a model's weights."""
+    """How a model's weights are to be changed."""
 
     adapter: Adapter | None = None
     """One that fits the model (`adapters.check_fits`)."""
     dequantize: bool = False
     dtype: mx.Dtype | None = None
-    """Of what is not quantised; None for each one's own."""
+    """The type of unquantized weights; None keeps each one's own."""
     for_hub: bool = False
-    """Names and convolutions as on hubs, rather than as in MLX folders."""
+    """Names and convolution layout of Hugging Face checkpoints, instead of MLX folders."""
 
 
 @dataclass(frozen=True)
 class Merge:
-    """Tensors that belong together, such as a quantised weight and its scales, and their end."""
+    """A group of source tensors, such as a weight and its scales, and what is computed from it."""
 
     sources: tuple[SourceTensor, ...]
     targets: tuple[PlannedTensor, ...]
     compute: Callable[[_Arrays], _Arrays]
-    """From arrays as in `sources` to arrays as in `targets`, but for the type of floats."""
+    """From the arrays of `sources` to those of `targets`, before the cast to their types."""
 
     @property
     def nbytes(self) -> int:
@@ -66,7 +66,7 @@ class Merge:
 def plan_merges(
     config: ModelConfig, sources: Mapping[str, SourceTensor], wanted: Merging
 ) -> list[Merge]:
-    """What is to be done, in the order of the source's files."""
+    """Plans the merges, in the order of the source's files."""
     planner = _Planner(config, sources, wanted)
     in_order = sorted(sources.values(), key=lambda tensor: str(tensor.entry.file))
     return [merge for source in in_order for merge in planner.merges_of(source)]
@@ -79,25 +79,25 @@ class _Planner:
         self._config, self._sources, self._wanted = config, sources, wanted
         adapter = wanted.adapter
         self._trained = adapter.weights if adapter else {}
-        self._changes = adapter.layers if adapter else {}
+        self._updates = adapter.layers if adapter else {}
         self._scale = adapter.config.lora.scale if adapter and adapter.config.lora else 0.0
         self._plain = wanted.dtype or sources[_NORM].dtype
 
     def merges_of(self, source: SourceTensor) -> list[Merge]:
-        """The merge that a tensor is the first of; none for scales, which go with their weight."""
+        """The merge that a tensor starts; empty for scales and biases."""
         module, _, leaf = source.name.rpartition(".")
         quantized = f"{module}.scales" in self._sources
         if quantized and leaf in ("scales", "biases"):
             return []
         if quantized and leaf == "weight":
             return [self._quantized(module)]
-        change = self._changes.get(module) if leaf == "weight" else None
+        update = self._updates.get(module) if leaf == "weight" else None
         own = source.dtype
         kept = self._wanted.dtype if self._wanted.dtype and mx.issubdtype(own, mx.floating) else own
         name, shape = source.name, source.shape
         compute: Callable[[_Arrays], _Arrays] = list
-        if change is not None:
-            compute = partial(_changed_plain, change, self._scale)
+        if update is not None:
+            compute = partial(_update_plain, update, self._scale)
         if self._wanted.for_hub:
             name = hub_name(name)
             if source.name == PATCH_EMBEDDING:
@@ -112,19 +112,19 @@ class _Planner:
         names = [f"{module}.{part}" for part in ("weight", "scales", "biases")]
         stored = [self._sources[name] for name in names if name in self._sources]
         read = tuple(self._trained.get(source.name, source) for source in stored)
-        change = self._changes.get(module)
+        update = self._updates.get(module)
         if self._wanted.dequantize:
             weight, scales = stored[:2]
             shape = (*weight.shape[:-1], scales.shape[-1] * chosen.group_size)
             planned = PlannedTensor(_name(f"{module}.weight", self._wanted), shape, self._plain)
-            return Merge(read, (planned,), partial(_dequantized, chosen, change, self._scale))
+            return Merge(read, (planned,), partial(_dequantized, chosen, update, self._scale))
         targets = tuple(
             PlannedTensor(_name(source.name, self._wanted), source.shape, source.dtype)
             for source in stored
         )
-        if change is None:
+        if update is None:
             return Merge(read, targets, list)
-        return Merge(read, targets, partial(_requantized, chosen, change, self._scale))
+        return Merge(read, targets, partial(_requantized, chosen, update, self._scale))
 
 
 def _name(ours: str, wanted: Merging) -> str:
@@ -135,13 +135,13 @@ def _channels_first(arrays: _Arrays) -> _Arrays:
     return [array.transpose(0, 3, 1, 2) for array in arrays]
 
 
-def _changed_plain(change: LowRank, scale: float, arrays: _Arrays) -> _Arrays:
+def _update_plain(update: LowRank, scale: float, arrays: _Arrays) -> _Arrays:
     (weight,) = arrays
-    return [_changed(weight.astype(mx.float32), change, scale)]
+    return [_with_update(weight.astype(mx.float32), update, scale)]
 
 
 def _dequantized(
-    chosen: Quantization, change: LowRank | None, scale: float, arrays: _Arrays
+    chosen: Quantization, update: LowRank | None, scale: float, arrays: _Arrays
 ) -> _Arrays:
     weight, scales, biases = *arrays[:2], arrays[2] if len(arrays) > 2 else None
     plain = mx.dequantize(
@@ -152,23 +152,23 @@ def _dequantized(
         bits=chosen.bits,
         mode=chosen.mode,
     ).astype(mx.float32)
-    return [plain if change is None else _changed(plain, change, scale)]
+    return [plain if update is None else _with_update(plain, update, scale)]
 
 
-def _requantized(chosen: Quantization, change: LowRank, scale: float, arrays: _Arrays) -> _Arrays:
-    (weight,) = _dequantized(chosen, change, scale, arrays)
+def _requantized(chosen: Quantization, update: LowRank, scale: float, arrays: _Arrays) -> _Arrays:
+    (weight,) = _dequantized(chosen, update, scale, arrays)
     if mx.issubdtype(arrays[1].dtype, mx.floating):
-        weight = weight.astype(arrays[1].dtype)  # which the scales get from it
+        weight = weight.astype(arrays[1].dtype)  # the scales get their type from the weight
     return list(mx.quantize(weight, chosen.group_size, chosen.bits, chosen.mode))
 
 
-def _changed(weight: mx.array, change: LowRank, scale: float) -> mx.array:
-    """The weight (outputs, inputs) of the one layer that does what the two do, in float32."""
-    a, b = change.a.astype(mx.float32), change.b.astype(mx.float32)
+def _with_update(weight: mx.array, update: LowRank, scale: float) -> mx.array:
+    """The weight (outputs, inputs) with the adapter's update merged into it, in float32."""
+    a, b = update.a.astype(mx.float32), update.b.astype(mx.float32)
     weight = weight + scale * (a @ b).T
-    if change.m is None:
+    if update.m is None:
         return weight
-    return (change.m.astype(mx.float32) / mx.linalg.norm(weight, axis=1))[:, None] * weight
+    return (update.m.astype(mx.float32) / mx.linalg.norm(weight, axis=1))[:, None] * weight
 
 
 @dataclass(frozen=True)
@@ -220,9 +220,9 @@ class _Reporter:
 
 
 def _merged(merges: Sequence[Merge], reporter: _Reporter) -> Iterator[mx.array]:
-    """The tensors that the merges plan, in order, each computed when it is asked for.
+    """Yields the planned tensors in order, each computed when it is needed.
 
-    Raises UserError where one would not be finite.
+    Raises UserError for a tensor that would not be finite.
     """
     for merge in merges:
         read = read_tensors(list(merge.sources))

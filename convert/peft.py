@@ -1,7 +1,7 @@
-"""Adapters in the layout of Hugging Face's PEFT: written from ours, and ours from theirs.
+"""Conversion of adapters to and from the layout of Hugging Face's PEFT.
 
-PEFT names a layer after its place in transformers' model (`base_model.model.` before it), keeps A
-as (rank, inputs) and B as (outputs, rank), and says α where we say scale = α / rank.
+PEFT names a layer by its path in transformers' model (`base_model.model.` before it), keeps A
+as (rank, inputs) and B as (outputs, rank), and stores α instead of scale = α / rank.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _PARTS = {
 # PEFT saves the embeddings of the base as they are beside an adapter of the output head.
 _COPIES = ("lm_head.base_layer.weight", "embed_tokens.weight")
 
-# Settings that are read here, or that change nothing in what a trained adapter computes.
+# Settings that are read here, or that do not affect what a trained adapter computes.
 _READ = frozenset({
     "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config",
     "exclude_modules", "inference_mode", "init_lora_weights", "layers_pattern",
@@ -61,15 +61,15 @@ _READ = frozenset({
     "alpha_pattern", "rank_pattern", "revision", "runtime_config", "target_modules", "task_type",
     "use_dora", "use_rslora",
 })  # fmt: skip
-# The other ways to begin change the base's weights, too, so that the adapter fits no base on disk.
+# Other initializations also change the base's weights, so the adapter fits no base on disk.
 _BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 def write_peft(folder: Path, output: OutputFolder) -> Path:
-    """Writes the adapter in `folder` as one of PEFT.
+    """Writes the adapter in `folder` as a PEFT adapter.
 
-    Raises UserError when it is no whole adapter, when it is none of low rank, or when the output
-    cannot be written; then nothing is left behind.
+    Raises UserError when the adapter is incomplete or not a LoRA or DoRA, or when the output cannot
+    be written; then nothing is left behind.
     """
     output.check_replaceable(folder)
     adapter = read_adapter(folder)
@@ -96,11 +96,11 @@ def write_peft(folder: Path, output: OutputFolder) -> Path:
 
 
 def read_peft(folder: Path, output: OutputFolder, base: str, base_folder: Path) -> Path:
-    """Writes the adapter of PEFT in `folder` as one of ours, for the model in `base_folder`.
+    """Writes the PEFT adapter in `folder` as an MLX adapter for the model in `base_folder`.
 
-    `base` is what the person calls that model. Raises UserError when the adapter is not whole, does
-    something that ours cannot, or does not fit the model, or when the output cannot be written;
-    then nothing is left behind.
+    `base` is the user's name for that model. Raises UserError when the adapter is incomplete, uses
+    a feature that is not supported here, or does not fit the model, or when the output cannot be
+    written; then nothing is left behind.
     """
     output.check_replaceable(folder, base_folder)
     source = SourceCheckpoint.open(base_folder)
@@ -129,7 +129,7 @@ def read_peft(folder: Path, output: OutputFolder, base: str, base_folder: Path) 
 
 
 def base_of(folder: Path) -> str | None:
-    """The model that an adapter of PEFT says it is for: an id, or a folder; None if it does not."""
+    """The base model that a PEFT adapter names, an id or a folder; None if it names none."""
     name = read_json(folder / CONFIG_NAME, "").get("base_model_name_or_path")
     return name if isinstance(name, str) and name else None
 
@@ -158,7 +158,7 @@ def _path_in_memory(path: str) -> str:
 
 @dataclass(frozen=True)
 class _Config:
-    """What an `adapter_config.json` of PEFT says, as far as it matters here."""
+    """The fields of PEFT's `adapter_config.json` that affect the computation."""
 
     r: PositiveInt
     lora_alpha: float
@@ -194,7 +194,7 @@ class _Config:
             return checked(cls, value, KeyRules(unknown=None, null_is_missing=True))
 
     def scale_of(self, module: str) -> float:
-        """α / r of a module by PEFT's name for it; of most modules for the empty name."""
+        """The scale of a module by PEFT's name for it; the default scale for an empty name."""
         rank = _by_pattern(self.rank_pattern, module, self.r)
         alpha = _by_pattern(self.alpha_pattern, module, self.lora_alpha)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
@@ -204,7 +204,7 @@ _T = TypeVar("_T")
 
 
 def _by_pattern(patterns: Mapping[str, _T], module: str, otherwise: _T) -> _T:
-    """As PEFT looks it up: the first pattern that the end of the module's name matches in full."""
+    """The value of the first pattern that matches the end of the module's name, as in PEFT."""
     for pattern, value in patterns.items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
@@ -212,7 +212,7 @@ def _by_pattern(patterns: Mapping[str, _T], module: str, otherwise: _T) -> _T:
 
 
 def _layers(file: Path, config: _Config, base: SourceCheckpoint) -> dict[str, LowRank]:
-    """The layers by our paths, with the modules' own scales worked into B."""
+    """The layers by their paths here; scales that differ from the default are multiplied into B."""
     parts: dict[str, dict[str, mx.array]] = {}
     scale = config.scale_of("")
     for name, tensor in read_floats(file).items():
@@ -243,7 +243,7 @@ def _layers(file: Path, config: _Config, base: SourceCheckpoint) -> dict[str, Lo
 
 
 def _check_copy(file: Path, name: str, tensor: mx.array, base: SourceCheckpoint) -> None:
-    """Raises UserError when a weight of the base that comes along is not as large as the base's."""
+    """Raises UserError if a copy of a base weight has another number of rows than the base's."""
     ours = canonical_name(name.removeprefix(_BEFORE).replace(".base_layer.", "."))
     assert ours is not None
     if ours not in base.tensors or base.tensors[ours].shape[0] != tensor.shape[0]:
@@ -254,7 +254,7 @@ def _check_copy(file: Path, name: str, tensor: mx.array, base: SourceCheckpoint)
 
 
 def _split(file: Path, name: str) -> tuple[str, str]:
-    """A tensor's name as PEFT's name of the module, and our name of the part."""
+    """Splits a tensor's name into PEFT's name of the module and our name of the part."""
     for theirs, ours in _PARTS.items():
         if name.startswith(_BEFORE) and name.endswith(f".{theirs}"):
             return name.removeprefix(_BEFORE).removesuffix(f".{theirs}"), ours
@@ -262,7 +262,7 @@ def _split(file: Path, name: str) -> tuple[str, str]:
 
 
 def _of_rank(layer: LowRank, rank: int) -> LowRank:
-    """The same change with as many columns of A and rows of B, zeros the last of them."""
+    """Pads A and B with zeros to `rank`, which leaves the update the same."""
     missing = rank - layer.a.shape[1]
     if not missing:
         return layer
@@ -272,5 +272,5 @@ def _of_rank(layer: LowRank, rank: int) -> LowRank:
 
 
 def _keys(paths: Iterable[str]) -> tuple[str, ...]:
-    """The ends of the modules' paths that come after a layer's number, each once."""
+    """The distinct ends of the modules' paths after the layer number."""
     return tuple(sorted({re.split(r"\.layers\.\d+\.", path)[-1] for path in paths}))

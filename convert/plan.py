@@ -1,4 +1,4 @@
-"""What a conversion of a checkpoint will write, decided before a byte of it is read."""
+"""The plan of a conversion: what becomes of each tensor, decided from the headers alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llavacot_mlx.model.mllama import Mllama
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One tensor of the target."""
+    """A tensor to be written."""
 
     name: str
     shape: tuple[int, ...]
@@ -33,7 +33,7 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class Step:
-    """One source tensor, and what it becomes: itself, or a quantised weight in several parts."""
+    """A source tensor and what it becomes: a copy, or the parts of a quantized weight."""
 
     source: SourceTensor
     targets: tuple[PlannedTensor, ...]
@@ -54,11 +54,11 @@ def plan_steps(
     dtype: mx.Dtype | None,
     quantization: Quantization | Recipe | None,
 ) -> list[Step]:
-    """The steps of a conversion in the order of the source's files.
+    """Plans the steps of a conversion, in the order of the source's files.
 
-    `dtype` is the type of unquantised weights, None for each one's own; a recipe may say otherwise
-    for some. A `Quantization` is for the whole text part. Raises UserError when the quantisation
-    does not fit a weight.
+    `dtype` is the type of unquantized weights, or None to keep each one's own; a recipe may
+    override it. A `Quantization` applies to the whole text model. Raises UserError when the
+    quantization does not fit a weight.
     """
     chosen: dict[str, Quantization] = {}
     plain: dict[str, mx.Dtype] = {}
@@ -95,7 +95,7 @@ def plan_steps(
 
 
 def quantization_map(steps: Sequence[Step]) -> QuantizationMap | None:
-    """What `config.json` says about the quantised modules: most of them are the default."""
+    """The quantization for `config.json`; the one that covers most weights is the default."""
     chosen = [(step, step.quantization) for step in steps if step.quantization is not None]
     totals: dict[Quantization, int] = {}
     for step, each in chosen:
@@ -107,7 +107,7 @@ def quantization_map(steps: Sequence[Step]) -> QuantizationMap | None:
 
 
 def bits_per_weight(steps: Sequence[Step]) -> float:
-    """Of all weights, scales and biases of the groups included."""
+    """Average bits per weight, with the scales and biases of the groups."""
     weights = sum(math.prod(step.source.shape) for step in steps)
     return 8 * sum(step.nbytes for step in steps) / weights
 
@@ -115,7 +115,7 @@ def bits_per_weight(steps: Sequence[Step]) -> float:
 def _follow(
     recipe: Recipe, config: ModelConfig, sources: Mapping[str, SourceTensor]
 ) -> tuple[dict[str, Quantization], dict[str, mx.Dtype]]:
-    """How each module is quantised, and the types that the recipe gives to other tensors."""
+    """The quantization of each module, and the type of each other tensor that the recipe names."""
     layers = config.text.num_hidden_layers
     packable = {
         path for path, module in Mllama(config).named_modules() if hasattr(module, "to_quantized")
@@ -146,7 +146,7 @@ def _follow(
 def _check_widths(
     chosen: Mapping[str, Quantization], sources: Mapping[str, SourceTensor], said: str
 ) -> None:
-    """Raises UserError where groups do not divide a row; `said` is what set their size."""
+    """Raises UserError if a group size does not divide a row; `said` names the setting."""
     for module, quantization in chosen.items():
         source, size = sources[f"{module}.weight"], quantization.group_size
         width = source.shape[-1]
@@ -160,7 +160,7 @@ def _check_widths(
 
 
 def _quantized_tree(config: ModelConfig, chosen: Mapping[str, Quantization]) -> dict[str, mx.array]:
-    """The parameters, not evaluated, of a model with the chosen modules quantised."""
+    """The unevaluated parameters of a model with the chosen modules quantized."""
     if not chosen:
         return {}
     model = Mllama(config)
@@ -180,7 +180,7 @@ def _dtype_of(source: SourceTensor) -> mx.Dtype:
 
 
 def quantization_error(quantization: Quantization) -> str | None:
-    """What is wrong with a quantisation, as MLX itself sees it; None when it can be run."""
+    """MLX's own error message for a quantization; None if MLX supports it."""
     try:
         layer = nn.Linear(quantization.group_size * 2, 8, bias=False)
         layer.to_quantized(quantization.group_size, quantization.bits, quantization.mode)

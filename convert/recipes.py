@@ -1,7 +1,7 @@
-"""Which weights are quantised, and how: recipes by name, and those that people write as YAML.
+"""Quantization recipes: the named ones, and those read from a YAML file.
 
-A recipe is a list of patterns; of those that match a weight's module the first one counts, and
-what none matches stays as it is. Patterns are shell patterns over the module paths of MLX folders,
+A recipe is a list of patterns. The first one that matches a weight's module applies, and a weight
+without a match is not changed. Patterns are shell patterns over the module paths of MLX folders,
 such as `language_model.model.layers.*.cross_attn.*`; text layers may be counted from the end, so
 that `layers.-1.` is the last one of every checkpoint.
 """
@@ -20,15 +20,15 @@ from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import Quantization
 
 Choice: TypeAlias = Quantization | FloatName
-"""A quantisation, or the type of a weight that is not quantised."""
+"""A quantization, or the type of an unquantized weight."""
 
-USUAL = {
+DEFAULTS = {
     "affine": Quantization(group_size=64, bits=4, mode="affine"),
     "mxfp4": Quantization(group_size=32, bits=4, mode="mxfp4"),
     "mxfp8": Quantization(group_size=32, bits=8, mode="mxfp8"),
     "nvfp4": Quantization(group_size=16, bits=4, mode="nvfp4"),
 }
-"""What MLX takes for each mode when nothing is said; those but affine know nothing else."""
+"""MLX's defaults for each mode; the modes other than affine support nothing else."""
 
 _TEXT = "language_model.*"
 _LAYER = re.compile(r"(?<=^language_model\.model\.layers\.)\d+")
@@ -44,19 +44,19 @@ _SENSITIVE = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """What becomes of each module's weights."""
+    """How each module's weights are stored."""
 
     name: str
     rules: tuple[tuple[str, Choice], ...]
-    """Pattern and choice; the first pattern that matches counts."""
+    """Pairs of pattern and choice; the first matching pattern applies."""
 
     def choice_for(self, path: str, layers: int) -> Choice | None:
-        """What becomes of the module at `path` of a model with so many text layers."""
+        """The choice for the module at `path`, in a model with `layers` text layers."""
         return next((choice for p, choice in self.rules if matches(p, path, layers)), None)
 
 
 def matches(pattern: str, path: str, layers: int) -> bool:
-    """Whether a pattern means the module at `path` of a model with so many text layers."""
+    """Whether a pattern matches the module at `path`, in a model with `layers` text layers."""
     from_the_end = _LAYER.sub(lambda number: str(int(number[0]) - layers), path)
     return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(from_the_end, pattern)
 
@@ -71,10 +71,10 @@ def _mixed(bits: int, more: int) -> tuple[tuple[str, Choice], ...]:
 
 SCHEMES: dict[str, Choice] = {
     **{f"{bits}bit": _affine(bits) for bits in (2, 3, 4, 5, 6, 8)},
-    **{mode: USUAL[mode] for mode in ("mxfp4", "mxfp8", "nvfp4")},
+    **{mode: DEFAULTS[mode] for mode in ("mxfp4", "mxfp8", "nvfp4")},
     **{name: name for name in FLOAT_NAMES},
 }
-"""What a rule of a YAML file may say in a word."""
+"""The schemes that a YAML file can name."""
 
 RECIPES = {
     name: Recipe(name, rules)
@@ -123,8 +123,8 @@ def recipe_called(name: str) -> Recipe:
 def read_recipe(file: Path) -> Recipe:
     """The recipe in a YAML file: a mapping from patterns to schemes.
 
-    A scheme is a word of `SCHEMES`, or a mapping with `mode`, `bits` and `group_size`, of which
-    those left out are MLX's usual ones. Raises UserError.
+    A scheme is a word of `SCHEMES`, or a mapping with `mode`, `bits` and `group_size`, where
+    those left out are MLX's defaults. Raises UserError.
     """
     values = read_yaml(file)
     if not isinstance(values, dict) or not values:
@@ -142,11 +142,11 @@ def read_recipe(file: Path) -> Recipe:
 
 @dataclass(frozen=True)
 class _Scheme:
-    """A mapping in place of a word."""
+    """A scheme that is written as a mapping."""
 
     bits: PositiveInt | None = None
     group_size: PositiveInt | None = None
-    mode: Annotated[str, OneOf(*USUAL)] = "affine"
+    mode: Annotated[str, OneOf(*DEFAULTS)] = "affine"
 
 
 def _choice(pattern: str, value: Any) -> Choice:
@@ -158,7 +158,7 @@ def _choice(pattern: str, value: Any) -> Choice:
             "mapping with bits, group_size and mode"
         )
     scheme = checked(_Scheme, value, path=pattern)
-    usual = USUAL[scheme.mode]
+    usual = DEFAULTS[scheme.mode]
     return Quantization(
         scheme.group_size or usual.group_size, scheme.bits or usual.bits, scheme.mode
     )

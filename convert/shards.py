@@ -1,4 +1,4 @@
-"""Writing safetensors files front to back, without a tensor of theirs in memory as a whole."""
+"""Writers of safetensors files that stream tensors, so that memory stays small."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from llavacot_mlx.checkpoint.safetensors import INDEX_NAME
 from llavacot_mlx.convert.blocks import ConvertedBlock, raw
 from llavacot_mlx.convert.plan import PlannedTensor
 
-_SHARD_BYTES = 5 * 10**9  # as large as hubs like them
+_SHARD_BYTES = 5 * 10**9  # the usual size on the Hugging Face hub
 
 
 class Planned(Protocol):
-    """Something that makes some of the tensors to be written; they stay in one file."""
+    """A step that produces tensors, which are all written to the same file."""
 
     @property
     def targets(self) -> tuple[PlannedTensor, ...]: ...
@@ -35,16 +35,16 @@ P = TypeVar("P", bound=Planned)
 
 @dataclass(frozen=True)
 class Shard(Generic[P]):
-    """One file of the target, and the steps that fill it."""
+    """One weight file, and the steps that fill it."""
 
     file: str
     steps: tuple[P, ...]
     made_for: str
-    """What the file says of itself: "mlx", or "pt" for PyTorch."""
+    """The format that the file declares: "mlx", or "pt" for PyTorch."""
 
     @cached_property
     def header(self) -> bytes:
-        """What the file begins with: everything in it is known before a weight is read."""
+        """The start of the file, which is known before any weight is read."""
         header: dict[str, object] = {"__metadata__": {"format": self.made_for}}
         position = 0
         for target in (target for step in self.steps for target in step.targets):
@@ -63,7 +63,7 @@ class Shard(Generic[P]):
         return len(self.header) + sum(step.nbytes for step in self.steps)
 
     def steps_within(self, count: int) -> int:
-        """How many steps the first `count` bytes of the file hold as a whole."""
+        """The number of steps that are complete within the first `count` bytes of the file."""
         position = len(self.header)
         for done, step in enumerate(self.steps):
             position += step.nbytes
@@ -73,7 +73,7 @@ class Shard(Generic[P]):
 
 
 def split_into_shards(steps: Sequence[P], made_for: str = "mlx") -> list[Shard[P]]:
-    """File names and the steps that fill each file."""
+    """Distributes the steps over files."""
     shards: list[list[P]] = [[]]
     size = 0
     for step in steps:
@@ -91,10 +91,10 @@ def split_into_shards(steps: Sequence[P], made_for: str = "mlx") -> list[Shard[P
 
 
 class ShardFile:
-    """A shard as it is written, and the SHA-256 of all that is in it so far."""
+    """A shard that is being written, with the SHA-256 of its contents so far."""
 
     def __init__(self, folder: Path, shard: Shard[P], kept: int, digest: hashlib._Hash) -> None:
-        """Goes on after the first `kept` bytes of the file, whose digest so far is `digest`."""
+        """Continues after the first `kept` bytes of the file, whose digest is `digest`."""
         self._stream = (folder / shard.file).open("r+b" if kept else "wb")
         self._stream.truncate(kept)
         self._stream.seek(kept)
@@ -112,8 +112,8 @@ class ShardFile:
     def write_step(self, blocks: Iterable[ConvertedBlock]) -> None:
         """Writes all blocks of one step.
 
-        The first target is by far the largest; the others, a scale and a bias a group, wait for
-        their turn in memory.
+        The blocks of the first tensor, by far the largest, are written as they come. Those of the
+        others, a scale and a bias per group, are kept in memory until it is complete.
         """
         waiting: list[list[memoryview]] = []
         for block in blocks:
@@ -125,11 +125,11 @@ class ShardFile:
                 self._write(part)
 
     def sha256(self) -> str:
-        """Of everything written so far."""
+        """The SHA-256 of everything written so far, in hexadecimal."""
         return self._digest.hexdigest()
 
     def flush(self) -> int:
-        """Hands everything to the system; the descriptor is for `os.fsync`, which takes long."""
+        """Flushes to the operating system; returns the descriptor for `os.fsync`, which is slow."""
         self._stream.flush()
         return self._stream.fileno()
 

@@ -1,7 +1,7 @@
-"""Whether what is on the disk is what the source says.
+"""Verification of a converted folder against its source.
 
-Every name, shape and type is compared with the model's own tree, and of every tensor some rows are
-read back: copies must be equal, and a quantised weight must be as near as its format can come.
+Every name, shape and type is compared with the model's own tree, and some rows of every tensor are
+read back: copies must be equal, and quantized weights must be as close as their format allows.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from llavacot_mlx.model.config import Quantization
 from llavacot_mlx.model.mllama import Mllama
 
 _BYTES = 2**17
-"""Of each tensor of the source that are compared, or one row where a row is longer."""
-_PLACES = 5
-"""Where the rows of one tensor after another are taken from: from its start to its end."""
+"""Bytes of each source tensor that are compared; at least one row."""
+_POSITIONS = 5
+"""Positions, from the start of a tensor to its end, that successive tensors are compared at."""
 
 # The largest value of a format in units of its scale, and half of its widest step; of 8-bit
 # floats the steps grow with the values. OCP Microscaling Formats (MX) 1.0, sections 5.3.1 to 5.3.3.
@@ -45,12 +45,12 @@ _ROUNDING = {
 
 @dataclass(frozen=True)
 class Verified:
-    """What was compared, and found as it should be."""
+    """What was compared and found correct."""
 
     tensors: int
-    """All of the source's."""
+    """Tensors of the source."""
     values: int
-    """Of theirs that were read back."""
+    """Values of those tensors that were read back."""
 
 
 def compare_with_source(folder: Path, steps: Sequence[Step]) -> Verified:
@@ -63,8 +63,8 @@ def compare_with_source(folder: Path, steps: Sequence[Step]) -> Verified:
     check_tree(model, written, folder)
     values = 0
     with BlockReader() as source, BlockReader() as target:
-        for place, step in enumerate(steps):
-            block = _some_rows(step, place)
+        for index, step in enumerate(steps):
+            block = _some_rows(step, index)
             expected = array_of(block, source.read(block))
             parts = [_rows(target, written[t.name], block) for t in step.targets]
             if not _agrees(expected, parts, step):
@@ -77,19 +77,19 @@ def compare_with_source(folder: Path, steps: Sequence[Step]) -> Verified:
     return Verified(len(steps), values)
 
 
-def _some_rows(step: Step, place: int) -> Block:
-    """A few rows of a step's source: of one tensor the first, of the next others."""
+def _some_rows(step: Step, index: int) -> Block:
+    """A few rows of a step's source, whose position in the tensor depends on `index`."""
     entry = step.source.entry
     if step.source.transpose or not entry.shape or entry.nbytes <= _BYTES:
         return Block(step, 0, entry.nbytes, None)
     row = entry.nbytes // entry.shape[0]
     rows = max(1, _BYTES // row)
-    first = (entry.shape[0] - rows) * (place % _PLACES) // (_PLACES - 1)
+    first = (entry.shape[0] - rows) * (index % _POSITIONS) // (_POSITIONS - 1)
     return Block(step, first * row, (first + rows) * row, rows)
 
 
 def _rows(target: BlockReader, tensor: SourceTensor, block: Block) -> mx.array:
-    """The rows of a written tensor that a block of the source became."""
+    """The rows of a written tensor that correspond to a block of the source."""
     entry = tensor.entry
     if block.rows is None:
         return _read(target, entry, 0, entry.nbytes, entry.shape)
@@ -110,7 +110,7 @@ def _agrees(source: mx.array, parts: Sequence[mx.array], step: Step) -> bool:
     if step.quantization is None:
         (copy,) = parts
         return bool(mx.array_equal(source.astype(copy.dtype), copy).item())
-    # What was quantised is the source in the type that the scales have.
+    # The source was cast to the type of the scales before it was quantized.
     kept = parts[1].dtype if mx.issubdtype(parts[1].dtype, mx.floating) else source.dtype
     weights = source.astype(kept).astype(mx.float32)
     found, allowed = _unpacked(parts, weights, step.quantization)
@@ -120,7 +120,7 @@ def _agrees(source: mx.array, parts: Sequence[mx.array], step: Step) -> bool:
 def _unpacked(
     parts: Sequence[mx.array], weights: mx.array, quantization: Quantization
 ) -> tuple[mx.array, mx.array]:
-    """What quantised rows stand for, and how far each value may be from its weight."""
+    """The dequantized rows, and the tolerance of each value."""
     group_size, bits, mode = quantization.group_size, quantization.bits, quantization.mode
     if mode == "affine":
         packed, scales, biases = parts
@@ -141,12 +141,12 @@ def _unpacked(
     else:
         top = _EIGHT_BITS_TOP * units
         near = mx.maximum(_EIGHT_BITS_STEP * sizes, _EIGHT_BITS_LEAST * units)
-    # What is beyond the largest value becomes the largest value.
+    # Values beyond the largest one are clipped to it.
     return found, mx.maximum(near, sizes - top) * (1 + 2.0**-7)
 
 
 def _scale_values(scales: mx.array, mode: str) -> mx.array:
-    """The numbers that the bytes of the scales stand for: powers of two, or 8-bit floats."""
+    """The scales as numbers; their bytes are powers of two or 8-bit floats."""
     if mode == "nvfp4":
         return mx.from_fp8(scales, dtype=mx.float32)
     return mx.power(2.0, scales.astype(mx.float32) - 127)

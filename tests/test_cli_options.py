@@ -12,7 +12,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from llavacot_mlx.cli.main import app
-from llavacot_mlx.convert.recipes import USUAL
+from llavacot_mlx.convert.recipes import DEFAULTS
 from llavacot_mlx.plan.plan import Settings, plan_of
 from llavacot_mlx.train.settings import TrainSettings, settings_of
 
@@ -130,5 +130,5 @@ def test_ask_states_the_defaults_of_its_searches() -> None:
 
 def test_convert_states_the_defaults_of_quantization() -> None:
     mode = stated("convert", "--q-mode")
-    assert int(stated("convert", "--q-bits")) == USUAL[mode].bits
-    assert int(stated("convert", "--q-group-size")) == USUAL[mode].group_size
+    assert int(stated("convert", "--q-bits")) == DEFAULTS[mode].bits
+    assert int(stated("convert", "--q-group-size")) == DEFAULTS[mode].group_size

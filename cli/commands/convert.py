@@ -209,9 +209,9 @@ def _quantization_flags(
 
 def _quantization(bits: int | None, group_size: int | None, mode: Mode | None) -> Quantization:
     """What the three flags mean together. Whether MLX can run it, the conversion finds out."""
-    from llavacot_mlx.convert.recipes import USUAL
+    from llavacot_mlx.convert.recipes import DEFAULTS
 
-    usual = USUAL[mode or Mode.AFFINE]
+    usual = DEFAULTS[mode or Mode.AFFINE]
     return Quantization(
         group_size=usual.group_size if group_size is None else group_size,
         bits=usual.bits if bits is None else bits,
