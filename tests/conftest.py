@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from llavacot_mlx.blas import load_fast_blas
+from llavacot_mlx.cli.openblas import load_fast_blas
 
 # Before MLX is imported: its wheel for Linux has a slow BLAS, and half of the tests' time was its.
 # Each worker of xdist has a core.
