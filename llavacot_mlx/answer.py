@@ -28,6 +28,7 @@ from llavacot_mlx.search.context import SearchContext
 from llavacot_mlx.search.engine import Search
 from llavacot_mlx.search.judges.plugins import ExternalJudges
 from llavacot_mlx.search.judges.registry import judge_named
+from llavacot_mlx.trace.event_log import EventLog
 from llavacot_mlx.trace.events import (
     Answered,
     CandidateText,
@@ -76,13 +77,16 @@ class AnswerStream:
         self._reader = Reader(loaded.tokenizer)
         self._search: Search | None = None
         self._started = 0.0
+        self._log = EventLog()
         self._events = self._run()
 
     def __iter__(self) -> Iterator[Event]:
         return self
 
     def __next__(self) -> Event:
-        return next(self._events)
+        event = next(self._events)
+        self._log.add(event)
+        return event
 
     def close(self) -> None:
         """Ends an answer that nobody waits for; does nothing to one that has ended."""
@@ -193,6 +197,7 @@ class AnswerStream:
             usage=dataclasses.replace(self._usage),
             timings=dataclasses.replace(timings),
             peak_memory_bytes=mx.get_peak_memory(),
+            events=self._log.events,
         )
 
 

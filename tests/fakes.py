@@ -19,6 +19,7 @@ from llavacot_mlx.errors import UserError
 from llavacot_mlx.plan.plan_yaml import plan_object
 from llavacot_mlx.prompt.stages import Closed, Opened, Stage, StageEvent, StageParser, StageRecord
 from llavacot_mlx.request import Request
+from llavacot_mlx.trace.event_log import EventLog
 from llavacot_mlx.trace.events import (
     Answered,
     CandidateEnded,
@@ -147,13 +148,16 @@ class FakeAnswerStream:
         self._script, self._name, self._request = script, name, request
         self._answer = _FakeAnswer()
         self._tree = _FakeSearch(script)
+        self._log = EventLog()
         self._events = self._run()
 
     def __iter__(self) -> Iterator[Event]:
         return self
 
     def __next__(self) -> Event:
-        return next(self._events)
+        event = next(self._events)
+        self._log.add(event)
+        return event
 
     def so_far(self) -> Trace:
         if self._script.rounds:
@@ -222,6 +226,7 @@ class FakeAnswerStream:
                 load_s=4.1, vision_s=0.32, first_token_s=1.5, decode_s=len(pieces) / 18.0
             ),
             peak_memory_bytes=7_300_000_000,
+            events=self._log.events,
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from fakes import RETRACING, command
 from terminal_session import TerminalSession
-from traces import greedy, png, retracing
+from traces import greedy, png, retracing, stopped
 
 from llavacot_mlx.trace.file import write_trace
 
@@ -125,13 +125,7 @@ def test_what_json_printed_can_be_piped_in(desk: Path) -> None:
 
 
 def test_an_interrupted_search_says_so(desk: Path) -> None:
-    whole = retracing()
-    search = replace(
-        whole.search, nodes=whole.search.nodes[:5], choices=whole.search.choices[:2], retraces=0
-    )
-    text = "<SUMMARY> I count. </SUMMARY><CAPTION> One circle. </CAPTION>"
-    stopped = replace(whole, search=search, text=text, stages=whole.stages[:2], interrupted=True)
-    write_trace(desk / "stopped.json", stopped, None)
+    write_trace(desk / "stopped.json", stopped(), None)
     shown = run(desk, "stopped.json").stdout
     assert "stopped; the best path so far:\n\nSUMMARY\nI count.\n" in shown
     assert "no conclusion" in refused(desk, "stopped.json", "--show", "answer")

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from fakes import GOOD_ANSWER, ScriptedRound
 from PIL import Image
-from traces import events_of, greedy, png, retracing, trace_of
+from traces import events_of, greedy, png, retracing, stopped, trace_of
 
 from llavacot_mlx.cli.html.page import page, path_taken
 from llavacot_mlx.cli.html.page_picture import page_picture
@@ -187,11 +187,7 @@ def test_a_bar_is_as_long_as_its_score() -> None:
 
 
 def test_an_interrupted_search_says_so_and_shows_what_there_is() -> None:
-    whole = retracing()
-    search = replace(whole.search, nodes=whole.search.nodes[:5], choices=whole.search.choices[:2])
-    text = "<SUMMARY> I count. </SUMMARY><CAPTION> One circle. </CAPTION>"
-    stopped = replace(whole, search=search, text=text, stages=whole.stages[:2], interrupted=True)
-    shown = page(stopped, None)
+    shown = page(stopped(), None)
     said = words(shown)
     assert "There is no conclusion. Stopped before its end" in said
     assert Outline(shown).candidates["c2"] == "path"

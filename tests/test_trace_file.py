@@ -14,6 +14,8 @@ import pytest
 from traces import events_of, greedy, png, retracing, trace_of
 
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.trace.events import StageStarted
 from llavacot_mlx.trace.file import media_type, parse_trace, read_trace, write_trace
 from llavacot_mlx.trace.record import Trace
 
@@ -49,7 +51,9 @@ def test_any_text_comes_back(tmp_path: Path) -> None:
 def test_an_interrupted_single_path_may_have_an_open_stage() -> None:
     whole = greedy()
     text = whole.text[: whole.text.index("One red circle is")]
-    stopped = replace(whole, interrupted=True, text=text, stages=whole.stages[:2])
+    events = whole.events[: whole.events.index(StageStarted(Stage.REASONING)) + 1]
+    stages = whole.stages[:2]
+    stopped = replace(whole, interrupted=True, text=text, stages=stages, events=events)
     assert Trace.from_dict(json.loads(stopped.to_json())) == stopped
     with pytest.raises(UserError, match="stages: not those that the tags in text say"):
         Trace.from_dict(json.loads(replace(stopped, interrupted=False).to_json()))
@@ -111,6 +115,19 @@ CHANGES: list[tuple[Change, str]] = [
     (put(4, "search", "choices", 5, "step"), "search.choices[5].step: 4 is no step"),
     (put("quick", "search", "plan", "mode"), "search.plan: mode: unknown key"),
     (put([], "search", "plan", "steps"), "search.plan: steps: "),
+    (put({}, "events"), "events: expected a list"),
+    (put("kept", "events", 3), "events[3]: expected an object"),
+    (put({"node": 3}, "events", 3), "events[3].event is missing; an older llavacot"),
+    (put("essay", "events", 3, "event"), "events[3].event: 'essay' is no event; a newer llavacot"),
+    (put(["a"], "events", 3, "event"), "events[3].event: ['a'] is no event"),
+    (put("0", "events", 2, "node"), "events[2].node: expected a whole number"),
+    (put(0.5, "events", 2, "mood"), "events[2].mood: unknown key"),
+    (put(1, "events", 2, "node"), "events[2]: not the next candidate of search.nodes"),
+    (put(0, "events", 2, "parent"), "events[2]: not the next candidate of search.nodes"),
+    (put(40, "events", 3, "node"), "events[3]: candidate 40 has not started"),
+    (put(-1, "events", 3, "node"), "events[3]: candidate -1 has not started"),
+    (put([0, 1], "events", 5, "nodes"), "events[5]: candidate 1 has not started"),
+    (put("<SUMMARY> I", "events", 3, "text"), "events: not the text of search.nodes[0]"),
     (put("picture.png", "picture"), "picture: expected an object"),
     (put({"media_type": "image/png"}, "picture"), "picture.base64 is missing"),
     (put({"media_type": "image/png", "base64": "%"}, "picture"), "picture.base64: "),
@@ -153,3 +170,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         read_trace(tmp_path / "nix.json")
     with pytest.raises(UserError, match="a folder, not a trace"):
         read_trace(tmp_path)
+
+
+def test_a_log_of_other_stages_is_refused() -> None:
+    value = json.loads(greedy().to_json())
+    value["events"] = [each for each in value["events"] if each["event"] != "stage_ended"]
+    with pytest.raises(UserError, match="events: not the stages of this trace"):
+        Trace.from_dict(value)

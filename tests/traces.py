@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fakes import GOOD_ANSWER, RETRACING, FakeAnswerStream, Script, ScriptedRound
 from PIL import Image
 
 from llavacot_mlx.plan.plan import Settings, plan_of
 from llavacot_mlx.request import Request
-from llavacot_mlx.trace.events import Answered, Event, Interrupted
+from llavacot_mlx.trace.events import Answered, CandidatesKept, Event, Interrupted
 from llavacot_mlx.trace.record import Trace
 
 
@@ -38,6 +39,23 @@ def trace_of(events: Sequence[Event]) -> Trace:
 def retracing(question: str = "How many?") -> Trace:
     """A search that went back once: 11 candidates, of which 1, 6, 8 and 10 are the path taken."""
     return trace_of(events_of(RETRACING, question=question, notices=("mind the gap",)))
+
+
+def stopped() -> Trace:
+    """The same search, stopped before it chose from its first two reasonings."""
+    whole = retracing()
+    third = [n for n, event in enumerate(whole.events) if isinstance(event, CandidatesKept)][2]
+    search = replace(
+        whole.search, nodes=whole.search.nodes[:5], choices=whole.search.choices[:2], retraces=0
+    )
+    return replace(
+        whole,
+        search=search,
+        text="<SUMMARY> I count. </SUMMARY><CAPTION> One circle. </CAPTION>",
+        stages=whole.stages[:2],
+        interrupted=True,
+        events=whole.events[:third],
+    )
 
 
 def greedy() -> Trace:

@@ -15,8 +15,10 @@ from llavacot_mlx.cli.options import DebugOption, PlainOption, ShowOption
 from llavacot_mlx.cli.printable import printable, printable_line
 from llavacot_mlx.cli.units import format_bytes
 from llavacot_mlx.cli.views.answer_view import answer_view
+from llavacot_mlx.cli.views.search_view import unit_of
 from llavacot_mlx.cli.views.view import Show
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.trace.events import trace_events
 from llavacot_mlx.trace.file import StoredTrace, parse_trace, read_trace
 from llavacot_mlx.trace.record import Trace
 
@@ -105,8 +107,6 @@ def _read(file: str) -> StoredTrace:
 
 
 def _show(trace: Trace, show: Show, *, plain: bool) -> None:
-    from llavacot_mlx.cli.retelling import retelling, unit_of
-
     if show is Show.ANSWER and not trace.answer:
         raise UserError("there is no conclusion in this trace; see what there is with --show all")
     if show is Show.ALL:
@@ -115,7 +115,7 @@ def _show(trace: Trace, show: Show, *, plain: bool) -> None:
         facts = " · ".join([*map(printable_line, about), f"seed {trace.seed}"])
         print(f"{printable(trace.question.strip())}\n{facts}\n", flush=True)
     with answer_view(sys.stdout, show, unit_of(trace), plain=plain) as view:
-        for event in retelling(trace):
+        for event in trace_events(trace):
             view.show(event)
 
 

@@ -17,13 +17,13 @@ from llavacot_mlx import __version__
 from llavacot_mlx.cli.html.page_picture import page_picture
 from llavacot_mlx.cli.html.search_tree_svg import SearchTree, search_tree
 from llavacot_mlx.cli.printable import printable, printable_line
-from llavacot_mlx.cli.retelling import retelling, unit_of
 from llavacot_mlx.cli.units import format_bytes, format_seconds
 from llavacot_mlx.cli.views.plain import not_closed
-from llavacot_mlx.cli.views.search_view import Candidate, Round, SearchSoFar, retold, step_back
+from llavacot_mlx.cli.views.search_view import Candidate, Round, SearchSoFar, step_back, unit_of
 from llavacot_mlx.cli.views.summary_line import search_summary_line, summary_line
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.prompt.stages import Stage, StageRecord
+from llavacot_mlx.trace.event_log import stage_events
 from llavacot_mlx.trace.events import (
     CandidateEnded,
     CandidateScored,
@@ -130,7 +130,7 @@ def _parts(trace: Trace) -> list[PathPart]:
     """The path taken, stage by stage."""
     parts: list[PathPart] = []
     records = iter(trace.stages)
-    for event in retold(trace):
+    for event in stage_events(trace.text, trace.stages):
         match event:
             case StageStarted(stage):
                 parts.append(PathPart(stage))
@@ -237,7 +237,7 @@ def _search(trace: Trace) -> SearchStory:
 def _story(trace: Trace) -> Iterator[Round | Retraced]:
     """The rounds and the steps back, in the order in which they happened."""
     so_far = SearchSoFar(unit_of(trace))
-    for event in retelling(trace):
+    for event in trace.events:
         match event:
             case CandidateStarted():
                 so_far.started(event)

@@ -34,11 +34,12 @@ from llavacot_mlx.cli.units import format_seconds
 from llavacot_mlx.cli.views.keyboard import quiet_keyboard
 from llavacot_mlx.cli.views.live_region import Line, Region
 from llavacot_mlx.cli.views.plain import not_closed
-from llavacot_mlx.cli.views.search_view import Candidate, Round, SearchSoFar, retold, step_back
+from llavacot_mlx.cli.views.search_view import Candidate, Round, SearchSoFar, step_back
 from llavacot_mlx.cli.views.summary_line import search_summary_line, summary_line
 from llavacot_mlx.cli.views.view import Show
 from llavacot_mlx.plan.plan import Unit
 from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.trace.event_log import stage_events
 from llavacot_mlx.trace.events import (
     Answered,
     CandidateEnded,
@@ -216,7 +217,7 @@ class LiveView:
         """Prints a path through a search, stage by stage."""
         if self._show is Show.ALL:
             self._draw(above=self._lines(Text(heading, style="dim")))
-        for told in retold(trace):
+        for told in stage_events(trace.text, trace.stages):
             self._take(told)
         self._finish_block()
         self._doing = ""

@@ -6,11 +6,12 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from llavacot_mlx.cli.printable import printable
-from llavacot_mlx.cli.views.search_view import Candidate, Round, SearchSoFar, retold, step_back
+from llavacot_mlx.cli.views.search_view import Candidate, Round, SearchSoFar, step_back
 from llavacot_mlx.cli.views.summary_line import search_summary_line, summary_line
 from llavacot_mlx.cli.views.view import Show
 from llavacot_mlx.plan.plan import Unit
 from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.trace.event_log import stage_events
 from llavacot_mlx.trace.events import (
     Answered,
     CandidateEnded,
@@ -104,11 +105,11 @@ class PlainView:
                     if self._show is Show.ALL:
                         self._begin_block()
                         self._write("stopped; the best path so far:\n")
-                    for told in retold(trace):
+                    for told in stage_events(trace.text, trace.stages):
                         self.show(told)
             case Answered(trace):
                 if self._searched:
-                    for told in retold(trace):
+                    for told in stage_events(trace.text, trace.stages):
                         self.show(told)
                 if self._show is Show.ALL:
                     self._begin_block()

@@ -8,18 +8,15 @@ from dataclasses import dataclass, field
 
 from llavacot_mlx.cli.printable import printable_line
 from llavacot_mlx.plan.plan import Unit
-from llavacot_mlx.prompt.stages import Closed, Opened, Stage, StageEvent, StageParser, Text
+from llavacot_mlx.plan.plan_yaml import plan_from
+from llavacot_mlx.prompt.stages import Stage, StageEvent, StageParser, Text
 from llavacot_mlx.trace.events import (
     CandidateEnded,
     CandidateScored,
     CandidatesKept,
     CandidateStarted,
     CandidateText,
-    FreeText,
     Retraced,
-    StageEnded,
-    StageStarted,
-    StageText,
 )
 from llavacot_mlx.trace.record import Trace
 
@@ -253,18 +250,6 @@ def step_back(event: Retraced) -> str:
     return f"↩ not good enough: back to the {where}, round {event.round + 1}"
 
 
-def retold(trace: Trace) -> Iterator[StageStarted | StageText | StageEnded | FreeText]:
-    """The chosen answer as the events of one that was written in one go."""
-    parser = StageParser()
-    records = iter(trace.stages)
-    for event in parser.feed(trace.text) + parser.finish():
-        if isinstance(event, Opened):
-            yield StageStarted(event.stage)
-        elif isinstance(event, Closed):
-            record = next(records, None)
-            if record is not None:  # else it was stopped in the middle of this stage
-                yield StageEnded(event.stage, event.by_tag, record.tokens)
-        elif event.stage is None:
-            yield FreeText(event.text)
-        else:
-            yield StageText(event.stage, event.text)
+def unit_of(trace: Trace) -> Unit:
+    """What a candidate of the search wrote in one step."""
+    return plan_from(trace.search.plan).steps[0].unit if trace.search.plan else Unit.STAGE

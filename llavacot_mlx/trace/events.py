@@ -1,19 +1,22 @@
-"""What an engine yields while it answers: frozen values that a view, a file or a server consume.
+"""What the engine yields while it answers: frozen values that a view, a file or a server consume.
 
-Prepared comes first and Answered, or Interrupted, last. Between them, a method that follows one
-path tells its stages: StageStarted, StageText …, StageEnded, with FreeText for what belongs to no
-stage. A search tells its candidates instead, by their numbers: each one's CandidateStarted,
-CandidateText …,
-CandidateEnded, its CandidateScored where a judge was asked, then CandidatesKept, and Retraced where
-the search goes back. Noticed may come anywhere.
+Prepared comes first, and Answered or Interrupted last. Between them, a method that decodes one path
+reports its stages: StageStarted, StageText …, StageEnded, and FreeText for what belongs to no
+stage. A search reports its candidates by their numbers instead: CandidateStarted, CandidateText …,
+CandidateEnded for each one, CandidateScored where a judge was asked, then CandidatesKept, and
+Retraced where the search goes back. Noticed may come anywhere.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from llavacot_mlx.prompt.stages import Stage
-from llavacot_mlx.trace.record import Trace
+
+if TYPE_CHECKING:
+    from llavacot_mlx.trace.record import Trace  # which holds the events before the last one
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Prepared:
 
 @dataclass(frozen=True)
 class StageStarted:
+    """A stage's opening tag was written."""
+
     stage: Stage
 
 
@@ -40,6 +45,8 @@ class StageText:
 
 @dataclass(frozen=True)
 class StageEnded:
+    """A stage is complete."""
+
     stage: Stage
     closed: bool
     """False when the closing tag never came: end of turn, the token limit, or the next stage."""
@@ -60,11 +67,11 @@ class CandidateStarted:
 
     node: int
     parent: int | None
-    """The candidate that it goes on from; None for the prompt."""
+    """The candidate that it continues; None for the prompt."""
     stage: Stage | None
-    """The stage that it is about to write, as far as one can tell."""
+    """The stage that it should write next."""
     round: int
-    """How often the search had gone back when it began."""
+    """The number of retraces before it began."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,8 @@ class CandidateText:
 
 @dataclass(frozen=True)
 class CandidateEnded:
+    """A candidate has written what its step asks for, or was cut off."""
+
     node: int
     stage: Stage | None
     """The stage that it wrote last; None where it opened none."""
@@ -87,6 +96,8 @@ class CandidateEnded:
 
 @dataclass(frozen=True)
 class CandidateScored:
+    """A judge was asked about a candidate."""
+
     node: int
     score: float | None
     """None when the judge came to no verdict."""
@@ -94,7 +105,7 @@ class CandidateScored:
 
 @dataclass(frozen=True)
 class CandidatesKept:
-    """Those that the search goes on with, the best first."""
+    """The search continues with these candidates, the best first."""
 
     nodes: tuple[int, ...]
 
@@ -110,21 +121,21 @@ class Retraced:
 
 @dataclass(frozen=True)
 class Noticed:
-    """Something about the search that the person should know, in one line; each is told once."""
+    """Something about the search that the user should know, in one line; each comes once."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Answered:
-    """The end, with the record of everything before it."""
+    """The end of the answer, with its record."""
 
     trace: Trace
 
 
 @dataclass(frozen=True)
 class Interrupted:
-    """In place of Answered: the person stopped the answer, and this is what there is of it."""
+    """In place of Answered: the answer was stopped, and this is its record so far."""
 
     trace: Trace
 
@@ -138,13 +149,13 @@ SearchEvent = (
     | Retraced
     | Noticed
 )
-Event = (
-    Prepared
-    | StageStarted
-    | StageText
-    | StageEnded
-    | FreeText
-    | SearchEvent
-    | Answered
-    | Interrupted
-)
+LoggedEvent = Prepared | StageStarted | StageText | StageEnded | FreeText | SearchEvent
+"""What a trace keeps: everything before the end."""
+TextEvent = StageText | FreeText | CandidateText
+Event = LoggedEvent | Answered | Interrupted
+
+
+def trace_events(trace: Trace) -> Iterator[Event]:
+    """All events of an answer, from its record."""
+    yield from trace.events
+    yield Interrupted(trace) if trace.interrupted else Answered(trace)

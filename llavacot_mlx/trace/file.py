@@ -9,14 +9,27 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llavacot_mlx.atomic import write_file
 from llavacot_mlx.checked import checked
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.trace.record import RULES, Trace
+from llavacot_mlx.prompt.stages import Closed, Stage, StageParser
+from llavacot_mlx.trace.event_log import stage_events
+from llavacot_mlx.trace.events import (
+    CandidateEnded,
+    CandidateScored,
+    CandidatesKept,
+    CandidateStarted,
+    CandidateText,
+    LoggedEvent,
+    Noticed,
+    Retraced,
+)
+from llavacot_mlx.trace.record import RULES, SearchRecord, Trace
 
 _LARGEST = 10**9  # bytes; what no search and hardly any picture comes near
 
@@ -95,9 +108,66 @@ def parse_trace(data: bytes, name: str) -> StoredTrace:
         raise UserError(f"{name}: not JSON, so not a trace: {problem}") from None
     try:
         picture = _picture(value)
-        return StoredTrace(Trace.from_dict(value), picture)
+        trace = Trace.from_dict(value)
+        if "events" not in value:
+            trace = replace(trace, events=tuple(events_of_old_trace(trace)))
+        return StoredTrace(trace, picture)
     except UserError as problem:
         raise UserError(f"{name}: {problem}") from None
+
+
+def events_of_old_trace(trace: Trace) -> Iterator[LoggedEvent]:
+    """The log of an answer whose trace was written before traces had one.
+
+    A round at a time: its candidates start, write, end, are scored and chosen from. When a notice
+    came was not recorded, so notices come first.
+    """
+    for notice in trace.search.notices:
+        yield Noticed(notice)
+    if not trace.search.nodes:
+        yield from stage_events(trace.text, trace.stages)
+        return
+    search, choices = trace.search, trace.search.choices
+    for choice, following in zip(choices, (*choices[1:], None), strict=True):
+        yield from _events_of_old_round(search, choice.nodes, stopped=False)
+        yield CandidatesKept(choice.kept)
+        next_round = choice.round if following is None else following.round
+        if choice.back_to is not None or next_round > choice.round:
+            yield Retraced(choice.back_to, choice.round + 1)
+    chosen_from = sum(len(choice.nodes) for choice in choices)
+    open_round = tuple(range(chosen_from, len(search.nodes)))
+    yield from _events_of_old_round(search, open_round, stopped=True)
+
+
+def _events_of_old_round(
+    search: SearchRecord, numbers: tuple[int, ...], *, stopped: bool
+) -> Iterator[LoggedEvent]:
+    nodes = [search.nodes[number] for number in numbers]
+    for node in nodes:
+        yield CandidateStarted(node.id, node.parent, _next_stage(search, node.parent), node.round)
+    for node in nodes:
+        if node.text:
+            yield CandidateText(node.id, node.text)
+        # A node gets its stage when it ends; in a round that was stopped, not all have.
+        if not stopped or node.stage is not None:
+            yield CandidateEnded(node.id, node.stage, node.closed, node.tokens)
+    judged = not stopped and any(node.score is not None for node in nodes)
+    for node in nodes:
+        if judged or node.score is not None:  # a round is judged as a whole
+            yield CandidateScored(node.id, node.score)
+
+
+def _next_stage(search: SearchRecord, parent: int | None) -> Stage | None:
+    """The stage that a node's children write: the one that its path left open, or the next."""
+    path = ""
+    while parent is not None:
+        path = search.nodes[parent].text + path
+        parent = search.nodes[parent].parent
+    parser = StageParser()
+    closed = [event.stage for event in parser.feed(path) if isinstance(event, Closed)]
+    if parser.stage is not None:
+        return parser.stage
+    return closed[-1].following if closed else Stage.SUMMARY
 
 
 def media_type(picture: bytes) -> str:

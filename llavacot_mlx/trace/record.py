@@ -11,6 +11,16 @@ from llavacot_mlx.checked import KeyRules, checked
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.plan.plan_yaml import plan_from
 from llavacot_mlx.prompt.stages import Closed, Stage, StageParser, StageRecord
+from llavacot_mlx.trace.event_log import event_from, event_object
+from llavacot_mlx.trace.events import (
+    CandidateEnded,
+    CandidateScored,
+    CandidatesKept,
+    CandidateStarted,
+    CandidateText,
+    LoggedEvent,
+    StageEnded,
+)
 from llavacot_mlx.usage import Timings, Usage
 
 RULES = KeyRules(
@@ -98,6 +108,9 @@ class Trace:
     usage: Usage = field(default_factory=Usage)
     timings: Timings = field(default_factory=Timings)
     peak_memory_bytes: int = 0
+    events: tuple[LoggedEvent, ...] = ()
+    """What happened, in order, as `event_log.EventLog` joins it. Empty in what was written before
+    traces had a log; `trace_file` fills it in."""
 
     @property
     def answer(self) -> str | None:
@@ -116,9 +129,10 @@ class Trace:
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `--json` prints, with `answer` after `seed`."""
-        plain = dataclasses.asdict(self)
+        plain = dataclasses.asdict(dataclasses.replace(self, events=()))
         head = {key: plain.pop(key) for key in ("question", "image", "model", "seed")}
-        return {**head, "answer": self.answer, **plain}
+        events = [event_object(event) for event in self.events]
+        return {**head, "answer": self.answer, **plain, "events": events}
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), ensure_ascii=False)
@@ -132,13 +146,18 @@ class Trace:
         """
         if not isinstance(value, dict) or not {"question", "stages", "search"} <= value.keys():
             raise UserError("not a trace: it has no question, stages and search")
-        rest = {key: part for key, part in value.items() if key != "answer"}
+        rest = {key: part for key, part in value.items() if key not in ("answer", "events")}
         rest.setdefault("adapter", None)  # written before there were adapters
-        trace = checked(cls, rest, RULES)
+        trace = checked(cls, {**rest, "events": []}, RULES)
+        log = checked(tuple[Any, ...], value.get("events", []), RULES, "events")
+        events = (event_from(each, RULES, f"events[{n}]") for n, each in enumerate(log))
+        trace = dataclasses.replace(trace, events=tuple(events))
         if value.get("answer") != trace.answer:
             raise UserError("answer: not the text of the last conclusion among stages")
         _check_stages(trace)
         _check_tree(trace.search)
+        if trace.events:
+            _check_log(trace)
         return trace
 
 
@@ -184,3 +203,37 @@ def _check_tree(search: SearchRecord) -> None:
         for kept in choice.kept:
             if not 0 <= kept < told:
                 raise UserError(f"{where}.kept: {kept} is no node that was written by then")
+
+
+def _check_log(trace: Trace) -> None:
+    """Raises UserError where the log names a candidate before its start, or has other texts."""
+    nodes = trace.search.nodes
+    texts: list[str] = []
+    for index, event in enumerate(trace.events):
+        where = f"events[{index}]"
+        match event:
+            case CandidateStarted(node, parent):
+                if node != len(texts) or node >= len(nodes) or parent != nodes[node].parent:
+                    raise UserError(f"{where}: not the next candidate of search.nodes")
+                texts.append("")
+                continue
+            case CandidateText(node) | CandidateEnded(node) | CandidateScored(node):
+                named: tuple[int, ...] = (node,)
+            case CandidatesKept(named):
+                pass
+            case _:
+                continue
+        for node in named:
+            if not 0 <= node < len(texts):
+                raise UserError(f"{where}: candidate {node} has not started")
+        if isinstance(event, CandidateText):
+            texts[event.node] += event.text
+    for node, text in enumerate(texts):
+        # An answer may be stopped after a node has its text and before the log has it.
+        expected = nodes[node].text
+        if text != expected and not (trace.interrupted and expected.startswith(text)):
+            raise UserError(f"events: not the text of search.nodes[{node}]")
+    ended = [(event.stage, event.closed) for event in trace.events if isinstance(event, StageEnded)]
+    stages = [(record.stage, record.closed) for record in trace.stages]
+    if not nodes and ended != (stages[: len(ended)] if trace.interrupted else stages):
+        raise UserError("events: not the stages of this trace")

@@ -1,0 +1,126 @@
+"""The log of an answer: its events as they happened, as a list that JSON can hold.
+
+An event is an object whose key `event` names its kind, beside the fields of its class, such as
+`{"event": "candidate_scored", "node": 3, "score": 0.9}`. Each object stands for itself, so a file
+can take one a line while the answer comes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from llavacot_mlx.checked import KeyRules, OneOf, checked
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.prompt.stages import Closed, Opened, StageEvent, StageParser, StageRecord
+from llavacot_mlx.trace.events import (
+    CandidateEnded,
+    CandidateScored,
+    CandidatesKept,
+    CandidateStarted,
+    CandidateText,
+    Event,
+    FreeText,
+    LoggedEvent,
+    Noticed,
+    Prepared,
+    Retraced,
+    StageEnded,
+    StageStarted,
+    StageText,
+    TextEvent,
+)
+
+_KINDS: dict[str, type[LoggedEvent]] = {
+    "prepared": Prepared,
+    "stage_started": StageStarted,
+    "stage_text": StageText,
+    "stage_ended": StageEnded,
+    "free_text": FreeText,
+    "candidate_started": CandidateStarted,
+    "candidate_text": CandidateText,
+    "candidate_ended": CandidateEnded,
+    "candidate_scored": CandidateScored,
+    "candidates_kept": CandidatesKept,
+    "retraced": Retraced,
+    "noticed": Noticed,
+}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+
+
+class EventLog:
+    """Collects the events of an answer.
+
+    The pieces of a text are joined until something other than text happens, each candidate's to
+    one piece, so that a log is about as long as its texts.
+    """
+
+    def __init__(self) -> None:
+        self._events: list[LoggedEvent] = []
+        self._texts: dict[object, tuple[TextEvent, list[str]]] = {}  # since the last other event
+
+    @property
+    def events(self) -> tuple[LoggedEvent, ...]:
+        """Everything so far."""
+        return (*self._events, *self._joined_texts())
+
+    def add(self, event: Event) -> None:
+        """Adds an event; Answered and Interrupted hold the whole record and are left out."""
+        if isinstance(event, TextEvent):
+            source = dataclasses.replace(event, text="")  # whose text it is: equal for all pieces
+            self._texts.setdefault(source, (event, []))[1].append(event.text)
+        elif isinstance(event, LoggedEvent):
+            self._events += self._joined_texts()
+            self._texts.clear()
+            self._events.append(event)
+
+    def _joined_texts(self) -> Iterator[TextEvent]:
+        for event, pieces in self._texts.values():
+            yield dataclasses.replace(event, text="".join(pieces))
+
+
+def event_object(event: LoggedEvent) -> dict[str, Any]:
+    """The event as JSON holds it."""
+    return {"event": _NAMES[type(event)], **dataclasses.asdict(event)}
+
+
+def event_from(value: Any, rules: KeyRules, path: str) -> LoggedEvent:
+    """The event whose `event_object` is `value`.
+
+    Raises UserError that names the key which is missing, unknown, or of another type; `path` leads
+    to the value, such as `events[3]`.
+    """
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected an object that describes an event")
+    fields = dict(value)
+    name = fields.pop("event", None)
+    if name is None:
+        raise UserError(f"{path}.event is missing{rules.missing}")
+    if name not in OneOf(*_KINDS):
+        raise UserError(f"{path}.event: {name!r} is no event{rules.unknown}")
+    event: LoggedEvent = checked(_KINDS[name], fields, rules, path)
+    return event
+
+
+def stage_events(
+    text: str, records: Sequence[StageRecord]
+) -> Iterator[StageStarted | StageText | StageEnded | FreeText]:
+    """The events of an answer with that text, each piece of it whole.
+
+    `records` has its ended stages in order; a stage beyond them was stopped in the middle.
+    """
+    parser = StageParser()
+    ended = iter(records)
+    found: list[StageEvent] = parser.feed(text) + parser.finish()
+    for event in found:
+        if isinstance(event, Opened):
+            yield StageStarted(event.stage)
+        elif isinstance(event, Closed):
+            record = next(ended, None)
+            if record is not None:
+                yield StageEnded(event.stage, event.by_tag, record.tokens)
+        elif event.stage is None:
+            yield FreeText(event.text)
+        else:
+            yield StageText(event.stage, event.text)
