@@ -52,8 +52,8 @@ def plain(oracle: Callable[[Geometry], Oracle]) -> Answer:
     return oracle(GEOMETRY).answer(PARTS)
 
 
-def target(folder: Path, mark: str = "config.json") -> OutputFolder:
-    return OutputFolder(folder, "--hf-path", force=False, mark=mark)
+def target(folder: Path, marker: str = "config.json") -> OutputFolder:
+    return OutputFolder(folder, "--hf-path", force=False, marker=marker)
 
 
 def ours_with(base: Path, adapter: Path, token_ids: list[int]) -> np.ndarray:
