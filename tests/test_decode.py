@@ -11,7 +11,6 @@ from conftest import CONFIG, IMAGE_TOKEN_ID
 
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.generate import decode as decode_module
-from llavacot_mlx.generate import prefill as prefill_module
 from llavacot_mlx.generate.decode import decode
 from llavacot_mlx.generate.prefill import prefill
 from llavacot_mlx.generate.sampling_params import Sampling
@@ -82,14 +81,11 @@ def test_decoding_is_reading_everything_again(name: str, model: Mllama) -> None:
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 41, 42])
 @pytest.mark.parametrize("name", PROMPTS)
-def test_a_prompt_in_several_passes(
-    name: str, rows: int, model: Mllama, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_prompt_in_several_passes(name: str, rows: int, model: Mllama) -> None:
     """Wherever the passes are cut: before, in or behind the rows that a picture begins at."""
     whole = prefill(model, PROMPTS[name], Usage(), Timings())
-    monkeypatch.setattr(prefill_module, "_PREFILL_ROWS", rows)
     usage = Usage()
-    cut = prefill(model, PROMPTS[name], usage, Timings())
+    cut = prefill(model, PROMPTS[name], usage, Timings(), tokens_per_pass=rows)
     assert usage.prefilled_tokens == len(PROMPTS[name].token_ids) == cut.cache.length
     assert np.abs(np.array(whole.logits - cut.logits)).max() < 1e-3
     run = list(decode(cut, GREEDY, 0, frozenset(), 8))

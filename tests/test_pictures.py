@@ -239,8 +239,7 @@ def test_a_warning_of_a_large_picture_is_no_line_on_stderr(
         open_picture(SAMPLES[0])
 
 
-def test_a_file_without_an_end_is_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_an_end_is_no_picture() -> None:
     """`/dev/zero` was read until the memory was full."""
-    monkeypatch.setattr(pictures, "_MOST_BYTES", 10_000)
-    with pytest.raises(UserError, match="/dev/zero"):
-        open_picture(Path("/dev/zero"))
+    with pytest.raises(UserError, match="/dev/zero is no picture: it holds more than 1 MB"):
+        pictures.picture_file(Path("/dev/zero"), max_bytes=10**6)

@@ -223,14 +223,11 @@ def test_dropout_follows_from_the_key(fresh: Mllama) -> None:
 
 
 @pytest.mark.parametrize("kind", [FineTuneType.LORA, FineTuneType.FULL])
-def test_blocks_of_learned_tokens_are_the_whole(
-    fresh: Mllama, kind: FineTuneType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_of_learned_tokens_are_the_whole(fresh: Mllama, kind: FineTuneType) -> None:
     model = changed(fresh, kind)
     read = inputs(model, *batch(ROWS))
     expected = loss_and_gradients(model, read)
-    monkeypatch.setattr(forward, "_TOKENS_PER_BLOCK", 7)
-    got = loss_and_gradients(model, read)
+    got = loss_and_gradients(model, read, tokens_per_block=7)
     for some, others in zip(expected[0].arrays, got[0].arrays, strict=True):
         np.testing.assert_allclose(np.array(some), np.array(others), rtol=1e-5)
     check_same(expected[1], got[1])
@@ -300,11 +297,8 @@ def test_nothing_learned_is_no_gradient(fresh: Mllama) -> None:
     assert not any(gradient.any() for gradient in by_name(gradients).values())
 
 
-def test_only_a_block_of_logits_is_in_memory(
-    fresh: Mllama, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_a_block_of_logits_is_in_memory(fresh: Mllama) -> None:
     """A trainer that keeps all logits takes, in the 11B, a gigabyte a thousand tokens and copy."""
-    monkeypatch.setattr(forward, "_TOKENS_PER_BLOCK", 16)
     vocabulary = 50_000
     fresh.language_model.lm_head.weight = mx.random.normal((vocabulary, 48))
     model = changed(fresh)
@@ -316,7 +310,7 @@ def test_only_a_block_of_logits_is_in_memory(
     mx.clear_cache()
     mx.reset_peak_memory()
     before = mx.get_active_memory()
-    loss_and_gradients(model, read)
+    loss_and_gradients(model, read, tokens_per_block=16)
     logits = 4 * vocabulary * 590
     assert mx.get_peak_memory() - before < logits / 2
 

@@ -19,7 +19,7 @@ from llavacot_mlx.prompt.image_processor import Tiles
 from llavacot_mlx.prompt.image_spans import OpenImages, Prompt, open_images
 from llavacot_mlx.usage import Timings, Usage
 
-_PREFILL_ROWS = 2048
+_TOKENS_PER_PASS = 2048
 """Rows of a prompt in one forward pass, which bounds the memory of a long one."""
 
 
@@ -51,6 +51,7 @@ def prefill(
     usage: Usage,
     timings: Timings,
     kv_meter: KVMeter | None = None,
+    tokens_per_pass: int = _TOKENS_PER_PASS,
 ) -> PrefilledPrompt:
     """Reads a prompt: encodes each image once, projects its K/V once, runs every token once.
 
@@ -72,10 +73,10 @@ def prefill(
     started = time.perf_counter()
     cache = model.language_model.new_cache(kv_meter)
     # Rows before the first image need the absent tiles, which are dropped after the first pass.
-    first_pass = max(_PREFILL_ROWS, runs[0].stop if runs and runs[0].first == runs[0].last else 0)
+    first_pass = max(tokens_per_pass, runs[0].stop if runs and runs[0].first == runs[0].last else 0)
     start = 0
     while start < length:
-        stop = min(start + (first_pass if start == 0 else _PREFILL_ROWS), length)
+        stop = min(start + (first_pass if start == 0 else tokens_per_pass), length)
         ids = mx.array([prompt.token_ids[start:stop]])
         hidden = model.hidden(ids, cache, images.sights(runs, start, stop))
         if stop < length:

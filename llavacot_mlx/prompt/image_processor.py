@@ -22,7 +22,7 @@ from llavacot_mlx.model.config import VisionConfig
 ImageSource = str | Path | bytes | Image.Image
 """What a picture can be given as: a path, the bytes of a file, or a PIL image."""
 
-_MOST_BYTES = 500 * 10**6
+_MAX_FILE_BYTES = 500 * 10**6
 """Of a file: many times what the largest picture takes, and far from what fills a memory."""
 _WHITE = (255, 255, 255, 255)
 
@@ -230,19 +230,19 @@ def _with_pixels(image: Image.Image, name: str) -> Image.Image:
     return image
 
 
-def picture_file(path: Path) -> bytes:
+def picture_file(path: Path, max_bytes: int = _MAX_FILE_BYTES) -> bytes:
     """The bytes of a file that may be a picture. Raises UserError when it cannot be read."""
     try:
         with path.open("rb") as stream:
-            data = stream.read(_MOST_BYTES + 1)
+            data = stream.read(max_bytes + 1)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such picture") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder, not a picture") from None
     except OSError as problem:
         raise UserError(f"{path} cannot be read: {problem.strerror}") from None
-    if len(data) > _MOST_BYTES:
-        raise UserError(f"{path} is no picture: it holds more than {_MOST_BYTES // 10**6} MB")
+    if len(data) > max_bytes:
+        raise UserError(f"{path} is no picture: it holds more than {max_bytes // 10**6} MB")
     return data
 
 

@@ -30,6 +30,7 @@ class Ours:
 
     model: Mllama
     cutter: TileCutter
+    tokens_per_pass: int = 2048
 
     @classmethod
     def open(cls, folder: Path) -> "Ours":
@@ -56,7 +57,7 @@ class Ours:
         prompt = Prompt(tuple(token_ids), tuple(self.cutter.cut(p) for p in pictures))
         watched = _Watched(self.model)
         usage = Usage()
-        context = prefill(watched, prompt, usage, Timings())
+        context = prefill(watched, prompt, usage, Timings(), tokens_per_pass=self.tokens_per_pass)
         rows = self.model.logits(mx.concatenate(watched.rows, axis=1))[0]
         assert usage.images_encoded == len(pictures)
         greedy = Sampling(temperature=0.0)

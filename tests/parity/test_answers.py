@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from llavacot_mlx.assistant import Assistant
-from llavacot_mlx.generate import prefill
 from llavacot_mlx.model.kernels import CPU, use
 
 from .checkpoints import (
@@ -162,15 +161,13 @@ def without_mask_while_decoding(hf: Oracle, parts: list[Part]) -> list[int]:
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64])
-def test_a_prompt_read_in_passes(
-    rows: int, oracle: Oracles, ours: Ports, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_prompt_read_in_passes(rows: int, oracle: Oracles, ours: Ports) -> None:
     """A long prompt takes several forward passes; which rows they hold must not matter."""
-    monkeypatch.setattr(prefill, "_PREFILL_ROWS", rows)
+    in_passes = replace(ours(SCALED), tokens_per_pass=rows)
     turns = turns_with_several_pictures(SCALED)
-    check(oracle(SCALED), ours(SCALED), [LONG_TEXT, *turns["two, text, one"]])
-    check(oracle(SCALED), ours(SCALED), turns["adjacent"])
-    check(oracle(SCALED), ours(SCALED), [LONG_TEXT])
+    check(oracle(SCALED), in_passes, [LONG_TEXT, *turns["two, text, one"]])
+    check(oracle(SCALED), in_passes, turns["adjacent"])
+    check(oracle(SCALED), in_passes, [LONG_TEXT])
 
 
 def test_attention_in_blocks(oracle: Oracles, ours: Ports) -> None:

@@ -57,7 +57,11 @@ def loss_sums(model: Mllama, inputs: Inputs) -> LossSums:
 
 
 def loss_and_gradients(
-    model: Mllama, inputs: Inputs, checkpoint: bool = False, key: mx.array | None = None
+    model: Mllama,
+    inputs: Inputs,
+    checkpoint: bool = False,
+    key: mx.array | None = None,
+    tokens_per_block: int = _TOKENS_PER_BLOCK,
 ) -> tuple[LossSums, Gradients]:
     """Loss and correct tokens of a batch, and the gradients of its summed loss.
 
@@ -75,7 +79,7 @@ def loss_and_gradients(
         run = _run_checkpointed if checkpoint else _run_layer
         hidden_states = _hidden_states(model, inputs, run, key)
         fixed = mx.stop_gradient(hidden_states)
-        for block in _blocks(inputs):
+        for block in _blocks(inputs, tokens_per_block):
             labels, token_kinds = inputs.labels[block], inputs.token_kinds[block]
             blocks.append(loss_and_grads_of_block(head, fixed[block], labels, token_kinds))
         grad = mx.concatenate([block.hidden_grad for block in blocks])
@@ -106,12 +110,9 @@ def loss_and_gradients(
     return total, gradients
 
 
-def _blocks(inputs: Inputs) -> list[slice]:
+def _blocks(inputs: Inputs, size: int = _TOKENS_PER_BLOCK) -> list[slice]:
     count = inputs.labels.size
-    return [
-        slice(start, min(start + _TOKENS_PER_BLOCK, count))
-        for start in range(0, count, _TOKENS_PER_BLOCK)
-    ]
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def _hidden_states(model: Mllama, inputs: Inputs, run: _RunLayer, key: mx.array | None) -> mx.array:
