@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import transformers
-
-from .checkpoints import Geometry, write_checkpoint
-from .oracle import Oracle
+from parity.checkpoints import Geometry, write_checkpoint
+from parity.oracle import Oracle
 
 transformers.utils.logging.disable_progress_bar()
 

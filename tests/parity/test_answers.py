@@ -12,11 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from llavacot_mlx.assistant import Assistant
-from llavacot_mlx.model.kernels import CPU, use
-
-from .checkpoints import (
+from parity.checkpoints import (
     GEOMETRIES,
     TOKEN_ID,
     Geometry,
@@ -28,8 +24,11 @@ from .checkpoints import (
     shard,
     write_checkpoint,
 )
-from .oracle import Oracle, Part, picture, picture_of
-from .ours import Ours, check_equal
+from parity.oracle import Oracle, Part, picture, picture_of
+from parity.ours import Ours, check_equal
+
+from llavacot_mlx.assistant import Assistant
+from llavacot_mlx.model.kernels import CPU, use
 
 TOKENS = 64
 QUESTION = "How many red circles are there?"

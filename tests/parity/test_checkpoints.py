@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from .checkpoints import (
+from parity.checkpoints import (
     GEOMETRIES,
     IMAGE_TOKEN_ID,
     RENAMES,
@@ -22,7 +21,7 @@ from .checkpoints import (
     tensor_names,
     write_checkpoint,
 )
-from .oracle import Oracle, difference, picture, picture_of
+from parity.oracle import Oracle, difference, picture, picture_of
 
 QUESTION = "How many red circles are there?"
 EACH_GEOMETRY = pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES.keys())

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from parity.checkpoints import GEOMETRIES, Geometry, build_tokenizer, read_json, write_json
+from parity.oracle import Oracle, picture, picture_of
 from PIL import Image
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -23,9 +25,6 @@ from llavacot_mlx.search.judges.mllama_judge import MllamaJudge
 from llavacot_mlx.search.judges.plugins import ExternalJudges
 from llavacot_mlx.search.judges.prompts import is_it_right
 from llavacot_mlx.search.judges.vlm_judge import VlmJudge
-
-from .checkpoints import GEOMETRIES, Geometry, build_tokenizer, read_json, write_json
-from .oracle import Oracle, picture, picture_of
 
 QUESTION = "How many red circles are there?"
 CANDIDATES = [

@@ -13,13 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from PIL import Image
-
-from llavacot_mlx.convert.convert import convert
-from llavacot_mlx.convert.recipes import RECIPES, Recipe, with_vision
-from llavacot_mlx.model.config import Quantization
-
-from .checkpoints import (
+from parity.checkpoints import (
     GEOMETRIES,
     read_json,
     respell,
@@ -27,8 +21,13 @@ from .checkpoints import (
     write_checkpoint,
     write_json,
 )
-from .oracle import Oracle, difference, picture_of
-from .ours import TOLERANCE, Ours
+from parity.oracle import Oracle, difference, picture_of
+from parity.ours import TOLERANCE, Ours
+from PIL import Image
+
+from llavacot_mlx.convert.convert import convert
+from llavacot_mlx.convert.recipes import RECIPES, Recipe, with_vision
+from llavacot_mlx.model.config import Quantization
 
 QUESTION = "How many red circles are there?"
 # Widths that every group size divides; quantisation takes groups along a weight's rows.

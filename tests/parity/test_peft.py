@@ -12,6 +12,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import torch
+from parity.checkpoints import Geometry
+from parity.oracle import Answer, Oracle, difference, picture_of
+from parity.ours import TOLERANCE, Ours
 from peft import LoraConfig, PeftModel, get_peft_model
 from random_adapter import KEYS, write_adapter
 
@@ -24,10 +27,6 @@ from llavacot_mlx.convert.output_folder import OutputFolder
 from llavacot_mlx.convert.peft import read_peft, write_peft
 from llavacot_mlx.model.config import Quantization
 from llavacot_mlx.prompt.image_processor import TileCutter
-
-from .checkpoints import Geometry
-from .oracle import Answer, Oracle, difference, picture_of
-from .ours import TOLERANCE, Ours
 
 # Widths that a quantisation's groups divide.
 GEOMETRY = Geometry(seed=2, width=64, heads=4, kv_heads=2, mlp=128)
@@ -193,8 +192,7 @@ def test_transformers_reads_an_export_of_mlx_vlms_folder(
 ) -> None:
     """Quantised by its own converter, with what its config.json adds."""
     from mlx_vlm.convert import convert as their_convert
-
-    from .checkpoints import respell
+    from parity.checkpoints import respell
 
     old = respell(checkpoint(GEOMETRY), tmp_path / "old")
     their_convert(str(old), str(tmp_path / "mlx"), quantize=True, q_group_size=32, q_bits=4)

@@ -8,14 +8,13 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
+from parity.checkpoints import GEOMETRIES, Geometry, hf_config, picture_settings, write_json
+from parity.oracle import Oracle, picture
 from PIL import Image, ImageOps
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
 from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.prompt.image_processor import TileCutter, open_picture
-
-from .checkpoints import GEOMETRIES, Geometry, hf_config, picture_settings, write_json
-from .oracle import Oracle, picture
 
 PICTURES_PER_MODE = 24
 

@@ -5,16 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import LLAMA
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from llama_vocabulary import LLAMA
+from parity.checkpoints import GEOMETRIES, IMAGE_TOKEN, IMAGE_TOKEN_ID, SPECIAL_TOKENS, Geometry
+from parity.oracle import picture
 from transformers import MllamaProcessor
 
 from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
-
-from .checkpoints import GEOMETRIES, IMAGE_TOKEN, IMAGE_TOKEN_ID, SPECIAL_TOKENS, Geometry
-from .oracle import picture
 
 QUESTIONS = (
     "How many red circles are there?",

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import torch
 from mlx.utils import tree_flatten
+from parity.checkpoints import GEOMETRIES, Geometry
+from parity.oracle import Oracle, difference, picture_of
+from parity.ours import TOLERANCE, Ours
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 
@@ -21,10 +24,6 @@ from llavacot_mlx.train.lora_setup import AdapterSettings, apply_lora
 from llavacot_mlx.train.loss.feature_cache import compute_features
 from llavacot_mlx.train.loss.loss_and_grad import loss_and_gradients
 from llavacot_mlx.train.loss.step_inputs import Inputs
-
-from .checkpoints import GEOMETRIES, Geometry
-from .oracle import Oracle, difference, picture_of
-from .ours import TOLERANCE, Ours
 
 GEOMETRY = GEOMETRIES["llama3-rope"]
 RANK, SCALE = 4, 3.0

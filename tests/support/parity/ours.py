@@ -17,8 +17,7 @@ from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.prompt.image_processor import TileCutter
 from llavacot_mlx.prompt.image_spans import Prompt
 from llavacot_mlx.usage import Timings, Usage
-
-from .oracle import Answer, difference
+from parity.oracle import Answer, difference
 
 # Of the largest value: what is left between two libraries that compute the same in float32.
 TOLERANCE = 1e-4

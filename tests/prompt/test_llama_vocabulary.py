@@ -7,8 +7,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from conftest import LLAMA
-from llama_vocabulary import ORDINARY_TOKENS, PIECES, SPECIAL_TOKENS, write_stand_in
+from llama_vocabulary import LLAMA, ORDINARY_TOKENS, PIECES, SPECIAL_TOKENS, write_stand_in
 from tokenizers import Tokenizer as HFTokenizer
 
 from llavacot_mlx.prompt.stages import Stage

@@ -9,8 +9,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from conftest import CONFIG, IMAGE_TOKEN_ID
 from mlx.utils import tree_flatten, tree_map
+from random_model import CONFIG, IMAGE_TOKEN_ID
 
 from llavacot_mlx.checkpoint.adapter_config import FineTuneType
 from llavacot_mlx.generate.prefill import PromptImages

@@ -70,7 +70,7 @@ def real_folder() -> Path | None:
         if not (Path(named) / "tokenizer.json").is_file():
             raise FileNotFoundError(f"LLAVACOT_LLAMA_TOKENIZER: no tokenizer.json in {named}")
         return Path(named)
-    beside = Path(__file__).parents[2] / "shared" / "llama-3.2-vision-tokenizer"
+    beside = Path(__file__).parents[3] / "shared" / "llama-3.2-vision-tokenizer"
     return beside if beside.is_dir() else None
 
 
@@ -108,7 +108,7 @@ def train(texts: Iterable[str], ordinary: int, special: Sequence[str]) -> Tokeni
 
 def write_stand_in(folder: Path) -> Path:
     """Train the stand-in and write the files that the real folder has. Returns `folder`."""
-    license_text = (Path(__file__).parents[1] / "LICENSE").read_text(encoding="utf-8")
+    license_text = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
     # Each piece more often than the next, and all of them more often than any pair in LICENSE.
     pieces = [
         piece for index, piece in enumerate(reversed(PIECES)) for _ in range(1000 + 20 * index)
@@ -129,3 +129,7 @@ def write_stand_in(folder: Path) -> Path:
     images = {"image_processor_type": "MllamaImageProcessor", "processor_class": "MllamaProcessor"}
     (folder / "preprocessor_config.json").write_text(json.dumps(images), encoding="utf-8")
     return folder
+
+
+# Tests of Llama 3.2's tokenizer run with the stand-in, and with the real one where there is one.
+LLAMA = ("stand-in", "real") if real_folder() else ("stand-in",)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import mlx.core as mx
 import pytest
-from test_decode import prompt, tiles, words
+from random_model import prompt, tiles, words
 
 from llavacot_mlx.generate.batch_decode import (
     CandidateStart,

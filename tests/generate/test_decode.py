@@ -7,7 +7,7 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import CONFIG, IMAGE_TOKEN_ID
+from random_model import CONFIG, IMAGE_TOKEN_ID, prompt, tiles, words
 
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.generate import decode as decode_module
@@ -15,27 +15,10 @@ from llavacot_mlx.generate.decode import decode
 from llavacot_mlx.generate.prefill import prefill
 from llavacot_mlx.generate.sampling_params import Sampling
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.prompt.image_processor import Tiles
 from llavacot_mlx.prompt.image_spans import Prompt
 from llavacot_mlx.usage import Timings, Usage
 
 GREEDY = Sampling(0.0)
-
-
-def tiles(count: int, seed: int = 0) -> Tiles:
-    """A picture of one or two tiles."""
-    pixels = np.random.default_rng(seed).standard_normal((count, 8, 8, 3)).astype(np.float32)
-    return Tiles(pixels, rows=1, columns=count, aspect_ratio_id=count)
-
-
-def words(count: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(0, 100, count).tolist()
-
-
-def prompt(*parts: list[int] | Tiles) -> Prompt:
-    """A prompt of words and pictures, in order."""
-    ids = [token for part in parts for token in ([100] if isinstance(part, Tiles) else part)]
-    return Prompt(tuple(ids), tuple(part for part in parts if isinstance(part, Tiles)))
 
 
 def answer(
@@ -105,7 +88,7 @@ def test_what_is_done_is_counted(model: Mllama) -> None:
     question = PROMPTS["two"]
     ids, usage = answer(model, question, 20)
     assert len(ids) == 20
-    # A meter counts the bytes; tests/test_kv_meter.py holds it to them.
+    # A meter counts the bytes; tests/model/test_kv_budget.py holds it to them.
     assert replace(usage, kv_bytes=0) == Usage(
         images_encoded=2, prefilled_tokens=len(question.token_ids), decoded_tokens=20
     )

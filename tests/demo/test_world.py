@@ -41,7 +41,7 @@ from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.search.judges.prompts import IS_IT_RIGHT
 
 MANY = range(400)
-RECIPE = Path(__file__).parent.parent / "recipes" / "demo_model"
+RECIPE = Path(__file__).parents[2] / "recipes" / "demo_model"
 
 
 def asked_of(seed: int) -> tuple[Scene, list[Question]]:

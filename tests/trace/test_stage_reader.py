@@ -9,9 +9,9 @@ from itertools import cycle
 from pathlib import Path
 
 import pytest
-from conftest import LLAMA
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from llama_vocabulary import LLAMA
 from stage_texts import TEXTS, joined
 from tokenizers.pre_tokenizers import ByteLevel
 

@@ -9,8 +9,8 @@ from dataclasses import fields, replace
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import IMAGE_TOKEN_ID
 from PIL import Image
+from random_model import IMAGE_TOKEN_ID
 
 from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.generate.prefill import prefill

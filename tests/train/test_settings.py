@@ -21,7 +21,7 @@ from llavacot_mlx.train.settings import (
 )
 from llavacot_mlx.train.settings_yaml import read_settings, settings_yaml
 
-EXAMPLE = Path(__file__).parents[1] / "docs" / "lora.yaml"
+EXAMPLE = Path(__file__).parents[2] / "docs" / "lora.yaml"
 
 
 def test_what_is_written_is_read_as_the_same() -> None:

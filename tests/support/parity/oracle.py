@@ -13,7 +13,7 @@ from transformers import (
     MllamaProcessor,
 )
 
-from .checkpoints import Geometry
+from parity.checkpoints import Geometry
 
 # A message's parts in order: a text, or a picture.
 Part = str | Image.Image

@@ -44,7 +44,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path: Path) -> Non
 import resource, signal, sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_train_checkpoint import checkpoint
+from test_checkpoint import checkpoint
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.train.checkpoint import save_checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import LLAMA
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llama_vocabulary import LLAMA
 
 from llavacot_mlx import demo
 from llavacot_mlx.checkpoint.config_json import load_config

@@ -19,7 +19,7 @@ from llavacot_mlx.demo import model_path
 
 pytestmark = pytest.mark.processes
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "new_question_kind"
+RECIPE = Path(__file__).parents[2] / "recipes" / "new_question_kind"
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CONFIG
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from random_model import CONFIG
 
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.prompt import image_processor as pictures

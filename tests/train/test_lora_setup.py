@@ -5,8 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from conftest import CONFIG
 from mlx.utils import tree_flatten
+from random_model import CONFIG
 
 from llavacot_mlx.checkpoint.adapter_config import FineTuneType
 from llavacot_mlx.errors import UserError

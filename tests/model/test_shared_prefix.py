@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
-from test_decode import prompt, tiles, words
+from random_model import prompt, tiles, words
 
 from llavacot_mlx.generate.batch_decode import DecodeState
 from llavacot_mlx.generate.prefill import prefill

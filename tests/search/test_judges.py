@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from PIL import Image
-from test_decode import prompt, tiles, words
+from random_model import prompt, tiles, words
 
 from llavacot_mlx import demo
 from llavacot_mlx.checkpoint.config_json import load_config
@@ -46,7 +46,7 @@ from llavacot_mlx.search.judges.yes_or_no import YesOrNo
 from llavacot_mlx.search.node import Node
 from llavacot_mlx.usage import Timings, Usage
 
-PAGE = Path(__file__).parents[1] / "docs" / "judges.md"
+PAGE = Path(__file__).parents[2] / "docs" / "judges.md"
 RED = Image.new("RGB", (8, 8), "red")
 QUESTION = "What is it?"
 

@@ -11,8 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from conftest import CONFIG
 from mlx.utils import tree_flatten
+from random_model import CONFIG
 
 from llavacot_mlx.checkpoint import weights
 from llavacot_mlx.checkpoint.weights import load_model
