@@ -18,7 +18,7 @@ READER_GONE = 141  # what a shell reports for `cat | head -1`
 
 
 @contextmanager
-def ending_well(*, debug: bool) -> Iterator[None]:
+def handle_errors(*, debug: bool) -> Iterator[None]:
     """Runs the body of a command; what it raises becomes an exit code and a line on stderr.
 
     With `debug`, the traceback comes before the line.

@@ -22,7 +22,7 @@ from llavacot_mlx.cli.commands import (
     lora_train,
     trace,
 )
-from llavacot_mlx.cli.exit_codes import ending_well
+from llavacot_mlx.cli.exit_codes import handle_errors
 from llavacot_mlx.cli.next_steps import first_command
 
 app = typer.Typer(
@@ -123,5 +123,5 @@ def run() -> None:
             stream.reconfigure(errors="replace")  # a narrow locale gets "?", not a traceback
     # Being told to stop is no reason to leave a hidden cursor or a half-written folder behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with ending_well(debug=False):
+    with handle_errors(debug=False):
         app()

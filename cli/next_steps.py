@@ -17,15 +17,15 @@ def first_command() -> str:
 
     Such as `llavacot ask ~/…/square.png "How many red shapes are there?"`.
     """
-    return f'llavacot ask {typed(demo.example_path())} "{QUESTION}"'
+    return f'llavacot ask {shell_path(demo.example_path())} "{QUESTION}"'
 
 
 def next_command(*, model: str | None = None, adapter: Path | None = None) -> str:
     """A question for the model that was just written; `model` is a folder or a hub id."""
     command = 'llavacot ask photo.jpg "What is unusual here?"'
     if model is not None:
-        command += f" --model {typed(Path(model))}"
-    return command if adapter is None else f"{command} --adapter-path {typed(adapter)}"
+        command += f" --model {shell_path(Path(model))}"
+    return command if adapter is None else f"{command} --adapter-path {shell_path(adapter)}"
 
 
 def wrote_line(
@@ -40,7 +40,7 @@ def wrote_line(
     return f"wrote {printable_line(str(folder))}{size}; now{place}: {printable(now)}"
 
 
-def typed(path: Path) -> str:
+def shell_path(path: Path) -> str:
     """The path as a person would type it in a shell."""
     for base, prefix in ((Path.cwd(), ""), (Path.home(), "~/")):
         if path.is_relative_to(base):

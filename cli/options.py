@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llavacot_mlx.cli.views.view import Show
+from llavacot_mlx.cli.views.answer_view import ShowLevel
 
 
 class Dtype(enum.StrEnum):
@@ -54,7 +54,7 @@ DtypeOption = Annotated[
     ),
 ]
 ShowOption = Annotated[
-    Show | None,
+    ShowLevel | None,
     typer.Option(
         "--show",
         help="all: the stages, a search's candidates and what the answer cost. stages: the four "

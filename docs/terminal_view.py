@@ -13,7 +13,7 @@ from rich.text import Text
 
 from llavacot_mlx import Assistant, Trace, demo
 from llavacot_mlx.cli.next_steps import QUESTION
-from llavacot_mlx.cli.views.live import finished
+from llavacot_mlx.cli.views.panels import finished_answer
 
 WIDTH = 80
 
@@ -33,7 +33,7 @@ def svg(trace: Trace) -> str:
         ("llavacot", "bold"),
         f' ask {demo.example_path().name} "{trace.question}"',
     )
-    console.print(Group(command, finished(trace, WIDTH)))
+    console.print(Group(command, finished_answer(trace, WIDTH)))
     return console.export_svg(title="llavacot", unique_id="llavacot")
 
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llavacot_mlx.atomic import check_can_write
-from llavacot_mlx.cli.exit_codes import ending_well
-from llavacot_mlx.cli.model_choice import Model, adapted_model, fetched
+from llavacot_mlx.cli.exit_codes import handle_errors
 from llavacot_mlx.cli.options import (
     AdapterOption,
     DebugOption,
@@ -25,9 +24,10 @@ from llavacot_mlx.cli.options import (
     ShowOption,
 )
 from llavacot_mlx.cli.printable import printable
+from llavacot_mlx.cli.resolve_model import ResolvedModel, ensure_downloaded, resolve_adapted_model
 from llavacot_mlx.cli.units import parse_bytes
-from llavacot_mlx.cli.views.answer_view import answer_view, can_redraw
-from llavacot_mlx.cli.views.view import NoView, Show, View
+from llavacot_mlx.cli.views.answer_view import AnswerView, ShowLevel
+from llavacot_mlx.cli.views.choose_view import choose_view, status_view
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.kv_budget import BITS, KVLimits
 from llavacot_mlx.plan.plan import Method, Plan, Settings, plan_of
@@ -163,7 +163,7 @@ def ask(
     plain: PlainOption = False,
     debug: DebugOption = False,
 ) -> None:
-    with ending_well(debug=debug):
+    with handle_errors(debug=debug):
         given = Settings(
             search=search,
             candidates=candidates,
@@ -193,14 +193,14 @@ def ask(
             seed=seed,
             limits=limits,
         )
-        chosen = adapted_model(model, adapter_path)
+        chosen = resolve_adapted_model(model, adapter_path)
         for name in filter(is_model, plan.judges):
-            fetched(name)
+            ensure_downloaded(name)
         if as_json or answer_only:
-            view = _quiet_view()
+            view = status_view(sys.stderr)
         else:
             unit = plan.steps[0].unit
-            view = answer_view(sys.stdout, show or Show.ALL, unit, plain=plain)
+            view = choose_view(sys.stdout, show or ShowLevel.ALL, unit, plain=plain)
 
         def kept(trace: Trace) -> Trace:
             """The trace as the command line tells it, kept if it was asked for."""
@@ -214,19 +214,21 @@ def ask(
             _print_json(trace)
         elif answer_only:
             print(printable(_conclusion(trace)))
-        elif show is Show.ANSWER:
+        elif show is ShowLevel.ANSWER:
             _conclusion(trace)
 
 
-def _answer(request: Request, model: Model, view: View, kept: Callable[[Trace], Trace]) -> Trace:
+def _answer(
+    request: Request, model: ResolvedModel, view: AnswerView, kept: Callable[[Trace], Trace]
+) -> Trace:
     """Shows the answer and keeps its trace; of one that is stopped, what there is."""
     with view:
-        view.waiting(f"loading {model.short_name}")
+        view.set_status(f"loading {model.short_name}")
         # Imported here, where someone watches the time go by: mlx and the tokenizer are behind it.
         from llavacot_mlx.assistant import Assistant
 
         assistant = Assistant.load(model.folder, adapter=model.adapter)
-        view.waiting("looking at the picture")
+        view.set_status("looking at the picture")
         answer = assistant.stream(request)
         try:
             for event in answer:
@@ -286,7 +288,9 @@ def _limits(kv_bits: int | None, kv_budget: str | None) -> KVLimits:
         raise UserError(f"--kv-budget: {error}") from None
 
 
-def _check_rest(max_tokens: int, show: Show | None, *, as_json: bool, answer_only: bool) -> None:
+def _check_rest(
+    max_tokens: int, show: ShowLevel | None, *, as_json: bool, answer_only: bool
+) -> None:
     if max_tokens < 1:
         raise UserError(f"--max-tokens {max_tokens}: must be 1 or more")
     if as_json and answer_only:
@@ -321,15 +325,6 @@ def _question(question: str) -> str:
     except UnicodeEncodeError:
         raise UserError("QUESTION is not UTF-8 text; check the terminal's encoding") from None
     return question
-
-
-def _quiet_view() -> View:
-    """For output that is printed in the end: only a line on stderr, should someone watch."""
-    if not can_redraw(sys.stderr):
-        return NoView()
-    from llavacot_mlx.cli.views.live import LiveView
-
-    return LiveView(sys.stderr, None)
 
 
 def _conclusion(trace: Trace) -> str:

@@ -10,8 +10,7 @@ from typing import Annotated
 import typer
 
 from llavacot_mlx.atomic import check_can_write
-from llavacot_mlx.cli.exit_codes import ending_well
-from llavacot_mlx.cli.model_choice import Model, adapted_model, fetched
+from llavacot_mlx.cli.exit_codes import handle_errors
 from llavacot_mlx.cli.options import (
     AdapterOption,
     DebugOption,
@@ -20,6 +19,7 @@ from llavacot_mlx.cli.options import (
     ModelOption,
     SeedOption,
 )
+from llavacot_mlx.cli.resolve_model import ResolvedModel, ensure_downloaded, resolve_adapted_model
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.plan.plan import MAJORITY, PUBLISHED_DEVIATIONS, SELF, Settings, plan_of
 from llavacot_mlx.prompt.stages import Stage
@@ -79,7 +79,7 @@ def calibrate(
     seed: SeedOption = 0,
     debug: DebugOption = False,
 ) -> None:
-    with ending_well(debug=debug):
+    with handle_errors(debug=debug):
         if judge == MAJORITY:
             raise UserError("--judge majority: it counts whole answers, and swires judges stages")
         check_name(judge)
@@ -90,11 +90,11 @@ def calibrate(
         rows = list(itertools.islice(read_questions(file, images or file.parent), limit))
         if not rows:
             raise UserError(f"{file}: there is no question in it")
-        chosen = adapted_model(model, adapter_path)
+        chosen = resolve_adapted_model(model, adapter_path)
         place = chosen.adapter or chosen.folder
         check_can_write(place / FILE_NAME)
         if is_model(judge):
-            fetched(judge)
+            ensure_downloaded(judge)
         stats = _measured(rows, chosen, judge, max_tokens, seed)
 
         known = load_calibration(place)
@@ -104,11 +104,11 @@ def calibrate(
 
 
 def _measured(
-    rows: list[QuestionRow], model: Model, judge: str, max_tokens: int, seed: int
+    rows: list[QuestionRow], model: ResolvedModel, judge: str, max_tokens: int, seed: int
 ) -> dict[Stage, ScoreStats]:
     """Runs the first round of swires on every question and gathers what the judge said."""
     from llavacot_mlx.assistant import Assistant
-    from llavacot_mlx.cli.views.live import CountBar
+    from llavacot_mlx.cli.views.bars import CountBar
 
     plan = plan_of(Settings("swires", judge=judge, max_retraces=0))
     assistant = Assistant.load(model.folder, adapter=model.adapter)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llavacot_mlx.cli.exit_codes import ending_well
-from llavacot_mlx.cli.model_choice import model_named
+from llavacot_mlx.cli.exit_codes import handle_errors
 from llavacot_mlx.cli.next_steps import next_command, wrote_line
 from llavacot_mlx.cli.options import DebugOption, DtypeOption, ForceOption
 from llavacot_mlx.cli.printable import printable_line
+from llavacot_mlx.cli.resolve_model import resolve_model
 from llavacot_mlx.cli.units import format_bytes
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import Quantization
@@ -114,7 +114,7 @@ def convert(
     force: ForceOption = False,
     debug: DebugOption = False,
 ) -> None:
-    with ending_well(debug=debug):
+    with handle_errors(debug=debug):
         flags = _quantization_flags(quantize, q_bits, q_group_size, q_mode)
         if recipe is not None and flags:
             raise UserError(f"--recipe {recipe}: says what {flags[0]} says; leave one of them out")
@@ -146,12 +146,12 @@ def convert(
                 recipes.uniform(chosen) if isinstance(chosen, Quantization) else chosen
             )
         is_folder = Path(source).expanduser().is_dir()
-        checkpoint = model_named(source)
+        checkpoint = resolve_model(source)
 
-        from llavacot_mlx.cli.views.live import BytesBar
+        from llavacot_mlx.cli.views.bars import BytesBar
         from llavacot_mlx.convert import convert as run
 
-        with BytesBar(sys.stderr, "converting") as bar:
+        with BytesBar("converting") as bar:
             converted = run.convert(
                 checkpoint.folder,
                 mlx_path,
@@ -161,7 +161,7 @@ def convert(
                 verify=is_folder if verify is None else verify,
                 name=None if is_folder else source,
                 estimated=_say_estimate,
-                progress=lambda now: bar.at(now.read_bytes, now.total_bytes),
+                progress=lambda now: bar.update(now.read_bytes, now.total_bytes),
                 notice=_say,
             )
         now = next_command(model=str(converted.folder))
@@ -177,7 +177,7 @@ def _convert_adapter(folder: Path, mlx_path: Path, model: str | None, force: boo
     if name is None:
         raise UserError(f"{folder} does not say which model it is for: give --model")
     output = OutputFolder(mlx_path, "--mlx-path", force, marker=CONFIG_NAME)
-    written = read_peft(folder, output, name, model_named(name).folder)
+    written = read_peft(folder, output, name, resolve_model(name).folder)
     print(wrote_line(written, next_command(adapter=written)))
 
 

@@ -13,10 +13,10 @@ import typer
 
 from llavacot_mlx.atomic import check_can_write, write_file
 from llavacot_mlx.cli.command import Command
-from llavacot_mlx.cli.exit_codes import PROBLEM, ending_well
-from llavacot_mlx.cli.model_choice import model_named
+from llavacot_mlx.cli.exit_codes import PROBLEM, handle_errors
 from llavacot_mlx.cli.options import DebugOption, ImagesOption, JsonOption, ModelOption
 from llavacot_mlx.cli.printable import printable_line
+from llavacot_mlx.cli.resolve_model import resolve_model
 from llavacot_mlx.errors import UserError
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def check(
     ] = None,
     debug: DebugOption = False,
 ) -> None:
-    with ending_well(debug=debug):
+    with handle_errors(debug=debug):
         from llavacot_mlx.train.data.checks import Checked
 
         if report is not None:
@@ -131,7 +131,7 @@ def stats(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    with ending_well(debug=debug):
+    with handle_errors(debug=debug):
         from llavacot_mlx.train.data.stats import Stats
         from llavacot_mlx.train.plots import check_can_draw, draw_stats
 
@@ -169,7 +169,7 @@ class _Reading:
         from llavacot_mlx.train.data.dataset import Dataset
 
         dataset = Dataset.open(file, images)
-        chosen = model_named(model)
+        chosen = resolve_model(model)
         config = load_config(chosen.folder)
         context = config.text.max_position_embeddings
         if max_seq_length is not None and max_seq_length > context:
@@ -186,7 +186,7 @@ class _Reading:
 
     def rows(self) -> Iterator[CheckedRow]:
         """Every row, looked at; a bar on stderr shows how far that is."""
-        from llavacot_mlx.cli.views.live import CountBar
+        from llavacot_mlx.cli.views.bars import CountBar
         from llavacot_mlx.train.data.checks import check_rows
 
         checked = check_rows(self.dataset, self.tokenizer, self.cutter, self.max_tokens)
@@ -214,7 +214,7 @@ def _report(reading: _Reading, found: Checked) -> dict[str, Any]:
 
 
 def _print_problems(dataset: Dataset, found: Checked) -> None:
-    from llavacot_mlx.cli.views.live import Column, print_table
+    from llavacot_mlx.cli.views.tables import Column, print_table
 
     if not dataset.has_stages:
         typer.echo("no answer has a stage, so these are plain chats: stages are not checked")
@@ -235,7 +235,7 @@ def _print_problems(dataset: Dataset, found: Checked) -> None:
 
 
 def _print_stats(found: dict[str, Any]) -> None:
-    from llavacot_mlx.cli.views.live import Column, print_table
+    from llavacot_mlx.cli.views.tables import Column, print_table
 
     typer.echo(
         f"{_rows(found['rows'])}, {found['answers']:,} answers, {found['pictures']:,} pictures"

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from llavacot_mlx.cli.exit_codes import ending_well
-from llavacot_mlx.cli.model_choice import adapted_model
+from llavacot_mlx.cli.exit_codes import handle_errors
 from llavacot_mlx.cli.next_steps import wrote_line
 from llavacot_mlx.cli.options import DebugOption, Dtype, DtypeOption, ForceOption
+from llavacot_mlx.cli.resolve_model import resolve_adapted_model
 from llavacot_mlx.errors import UserError
 
 HELP = """\
@@ -61,7 +60,7 @@ def export(
     force: ForceOption = False,
     debug: DebugOption = False,
 ) -> None:
-    with ending_well(debug=debug):
+    with handle_errors(debug=debug):
         from llavacot_mlx.checkpoint.adapter_config import is_adapter
 
         folder = Path(source).expanduser()
@@ -91,18 +90,18 @@ def _export_model(
 
     output = OutputFolder(hf_path, "--hf-path", force)
     output.check_replaceable()  # asked again later; here, before a long download
-    model = adapted_model(source, adapter_path)
+    model = resolve_adapted_model(source, adapter_path)
 
-    from llavacot_mlx.cli.views.live import BytesBar
+    from llavacot_mlx.cli.views.bars import BytesBar
     from llavacot_mlx.convert import export as exporting
 
-    with BytesBar(sys.stderr, "exporting") as bar:
+    with BytesBar("exporting") as bar:
         written = exporting.export(
             model.folder,
             output,
             adapter=model.adapter,
             dtype=dtype,
-            progress=lambda now: bar.at(now.read_bytes, now.total_bytes),
+            progress=lambda now: bar.update(now.read_bytes, now.total_bytes),
         )
     now = f"MllamaForConditionalGeneration.from_pretrained({str(written.folder)!r})"
     print(wrote_line(written.folder, now, weight_bytes=written.weight_bytes, where="in Python"))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from llavacot_mlx.cli.exit_codes import ending_well
-from llavacot_mlx.cli.model_choice import adapted_model
+from llavacot_mlx.cli.exit_codes import handle_errors
 from llavacot_mlx.cli.next_steps import next_command, wrote_line
 from llavacot_mlx.cli.options import DebugOption, ForceOption
+from llavacot_mlx.cli.resolve_model import resolve_adapted_model
 
 HELP = """\
 Merge an adapter into a model's weights. The fused model answers like the base model with \
@@ -58,23 +57,23 @@ def fuse(
     force: ForceOption = False,
     debug: DebugOption = False,
 ) -> None:
-    with ending_well(debug=debug):
+    with handle_errors(debug=debug):
         from llavacot_mlx.convert.output_folder import OutputFolder
 
         output = OutputFolder(save_path, "--save-path", force)
         output.check_replaceable()  # asked again later; here, before a long download
-        base = adapted_model(model, adapter_path)
+        base = resolve_adapted_model(model, adapter_path)
 
-        from llavacot_mlx.cli.views.live import BytesBar
+        from llavacot_mlx.cli.views.bars import BytesBar
         from llavacot_mlx.convert import fuse as fusing
 
-        with BytesBar(sys.stderr, "fusing") as bar:
+        with BytesBar("fusing") as bar:
             written = fusing.fuse(
                 base.folder,
                 base.adapter or adapter_path,
                 output,
                 dequantize=dequantize,
-                progress=lambda now: bar.at(now.read_bytes, now.total_bytes),
+                progress=lambda now: bar.update(now.read_bytes, now.total_bytes),
             )
         now = next_command(model=str(written.folder))
         print(wrote_line(written.folder, now, weight_bytes=written.weight_bytes))

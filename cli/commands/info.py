@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llavacot_mlx.cli.exit_codes import ending_well
+from llavacot_mlx.cli.exit_codes import handle_errors
 from llavacot_mlx.cli.options import DebugOption, JsonOption, MaxTokensOption
 from llavacot_mlx.cli.printable import printable_line
 from llavacot_mlx.cli.units import format_bytes
@@ -61,7 +61,7 @@ def info(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    with ending_well(debug=debug):
+    with handle_errors(debug=debug):
         for flag, number in (("--candidates", candidates), ("--max-tokens", max_tokens)):
             if number < 1:
                 raise UserError(f"{flag} {number}: must be 1 or more")

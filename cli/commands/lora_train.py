@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llavacot_mlx.cli.exit_codes import INTERRUPTED, ending_well
-from llavacot_mlx.cli.model_choice import model_named
-from llavacot_mlx.cli.next_steps import next_command, typed
+from llavacot_mlx.cli.exit_codes import INTERRUPTED, handle_errors
+from llavacot_mlx.cli.next_steps import next_command, shell_path
 from llavacot_mlx.cli.options import DebugOption
 from llavacot_mlx.cli.printable import printable_line
+from llavacot_mlx.cli.resolve_model import resolve_model
 from llavacot_mlx.cli.setting_flags import given_settings, with_setting_flags
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.train.settings import TrainSettings, settings_from
@@ -72,7 +72,7 @@ def lora_train(
     ] = False,
     debug: DebugOption = False,
 ) -> None:
-    with ending_well(debug=debug):
+    with handle_errors(debug=debug):
         _run(_settings(config, given_settings(flags)), resume=resume)
 
 
@@ -109,7 +109,7 @@ def _run(settings: TrainSettings, *, resume: bool) -> None:
     view = TrainingView(
         sys.stdout, steps_per_report=settings.steps_per_report, quiet=not workers.is_main
     )
-    model = model_named(settings.model)
+    model = resolve_model(settings.model)
     try:
         prepared = prepare(
             settings,
@@ -131,7 +131,7 @@ def _run(settings: TrainSettings, *, resume: bool) -> None:
 
 def _with_bar(doing: str, dataset: Dataset, rows: Iterator[CheckedRow]) -> Iterator[CheckedRow]:
     """Passes on the rows, with a progress bar on a terminal."""
-    from llavacot_mlx.cli.views.live import CountBar
+    from llavacot_mlx.cli.views.bars import CountBar
 
     with CountBar(doing, len(dataset)) as bar:
         for row in rows:
@@ -187,7 +187,9 @@ def _train(prepared: Prepared, view: TrainingView, reporter: Any) -> None:
         if is_main:
             sys.exit(INTERRUPTED)
         return
-    view.say(f"wrote {typed(folder)}; now: {next_command(model=settings.model, adapter=folder)}")
+    view.say(
+        f"wrote {shell_path(folder)}; now: {next_command(model=settings.model, adapter=folder)}"
+    )
 
 
 @contextmanager

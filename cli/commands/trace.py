@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 
 from llavacot_mlx.atomic import check_can_write, write_file
-from llavacot_mlx.cli.exit_codes import ending_well
+from llavacot_mlx.cli.exit_codes import handle_errors
 from llavacot_mlx.cli.next_steps import first_command
 from llavacot_mlx.cli.options import DebugOption, PlainOption, ShowOption
 from llavacot_mlx.cli.printable import printable, printable_line
 from llavacot_mlx.cli.units import format_bytes
-from llavacot_mlx.cli.views.answer_view import answer_view
+from llavacot_mlx.cli.views.answer_view import ShowLevel
+from llavacot_mlx.cli.views.choose_view import choose_view
 from llavacot_mlx.cli.views.search_view import unit_of
-from llavacot_mlx.cli.views.view import Show
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.trace.events import trace_events
 from llavacot_mlx.trace.file import StoredTrace, parse_trace, read_trace
@@ -79,7 +79,7 @@ def trace(
     plain: PlainOption = False,
     debug: DebugOption = False,
 ) -> None:
-    with ending_well(debug=debug):
+    with handle_errors(debug=debug):
         if html is not None and (show is not None or plain):
             flag = "--plain" if plain else f"--show {show}"
             raise UserError(f"{flag} with --html: drop one; a page has everything in it")
@@ -93,7 +93,7 @@ def trace(
         if replay:
             _replay(stored, file, model)
         elif html is None:
-            _show(stored.trace, show or Show.ALL, plain=plain)
+            _show(stored.trace, show or ShowLevel.ALL, plain=plain)
         else:
             _write_page(stored, html, file)
 
@@ -106,22 +106,22 @@ def _read(file: str) -> StoredTrace:
     return parse_trace(sys.stdin.buffer.read(), "stdin")
 
 
-def _show(trace: Trace, show: Show, *, plain: bool) -> None:
-    if show is Show.ANSWER and not trace.answer:
+def _show(trace: Trace, show: ShowLevel, *, plain: bool) -> None:
+    if show is ShowLevel.ANSWER and not trace.answer:
         raise UserError("there is no conclusion in this trace; see what there is with --show all")
-    if show is Show.ALL:
+    if show is ShowLevel.ALL:
         model = trace.model if trace.adapter is None else f"{trace.model} with {trace.adapter}"
         about = [trace.image or "no picture", model, trace.search.method]
         facts = " · ".join([*map(printable_line, about), f"seed {trace.seed}"])
         print(f"{printable(trace.question.strip())}\n{facts}\n", flush=True)
-    with answer_view(sys.stdout, show, unit_of(trace), plain=plain) as view:
+    with choose_view(sys.stdout, show, unit_of(trace), plain=plain) as view:
         for event in trace_events(trace):
             view.show(event)
 
 
 def _replay(stored: StoredTrace, file: str, model: str | None) -> None:
     """Raises UserError where the answer is another one now."""
-    from llavacot_mlx.cli.model_choice import adapted_model
+    from llavacot_mlx.cli.resolve_model import resolve_adapted_model
 
     before = stored.trace
     if before.image is not None and stored.picture is None:
@@ -129,7 +129,7 @@ def _replay(stored: StoredTrace, file: str, model: str | None) -> None:
     if before.interrupted:
         raise UserError(f"{file}: that answer was stopped, so there is no end to compare with")
     adapter = None if before.adapter is None else Path(before.adapter)
-    chosen = adapted_model(model or before.model, adapter)
+    chosen = resolve_adapted_model(model or before.model, adapter)
     from llavacot_mlx.assistant import Assistant
 
     assistant = Assistant.load(chosen.folder, adapter=chosen.adapter)

@@ -1,24 +1,67 @@
-"""Which view of an answer a stream gets."""
+"""The interface of a view of an answer, and how much of the answer a view shows."""
 
 from __future__ import annotations
 
-import os
-from typing import TextIO
+import enum
+from types import TracebackType
+from typing import Protocol, Self
 
-from llavacot_mlx.cli.views.plain import PlainView
-from llavacot_mlx.cli.views.view import Show, View
-from llavacot_mlx.plan.plan import Unit
-
-
-def answer_view(out: TextIO, show: Show, unit: Unit, *, plain: bool) -> View:
-    """The live view where the stream is a terminal that can redraw, unless `plain`."""
-    if plain or not can_redraw(out):
-        return PlainView(out, show, unit)
-    from llavacot_mlx.cli.views.live import LiveView
-
-    return LiveView(out, show, unit)
+from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.trace.events import Event
 
 
-def can_redraw(out: TextIO) -> bool:
-    """Whether the stream is a terminal on which the cursor can go back up."""
-    return out.isatty() and (os.environ.get("TERM") or "dumb") not in ("dumb", "unknown")
+class ShowLevel(enum.StrEnum):
+    """`--show`: how much of an answer is shown."""
+
+    ALL = "all"
+    """The stages, text outside them, a search's candidates, and the figures."""
+    STAGES = "stages"
+    """The stages alone."""
+    ANSWER = "answer"
+    """The conclusion alone."""
+
+    def stage(self, stage: Stage) -> bool:
+        """Whether the text of `stage` is shown."""
+        return self is not ShowLevel.ANSWER or stage is Stage.CONCLUSION
+
+
+class AnswerView(Protocol):
+    """Shows an answer while it is written. Use it in a `with`, which always ends it."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+    def set_status(self, status: str) -> None:
+        """Says what is being done, such as `loading the model`, until the next call or event."""
+
+    def show(self, event: Event) -> None:
+        """Takes the next event of the answer."""
+
+
+class SilentView:
+    """Shows nothing: the output is printed in one piece at the end, and nobody watches."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+    def set_status(self, status: str) -> None: ...
+
+    def show(self, event: Event) -> None: ...
+
+
+def not_closed(stage: Stage) -> str:
+    """The note on a stage that ended without its closing tag."""
+    return f"{stage.closing} never came"

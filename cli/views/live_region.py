@@ -25,7 +25,7 @@ class Line:
     columns: int
 
 
-class Region:
+class LiveRegion:
     """The region; its owner keeps it lower than the screen and its lines narrower."""
 
     def __init__(self, out: TextIO) -> None:
@@ -42,8 +42,8 @@ class Region:
         self._write(("\r\n" if self._lines else "") + _SHOW_CURSOR)
         self._lines = ()
 
-    def leave(self) -> None:
-        """Gives the cursor back until `come_back`; nothing is drawn in between.
+    def suspend(self) -> None:
+        """Gives the cursor back until `resume`; nothing is drawn in between.
 
         May be called in a signal handler, so it writes past the stream, which another write may
         be using at this moment.
@@ -51,7 +51,7 @@ class Region:
         self._away = True
         os.write(self._out.fileno(), f"\r\n{_SHOW_CURSOR}".encode())
 
-    def come_back(self) -> None:
+    def resume(self) -> None:
         """Goes on drawing, below what others have written since. For signal handlers as well."""
         self._lines = ()
         os.write(self._out.fileno(), _HIDE_CURSOR.encode())

@@ -6,11 +6,10 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from llavacot_mlx.cli.printable import printable
+from llavacot_mlx.cli.views.answer_view import ShowLevel, not_closed
 from llavacot_mlx.cli.views.search_view import Candidate, Round, SearchSoFar, step_back
 from llavacot_mlx.cli.views.summary_line import search_summary_line, summary_line
-from llavacot_mlx.cli.views.view import Show
 from llavacot_mlx.plan.plan import Unit
-from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.trace.event_log import stage_events
 from llavacot_mlx.trace.events import (
     Answered,
@@ -39,7 +38,7 @@ class PlainView:
     Of a search, a line for each candidate once its round was chosen from, then the chosen answer.
     """
 
-    def __init__(self, out: TextIO, show: Show, unit: Unit = Unit.STAGE) -> None:
+    def __init__(self, out: TextIO, show: ShowLevel, unit: Unit = Unit.STAGE) -> None:
         self._out = out
         self._show = show
         self._search = SearchSoFar(unit)
@@ -62,14 +61,14 @@ class PlainView:
             self._end_line()
             self._write_open_round()
 
-    def waiting(self, doing: str) -> None:
+    def set_status(self, status: str) -> None:
         """Nothing to write: a plain text has no progress in it."""
 
     def show(self, event: Event) -> None:
         match event:
             case StageStarted(stage) if self._show.stage(stage):
                 self._begin_block()
-                if self._show is not Show.ANSWER:
+                if self._show is not ShowLevel.ANSWER:
                     self._write(f"{stage.tag}\n")
             case StageText(stage, text) if self._show.stage(stage):
                 self._write_trimmed(text)
@@ -77,7 +76,7 @@ class PlainView:
                 self._end_line()
                 if not closed:
                     self._write(f"({not_closed(stage)})\n")
-            case FreeText(text) if self._show is Show.ALL:
+            case FreeText(text) if self._show is ShowLevel.ALL:
                 if not self._in_free_text and text.strip():
                     self._begin_block()
                     self._in_free_text = True
@@ -92,17 +91,17 @@ class PlainView:
                 ended = self._search.chosen(event)
                 if ended is not None:
                     self._write_round(ended)
-            case Retraced() if self._show is Show.ALL:
+            case Retraced() if self._show is ShowLevel.ALL:
                 self._begin_block()
                 self._write(f"{step_back(event)}\n")
-            case Noticed(text) if self._show is Show.ALL:
+            case Noticed(text) if self._show is ShowLevel.ALL:
                 self._begin_block()
                 self._write(f"note: {text}\n")
             case Interrupted(trace):
                 self._end_line()
                 if self._searched:
                     self._write_open_round()
-                    if self._show is Show.ALL:
+                    if self._show is ShowLevel.ALL:
                         self._begin_block()
                         self._write("stopped; the best path so far:\n")
                     for told in stage_events(trace.text, trace.stages):
@@ -111,7 +110,7 @@ class PlainView:
                 if self._searched:
                     for told in stage_events(trace.text, trace.stages):
                         self.show(told)
-                if self._show is Show.ALL:
+                if self._show is ShowLevel.ALL:
                     self._begin_block()
                     if self._searched:
                         self._write(f"{search_summary_line(trace)}\n")
@@ -135,7 +134,7 @@ class PlainView:
 
     def _write_round(self, round: Round) -> None:
         """The candidates of a round, a line each."""
-        if self._show is not Show.ALL:
+        if self._show is not ShowLevel.ALL:
             return
         self._begin_block()
         lines = [round.title]
@@ -200,8 +199,3 @@ def _fate(candidate: Candidate, round: Round) -> str:
 
 def _cut(line: str) -> str:
     return line if len(line) <= _LINE else f"{line[: _LINE - 1]}…"
-
-
-def not_closed(stage: Stage) -> str:
-    """What is said of a stage whose closing tag never came."""
-    return f"{stage.closing} never came"

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from llavacot_mlx.cli.printable import printable
 from llavacot_mlx.cli.units import format_bytes
-from llavacot_mlx.cli.views.live import Bar
+from llavacot_mlx.cli.views.bars import ProgressBar
 from llavacot_mlx.train.data.sample import TokenKind
 from llavacot_mlx.train.events import (
     Answer,
@@ -39,7 +39,7 @@ _COLOURS = {
 _LONGEST_ANSWER = 300  # characters; an answer in a validation is there to be glanced at
 
 
-class _StepsBar(Bar):
+class _StepsBar(ProgressBar):
     """A progress bar of steps, with the metrics of the last one."""
 
     def __init__(self, console: Console) -> None:

@@ -303,10 +303,12 @@ def test_without_arguments_a_command_that_runs_is_shown(
 
 
 def test_the_shown_path_can_be_typed_as_it_is(desk: Path, tmp_path: Path) -> None:
-    from llavacot_mlx.cli.next_steps import typed
+    from llavacot_mlx.cli.next_steps import shell_path
 
     odd = tmp_path / "two words" / "a'b.png"
-    done = subprocess.run(f"printf %s {typed(odd)}", shell=True, capture_output=True, text=True)
+    done = subprocess.run(
+        f"printf %s {shell_path(odd)}", shell=True, capture_output=True, text=True
+    )
     assert done.stdout == str(odd)
 
 

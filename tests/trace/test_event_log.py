@@ -17,9 +17,9 @@ from traces import events_of, trace_of
 
 from llavacot_mlx import demo
 from llavacot_mlx.assistant import Assistant
+from llavacot_mlx.cli.views.answer_view import ShowLevel
 from llavacot_mlx.cli.views.plain import PlainView
 from llavacot_mlx.cli.views.search_view import unit_of
-from llavacot_mlx.cli.views.view import Show
 from llavacot_mlx.generate.sampling_params import Sampling
 from llavacot_mlx.plan.plan import Plan, Retrace, Settings, Step, Unit, plan_of
 from llavacot_mlx.prompt.stages import Stage
@@ -58,7 +58,7 @@ def snapshots(events: Iterable[Event]) -> list[tuple[Event, dict[object, str]]]:
     return found
 
 
-def viewed(events: Iterable[Event], show: Show, unit: Unit) -> str:
+def viewed(events: Iterable[Event], show: ShowLevel, unit: Unit) -> str:
     out = io.StringIO()
     with PlainView(out, show, unit) as view:
         for event in events:
@@ -75,7 +75,7 @@ def check_shown_again(live: Sequence[Event]) -> None:
     for before, event in itertools.pairwise(again):
         if isinstance(before, StageText | FreeText):
             assert not isinstance(event, StageText | FreeText), "two pieces of one text"
-    for show in Show:
+    for show in ShowLevel:
         assert viewed(again, show, unit_of(trace)) == viewed(live, show, unit_of(trace))
 
 
@@ -180,7 +180,7 @@ def test_an_answer_that_was_interrupted(demo_assistant: Assistant, plan: Plan, a
     live.append(Interrupted(trace))
     again = list(trace_events(trace))
     unit = unit_of(trace)
-    assert viewed(again, Show.ALL, unit) == viewed(live, Show.ALL, unit)
+    assert viewed(again, ShowLevel.ALL, unit) == viewed(live, ShowLevel.ALL, unit)
 
 
 # -- the log itself -------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ def test_a_trace_without_a_log_is_shown_as_it_was(name: str) -> None:
     file = OLD / f"{name}.json"
     assert "events" not in json.loads(file.read_text(encoding="utf-8"))
     trace = read_trace(file).trace
-    shown = viewed(trace_events(trace), Show.ALL, unit_of(trace))
+    shown = viewed(trace_events(trace), ShowLevel.ALL, unit_of(trace))
     expected = (OLD / f"{name}.txt").read_text(encoding="utf-8")
     assert shown == expected.partition("\n\n")[2]
 

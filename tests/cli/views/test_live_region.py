@@ -8,7 +8,7 @@ from fakes import FakeTerminal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llavacot_mlx.cli.views.live_region import Line, Region
+from llavacot_mlx.cli.views.live_region import Line, LiveRegion
 
 WIDTH, HEIGHT = 20, 6
 
@@ -26,7 +26,7 @@ def test_the_terminal_shows_what_was_printed_for_good_and_then_the_region(
     steps: list[tuple[list[str], list[str]]],
 ) -> None:
     out = io.StringIO()
-    region = Region(out)
+    region = LiveRegion(out)
     printed: list[str] = []
     drawn: list[str] = []
     for drawn, above in steps:
@@ -41,7 +41,7 @@ def test_the_terminal_shows_what_was_printed_for_good_and_then_the_region(
 
 def test_only_the_line_that_changed_is_written() -> None:
     out = io.StringIO()
-    region = Region(out)
+    region = LiveRegion(out)
     region.draw(lines(["title", "text", "1 s"]), width=WIDTH, height=HEIGHT)
     out.seek(0)
     out.truncate()
@@ -53,7 +53,7 @@ def test_only_the_line_that_changed_is_written() -> None:
 
 def test_nothing_is_written_when_nothing_changed() -> None:
     out = io.StringIO()
-    region = Region(out)
+    region = LiveRegion(out)
     region.draw(lines(["same"]), width=WIDTH, height=HEIGHT)
     before = out.getvalue()
     region.draw(lines(["same"]), width=WIDTH, height=HEIGHT)
@@ -62,7 +62,7 @@ def test_nothing_is_written_when_nothing_changed() -> None:
 
 def test_a_narrower_window_folds_the_region_and_it_is_still_replaced_whole() -> None:
     out = io.StringIO()
-    region = Region(out)
+    region = LiveRegion(out)
     terminal = FakeTerminal(WIDTH, HEIGHT)
     region.draw(lines(["a" * 16, "b" * 16]), width=WIDTH, height=HEIGHT, above=lines(["kept"]))
     terminal.feed(out.getvalue())
@@ -76,7 +76,7 @@ def test_a_narrower_window_folds_the_region_and_it_is_still_replaced_whole() -> 
 
 def test_a_lower_window_pushes_the_region_out_and_it_is_drawn_anew() -> None:
     out = io.StringIO()
-    region = Region(out)
+    region = LiveRegion(out)
     terminal = FakeTerminal(WIDTH, HEIGHT)
     region.draw(lines(["1", "2", "3", "4", "5"]), width=WIDTH, height=HEIGHT)
     terminal.feed(out.getvalue())

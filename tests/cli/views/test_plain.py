@@ -11,8 +11,8 @@ from fakes import GOOD_ANSWER, RETRACING, FakeAssistant, Script, ScriptedRound
 from PIL import Image
 
 from llavacot_mlx.cli.printable import printable, printable_line
+from llavacot_mlx.cli.views.answer_view import ShowLevel
 from llavacot_mlx.cli.views.plain import PlainView
-from llavacot_mlx.cli.views.view import Show
 from llavacot_mlx.plan.plan import Settings, Unit, plan_of
 from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.request import Request
@@ -21,7 +21,7 @@ from llavacot_mlx.trace.events import CandidateStarted, CandidateText
 PICTURE = Image.new("RGB", (8, 8))
 
 
-def plain(monkeypatch: pytest.MonkeyPatch, text: str, show: Show = Show.STAGES) -> str:
+def plain(monkeypatch: pytest.MonkeyPatch, text: str, show: ShowLevel = ShowLevel.STAGES) -> str:
     monkeypatch.setattr(FakeAssistant, "script", Script(text))
     out = io.StringIO()
     with PlainView(out, show) as view:
@@ -45,14 +45,14 @@ def test_all_adds_the_figures_and_the_text_outside_of_stages(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     text = "Well.\n\n<CONCLUSION> 2 </CONCLUSION>\n\nBye.\n"
-    shown = plain(monkeypatch, text, Show.ALL)
+    shown = plain(monkeypatch, text, ShowLevel.ALL)
     assert shown.startswith("Well.\n\nCONCLUSION\n2\n\nBye.\n\nload 4.1 s · image 0.3 s · ")
     assert shown.endswith(" · peak 7.3 GB\n")
-    assert plain(monkeypatch, text, Show.STAGES) == "CONCLUSION\n2\n"
+    assert plain(monkeypatch, text, ShowLevel.STAGES) == "CONCLUSION\n2\n"
 
 
 def test_the_answer_alone_has_no_heading(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert plain(monkeypatch, GOOD_ANSWER, Show.ANSWER) == "2\n"
+    assert plain(monkeypatch, GOOD_ANSWER, ShowLevel.ANSWER) == "2\n"
 
 
 def test_line_breaks_inside_a_stage_stay_and_those_around_it_go(
@@ -71,12 +71,12 @@ def test_a_stage_that_was_not_closed_says_so(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_answer_without_stages_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert plain(monkeypatch, "Two circles.", Show.ALL).startswith("Two circles.\n\nload ")
+    assert plain(monkeypatch, "Two circles.", ShowLevel.ALL).startswith("Two circles.\n\nload ")
 
 
 def test_text_is_written_as_soon_as_it_is_known() -> None:
     out = io.StringIO()
-    view = PlainView(out, Show.ALL)
+    view = PlainView(out, ShowLevel.ALL)
     events = FakeAssistant.load("demo").stream(Request(PICTURE, "?", plan_of(Settings())))
     while "I need" not in out.getvalue():
         view.show(next(events))
@@ -100,7 +100,7 @@ def test_printable_keeps_what_is_text() -> None:
 def searched(
     monkeypatch: pytest.MonkeyPatch,
     rounds: Sequence[ScriptedRound],
-    show: Show = Show.ALL,
+    show: ShowLevel = ShowLevel.ALL,
     unit: Unit = Unit.STAGE,
 ) -> str:
     monkeypatch.setattr(FakeAssistant, "script", Script(rounds=tuple(rounds)))
@@ -137,15 +137,15 @@ def test_a_search_is_told_candidate_by_candidate_and_then_the_answer(
     ("show", "shown"),
     [
         (
-            Show.STAGES,
+            ShowLevel.STAGES,
             "SUMMARY\nI count.\n\nCAPTION\nTwo circles.\n\n"
             "REASONING\n1 + 1 = 2.\n\nCONCLUSION\n2\n",
         ),
-        (Show.ANSWER, "2\n"),
+        (ShowLevel.ANSWER, "2\n"),
     ],
 )
 def test_of_a_search_the_stages_and_the_answer_are_the_chosen_ones(
-    monkeypatch: pytest.MonkeyPatch, show: Show, shown: str
+    monkeypatch: pytest.MonkeyPatch, show: ShowLevel, shown: str
 ) -> None:
     assert searched(monkeypatch, RETRACING, show) == shown
 
@@ -199,7 +199,7 @@ def test_a_stage_that_its_parent_left_open_goes_on(monkeypatch: pytest.MonkeyPat
 
 def test_an_interrupted_round_is_told_as_far_as_it_got() -> None:
     out = io.StringIO()
-    with contextlib.suppress(KeyboardInterrupt), PlainView(out, Show.ALL) as view:
+    with contextlib.suppress(KeyboardInterrupt), PlainView(out, ShowLevel.ALL) as view:
         view.show(CandidateStarted(0, None, Stage.SUMMARY, 0))
         view.show(CandidateText(0, "<SUMMARY> I co"))
         raise KeyboardInterrupt

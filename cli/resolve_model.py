@@ -15,7 +15,7 @@ from llavacot_mlx.cli.units import format_bytes
 from llavacot_mlx.errors import UserError
 
 if TYPE_CHECKING:
-    from llavacot_mlx.cli.views.live import BytesBar
+    from llavacot_mlx.cli.views.bars import BytesBar
 
 # `llavacot convert` alone shows the whole command, which is too long for this line.
 _DEMO_NOTICE = (
@@ -24,7 +24,7 @@ _DEMO_NOTICE = (
 
 
 @dataclass(frozen=True)
-class Model:
+class ResolvedModel:
     name: str
     """What the person called it; the folder's path for the demo model."""
     folder: Path
@@ -36,7 +36,7 @@ class Model:
         return self.folder.resolve().name if Path(self.name).is_dir() else self.name
 
 
-def model_named(name: str | None) -> Model:
+def resolve_model(name: str | None) -> ResolvedModel:
     """The model of `--model`; the demo model, which says so on stderr, when there was none.
 
     A hub id that is not on the disk yet is downloaded, after saying so on stderr.
@@ -46,24 +46,24 @@ def model_named(name: str | None) -> Model:
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder}: no demo model in this installation; give --model a folder")
         print(_DEMO_NOTICE, file=sys.stderr)
-        return Model(str(folder), folder)
-    return Model(name, fetched(name))
+        return ResolvedModel(str(folder), folder)
+    return ResolvedModel(name, ensure_downloaded(name))
 
 
-def adapted_model(name: str | None, adapter: Path | None) -> Model:
+def resolve_adapted_model(name: str | None, adapter: Path | None) -> ResolvedModel:
     """The model of `--model` for the adapter of `--adapter-path`, by default its base.
 
     Says on stderr when the model is a version of that base in other bits. Raises UserError when
     there is no such adapter, or it was trained on another model.
     """
     if adapter is None:
-        return model_named(name)
+        return resolve_model(name)
     from llavacot_mlx.checkpoint.adapter_config import AdapterConfig
 
     adapter = adapter.expanduser()
     config = AdapterConfig.read(adapter)
     try:
-        model = model_named(config.base.model if name is None else name)
+        model = resolve_model(config.base.model if name is None else name)
     except UserError as problem:
         if name is not None:
             raise
@@ -73,7 +73,7 @@ def adapted_model(name: str | None, adapter: Path | None) -> Model:
     return dataclasses.replace(model, adapter=adapter)
 
 
-def fetched(name: str) -> Path:
+def ensure_downloaded(name: str) -> Path:
     """The folder of a model that has a name; what has to be downloaded is said on stderr."""
     with ExitStack() as stack:
         return hub.find(name, _Reporter(stack))
@@ -88,11 +88,11 @@ class _Reporter:
 
     def __call__(self, download: hub.Download) -> None:
         if self._bar is None:
-            from llavacot_mlx.cli.views.live import BytesBar
+            from llavacot_mlx.cli.views.bars import BytesBar
 
             size = format_bytes(download.total)
             print(
                 f"downloading {download.model}, {size}, from {download.origin} …", file=sys.stderr
             )
-            self._bar = self._stack.enter_context(BytesBar(sys.stderr, "downloading"))
-        self._bar.at(download.done, download.total)
+            self._bar = self._stack.enter_context(BytesBar("downloading"))
+        self._bar.update(download.done, download.total)
