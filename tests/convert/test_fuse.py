@@ -75,6 +75,7 @@ def raw(folder: Path) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["hub", "plain", "q4", "mxfp4"])
 @pytest.mark.parametrize("kind", ["lora", "dora", "full"])
 def test_it_answers_as_the_base_with_the_adapter(

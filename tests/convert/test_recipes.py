@@ -41,6 +41,7 @@ def bits_of(folder: Path) -> dict[str, int | None]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("vision", [False, True], ids=["", "vision"])
 def test_every_named_recipe_gives_a_model(

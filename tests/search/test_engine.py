@@ -120,6 +120,7 @@ def greedy(assistant: Assistant) -> Trace:
     return assistant.ask(demo.example_path(), QUESTION)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", list(Method))
 def test_one_candidate_without_chance_is_greedy(
     method: Method, assistant: Assistant, greedy: Trace
@@ -285,6 +286,7 @@ def test_the_same_seed_gives_the_same_tree(method: Method, assistant: Assistant)
     assert tree(1) != tree(2)
 
 
+@pytest.mark.slow
 def test_more_candidates_leave_the_first_ones_as_they_are(assistant: Assistant) -> None:
     few, _, _ = search(assistant, planned(Method.BEST_OF_N, WARM, 2))
     many, _, _ = search(assistant, planned(Method.BEST_OF_N, WARM, 6))

@@ -158,6 +158,7 @@ def test_a_search_through_four_stages(demo_assistant: Assistant, plan: Plan) -> 
     check_shown_again(list(demo_assistant.stream(PICTURE, "How many?", search=plan)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("plan", "after"),
     [
