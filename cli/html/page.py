@@ -19,7 +19,13 @@ from llavacot_mlx.cli.html.search_tree_svg import SearchTree, search_tree
 from llavacot_mlx.cli.printable import printable, printable_line
 from llavacot_mlx.cli.units import format_bytes, format_seconds
 from llavacot_mlx.cli.views.plain import not_closed
-from llavacot_mlx.cli.views.search_view import Candidate, Round, SearchSoFar, step_back, unit_of
+from llavacot_mlx.cli.views.search_view import (
+    CandidateProgress,
+    Round,
+    SearchProgress,
+    retrace_line,
+    unit_of,
+)
 from llavacot_mlx.cli.views.summary_line import search_summary_line, summary_line
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.prompt.stages import Stage, StageRecord
@@ -226,7 +232,7 @@ def _search(trace: Trace) -> SearchStory:
         tree=search_tree(search, path),
         any_cut=not all(node.closed for node in search.nodes),
         story=[
-            RetraceLine(step_back(entry), _why(search))
+            RetraceLine(retrace_line(entry), _why(search))
             if isinstance(entry, Retraced)
             else _round(entry, path, scales)
             for entry in _story(trace)
@@ -236,21 +242,21 @@ def _search(trace: Trace) -> SearchStory:
 
 def _story(trace: Trace) -> Iterator[Round | Retraced]:
     """The rounds and the steps back, in the order in which they happened."""
-    so_far = SearchSoFar(unit_of(trace))
+    progress = SearchProgress(unit_of(trace))
     for event in trace.events:
         match event:
             case CandidateStarted():
-                so_far.started(event)
+                progress.start_candidate(event)
             case CandidateText() | CandidateEnded() | CandidateScored():
-                so_far.take(event)
+                progress.update_candidate(event)
             case CandidatesKept():
-                ended = so_far.chosen(event)
+                ended = progress.end_round(event)
                 if ended is not None:
                     yield ended
             case Retraced():
                 yield event
-    if so_far.round is not None:
-        yield so_far.round
+    if progress.round is not None:
+        yield progress.round
 
 
 @dataclass(frozen=True)
@@ -304,7 +310,7 @@ def _round(round: Round, path: set[int], scales: Mapping[int, _Scale]) -> RoundC
 
 
 def _card(
-    candidate: Candidate, round: Round, path: set[int], scales: Mapping[int, _Scale]
+    candidate: CandidateProgress, round: Round, path: set[int], scales: Mapping[int, _Scale]
 ) -> CandidateCard:
     node = candidate.number - 1
     fate = "path" if node in path else "kept" if candidate.kept else "dropped"
@@ -326,14 +332,14 @@ def _card(
     )
 
 
-def _gist(candidate: Candidate, round: Round) -> str:
+def _gist(candidate: CandidateProgress, round: Round) -> str:
     gist = round.gist(candidate)
-    if round.shared and len(gist) > _SHORT_GIST and not round.identical:
-        return f"…{gist[round.shared :]}"  # where they differ says more than how they begin
+    if len(gist) > _SHORT_GIST and not round.identical:
+        return round.distinct_gist(candidate)
     return gist
 
 
-def _score_bar(candidate: Candidate, scale: _Scale) -> ScoreBar:
+def _score_bar(candidate: CandidateProgress, scale: _Scale) -> ScoreBar:
     if candidate.score is None:
         return ScoreBar(candidate.verdict, verdict_only=True)
     threshold = None
@@ -342,7 +348,7 @@ def _score_bar(candidate: Candidate, scale: _Scale) -> ScoreBar:
     return ScoreBar(candidate.verdict, scale.share(candidate.score), threshold)
 
 
-def _pieces(candidate: Candidate) -> list[TextPiece]:
+def _pieces(candidate: CandidateProgress) -> list[TextPiece]:
     """All that a candidate wrote, stage by stage."""
     texts = [
         (stage, "".join(text for _, text in group).strip())

@@ -19,7 +19,7 @@ from llavacot_mlx.cli.views.answer_view import ShowLevel, not_closed
 from llavacot_mlx.cli.views.keyboard import quiet_keyboard
 from llavacot_mlx.cli.views.live_region import Line, LiveRegion
 from llavacot_mlx.cli.views.panels import NO_NOTE, Note, TextBlock, round_panel, stage_panel
-from llavacot_mlx.cli.views.search_view import Round, SearchSoFar, step_back
+from llavacot_mlx.cli.views.search_view import Round, SearchProgress, retrace_line
 from llavacot_mlx.cli.views.summary_line import search_summary_line, summary_line
 from llavacot_mlx.plan.plan import Unit
 from llavacot_mlx.prompt.stages import Stage
@@ -37,6 +37,7 @@ from llavacot_mlx.trace.events import (
     Noticed,
     Prepared,
     Retraced,
+    SearchEvent,
     StageEnded,
     StageStarted,
     StageText,
@@ -67,14 +68,13 @@ class LiveView:
         self._region = LiveRegion(out)
         self._show = show
         self._block: TextBlock | None = None
-        self._search = SearchSoFar(unit)
-        self._searched = False
+        self._search = SearchProgress(unit)
+        self._is_search = False
         self._status = ""
         self._status_since = 0.0
         self._spinner = itertools.cycle(_SPINNER)
-        self._drawn: tuple[tuple[int, ...], list[Line]] | None = (
-            None  # of the open panel, by what it shows
-        )
+        # The lines of the open panel, under what they depend on.
+        self._drawn: tuple[tuple[int, ...], list[Line]] | None = None
         self._keyboard = quiet_keyboard(self._region.suspend, self._region.resume)
         self._lock = threading.Lock()  # the main thread draws as well
         self._failure: Exception | None = None  # in the drawing thread
@@ -98,7 +98,7 @@ class LiveView:
         self._status = ""
         stopped = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped"
         try:
-            with contextlib.suppress(OSError):  # the terminal may be what is gone
+            with contextlib.suppress(OSError):  # the terminal itself may be gone
                 self._finish_block(Note(stopped, warn=True))
                 self._print_open_round(stopped)
                 self._draw()
@@ -122,6 +122,26 @@ class LiveView:
         match event:
             case Prepared():
                 self.set_status("waiting for the first word")
+            case StageStarted() | StageText() | StageEnded() | FreeText():
+                self._take_stage_event(event)
+            case Noticed(text):
+                if self._show is ShowLevel.ALL:
+                    self._print(Text(f"note: {text}", style="dim"))
+            case Interrupted(trace):
+                self._finish_block(Note("interrupted", warn=True))
+                self._print_open_round("interrupted")
+                self._status = ""
+                if self._is_search:
+                    self._print_chosen(trace, "stopped; the best path so far:")
+            case Answered(trace):
+                self._finish_block()
+                self._status = ""
+                self._print_ending(trace)
+            case _:
+                self._take_search_event(event)
+
+    def _take_stage_event(self, event: StageStarted | StageText | StageEnded | FreeText) -> None:
+        match event:
             case StageStarted(stage):
                 self._finish_block()
                 self._block = TextBlock(stage)
@@ -134,48 +154,38 @@ class LiveView:
                 self._finish_block(note)
             case FreeText(text):
                 self._open_block(None).parts.append(text)
+
+    def _take_search_event(self, event: SearchEvent) -> None:
+        match event:
             case CandidateStarted():
-                self._searched = True
-                self.set_status(f"writing {self._search.started(event).writing}")
+                self._is_search = True
+                self.set_status(f"writing {self._search.start_candidate(event).writing}")
             case CandidateText() | CandidateEnded() | CandidateScored():
-                self._search.take(event)
+                self._search.update_candidate(event)
                 round = self._search.round
                 if isinstance(event, CandidateEnded) and round is not None and round.ended:
                     self.set_status("choosing")
             case CandidatesKept():
                 self._drawn = None
-                self._print_round(self._search.chosen(event))
-            case Retraced() if self._show is ShowLevel.ALL:
-                self._print(Text(step_back(event), style="yellow"))
-            case Noticed(text) if self._show is ShowLevel.ALL:
-                self._print(Text(f"note: {text}", style="dim"))
-            case Retraced() | Noticed():
-                pass  # not asked for
-            case Interrupted(trace):
-                self._finish_block(Note("interrupted", warn=True))
-                self._print_open_round("interrupted")
-                self._status = ""
-                if self._searched:
-                    self._print_chosen(trace, "stopped; the best path so far:")
-            case Answered(trace):
-                self._finish_block()
-                self._status = ""
-                self._print_ending(trace)
+                self._print_round(self._search.end_round(event))
+            case Retraced():
+                if self._show is ShowLevel.ALL:
+                    self._print(Text(retrace_line(event), style="yellow"))
 
     def _print_ending(self, trace: Trace) -> None:
         """Prints what follows a finished answer: a search's choice, then the summary lines."""
-        if self._searched:
+        if self._is_search:
             self._print_chosen(trace, "chosen:")
         if self._show is ShowLevel.ALL:
-            lines = [search_summary_line(trace)] if self._searched else []
+            lines = [search_summary_line(trace)] if self._is_search else []
             self._print(Text("\n".join([*lines, summary_line(trace)]), style="dim"))
 
     def _print_chosen(self, trace: Trace, heading: str) -> None:
         """Prints a path through a search, stage by stage."""
         if self._show is ShowLevel.ALL:
             self._print(Text(heading, style="dim"))
-        for told in stage_events(trace.text, trace.stages):
-            self._take(told)
+        for event in stage_events(trace.text, trace.stages):
+            self._take_stage_event(event)
         self._finish_block()
         self._status = ""
 
@@ -190,6 +200,7 @@ class LiveView:
             self._print(round_panel(round, self._width, note=note))
 
     def _open_block(self, stage: Stage | None) -> TextBlock:
+        """The open block of `stage`; one of another stage is printed first."""
         if self._block is None or self._block.stage is not stage:
             self._finish_block()
             self._block = TextBlock(stage)
@@ -198,10 +209,10 @@ class LiveView:
     def _finish_block(self, note: Note = NO_NOTE) -> None:
         """Prints the open block for good."""
         block, self._block, self._drawn = self._block, None, None
-        if block is not None and self._shown(block):
+        if block is not None and self._is_shown(block):
             self._print(stage_panel(block, self._width, note=note))
 
-    def _shown(self, block: TextBlock) -> bool:
+    def _is_shown(self, block: TextBlock) -> bool:
         if self._show is None:
             return False
         if block.stage is None:
@@ -231,6 +242,7 @@ class LiveView:
         )
 
     def _panel_lines(self) -> list[Line]:
+        """The open panel, drawn again only if its content or the window has changed."""
         block, round = self._block, self._search.round
         room = self._console.size.height - 1  # the status line is below
         if room < 4:
@@ -241,7 +253,7 @@ class LiveView:
                 lines = self._lines(round_panel(round, self._width, max_rows=room))
                 self._drawn = (key, lines[:room])
             return self._drawn[1]
-        if block is None or not self._shown(block):
+        if block is None or not self._is_shown(block):
             return []
         key = (len(block.parts), self._width, room)
         if self._drawn is None or self._drawn[0] != key:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from llavacot_mlx.cli.printable import printable
 from llavacot_mlx.cli.views.answer_view import not_closed
-from llavacot_mlx.cli.views.search_view import Candidate, Round
+from llavacot_mlx.cli.views.search_view import CandidateProgress, Round
 from llavacot_mlx.cli.views.summary_line import summary_line
 from llavacot_mlx.plan.plan import Unit
 from llavacot_mlx.prompt.stages import Stage
@@ -156,10 +156,13 @@ def _identical_candidates(round: Round, width: int) -> list[Text]:
     """Candidates that all wrote the same: their text once, then the outcome of each."""
     outcomes = Text("   ").join(map(_outcome, round.candidates))
     outcomes.truncate(width, overflow="ellipsis")
-    return [*map(Text, _first_lines(round.told_once, width, 2, Console(width=width))), outcomes]
+    return [
+        *map(Text, _first_lines(round.identical_text, width, 2, Console(width=width))),
+        outcomes,
+    ]
 
 
-def _outcome(candidate: Candidate) -> Text:
+def _outcome(candidate: CandidateProgress) -> Text:
     """Whether a candidate was kept, its number and its score."""
     parts = [Text(str(candidate.number))]
     if candidate.kept:
@@ -171,7 +174,7 @@ def _outcome(candidate: Candidate) -> Text:
     return Text(" ").join(parts)
 
 
-def _prefix(round: Round, candidate: Candidate, digits: int, width: int) -> Text:
+def _prefix(round: Round, candidate: CandidateProgress, digits: int, width: int) -> Text:
     """What stands before a candidate's text: kept or not, number, parent and score."""
     mark = (_KEPT if candidate.kept else " ", "bold green")
     prefix = Text.assemble(
@@ -186,7 +189,12 @@ def _prefix(round: Round, candidate: Candidate, digits: int, width: int) -> Text
 
 
 def _candidate(
-    round: Round, candidate: Candidate, prefix: Text, width: int, rows: int, wrapper: Console
+    round: Round,
+    candidate: CandidateProgress,
+    prefix: Text,
+    width: int,
+    rows: int,
+    wrapper: Console,
 ) -> list[Text]:
     """One candidate in at most `rows` lines: the end of its text, or the start once it ended."""
     room = max(1, width - len(prefix))
@@ -197,8 +205,8 @@ def _candidate(
         style = "yellow"
         label = "" if candidate.closed else "not closed · "
         gist = round.gist(candidate)
-        if round.shared and cell_len(label + gist) > room * rows:
-            gist = f"…{gist[round.shared :]}"  # where they differ says more than how they begin
+        if cell_len(label + gist) > room * rows:
+            gist = round.distinct_gist(candidate)
         texts = _first_lines(label + gist, room, rows, wrapper)
     elif round.unit is Unit.ANSWER:
         label = f"{stage} · " if stage else ""

@@ -7,7 +7,12 @@ from typing import Self, TextIO
 
 from llavacot_mlx.cli.printable import printable
 from llavacot_mlx.cli.views.answer_view import ShowLevel, not_closed
-from llavacot_mlx.cli.views.search_view import Candidate, Round, SearchSoFar, step_back
+from llavacot_mlx.cli.views.search_view import (
+    CandidateProgress,
+    Round,
+    SearchProgress,
+    retrace_line,
+)
 from llavacot_mlx.cli.views.summary_line import search_summary_line, summary_line
 from llavacot_mlx.plan.plan import Unit
 from llavacot_mlx.trace.event_log import stage_events
@@ -24,29 +29,31 @@ from llavacot_mlx.trace.events import (
     Noticed,
     Prepared,
     Retraced,
+    SearchEvent,
     StageEnded,
     StageStarted,
     StageText,
 )
+from llavacot_mlx.trace.record import Trace
 
-_LINE = 80  # columns that a candidate's line may fill
+_LINE = 80  # characters of a candidate's line
 
 
 class PlainView:
-    """Writes a heading and the text of each stage, a blank line between any two.
+    """Writes a heading and the text of each stage, with a blank line in between.
 
-    Of a search, a line for each candidate once its round was chosen from, then the chosen answer.
+    A search has a line for each candidate, once its round is over, and then the chosen answer.
     """
 
     def __init__(self, out: TextIO, show: ShowLevel, unit: Unit = Unit.STAGE) -> None:
         self._out = out
         self._show = show
-        self._search = SearchSoFar(unit)
-        self._searched = False
-        self._begun = False  # something was written
-        self._line_open = False  # the last thing written was not a line break
+        self._search = SearchProgress(unit)
+        self._is_search = False
+        self._begun = False  # whether anything was written
+        self._line_open = False  # whether the last character written was not a line break
         self._in_free_text = False
-        self._held = ""  # white space that only counts if text follows it
+        self._held = ""  # white space that is written only if text follows it
 
     def __enter__(self) -> Self:
         return self
@@ -62,9 +69,31 @@ class PlainView:
             self._write_open_round()
 
     def set_status(self, status: str) -> None:
-        """Nothing to write: a plain text has no progress in it."""
+        """Does nothing: plain text shows no progress."""
 
     def show(self, event: Event) -> None:
+        match event:
+            case StageStarted() | StageText() | StageEnded() | FreeText():
+                self._show_stage(event)
+            case Prepared():
+                pass
+            case Noticed(text):
+                self._write_line(f"note: {text}")
+            case Interrupted(trace):
+                self._end_line()
+                if self._is_search:
+                    self._write_open_round()
+                    self._write_line("stopped; the best path so far:")
+                    self._show_chosen(trace)
+            case Answered(trace):
+                if self._is_search:
+                    self._show_chosen(trace)
+                lines = [search_summary_line(trace)] if self._is_search else []
+                self._write_line("\n".join([*lines, summary_line(trace)]))
+            case _:
+                self._show_search(event)
+
+    def _show_stage(self, event: StageStarted | StageText | StageEnded | FreeText) -> None:
         match event:
             case StageStarted(stage) if self._show.stage(stage):
                 self._begin_block()
@@ -82,81 +111,48 @@ class PlainView:
                     self._in_free_text = True
                 if self._in_free_text:
                     self._write_trimmed(text)
+
+    def _show_search(self, event: SearchEvent) -> None:
+        match event:
             case CandidateStarted():
-                self._searched = True
-                self._search.started(event)
+                self._is_search = True
+                self._search.start_candidate(event)
             case CandidateText() | CandidateEnded() | CandidateScored():
-                self._search.take(event)
+                self._search.update_candidate(event)
             case CandidatesKept():
-                ended = self._search.chosen(event)
+                ended = self._search.end_round(event)
                 if ended is not None:
                     self._write_round(ended)
-            case Retraced() if self._show is ShowLevel.ALL:
-                self._begin_block()
-                self._write(f"{step_back(event)}\n")
-            case Noticed(text) if self._show is ShowLevel.ALL:
-                self._begin_block()
-                self._write(f"note: {text}\n")
-            case Interrupted(trace):
-                self._end_line()
-                if self._searched:
-                    self._write_open_round()
-                    if self._show is ShowLevel.ALL:
-                        self._begin_block()
-                        self._write("stopped; the best path so far:\n")
-                    for told in stage_events(trace.text, trace.stages):
-                        self.show(told)
-            case Answered(trace):
-                if self._searched:
-                    for told in stage_events(trace.text, trace.stages):
-                        self.show(told)
-                if self._show is ShowLevel.ALL:
-                    self._begin_block()
-                    if self._searched:
-                        self._write(f"{search_summary_line(trace)}\n")
-                    self._write(f"{summary_line(trace)}\n")
-            case (
-                Prepared()
-                | StageStarted()
-                | StageText()
-                | StageEnded()
-                | FreeText()
-                | Retraced()
-                | Noticed()
-            ):
-                pass  # not asked for
+            case Retraced():
+                self._write_line(retrace_line(event))
+
+    def _show_chosen(self, trace: Trace) -> None:
+        """Writes the path that a search chose, stage by stage."""
+        for event in stage_events(trace.text, trace.stages):
+            self._show_stage(event)
 
     def _write_open_round(self) -> None:
-        """Of a round that was interrupted, what there is."""
+        """Writes the round that was interrupted, if there is one."""
         round, self._search.round = self._search.round, None
         if round is not None:
             self._write_round(round)
 
     def _write_round(self, round: Round) -> None:
-        """The candidates of a round, a line each."""
-        if self._show is not ShowLevel.ALL:
-            return
-        self._begin_block()
+        """Writes the candidates of a round, a line each."""
         lines = [round.title]
         if round.identical:
-            lines.append(_cut(round.told_once))
-        digits = len(str(round.candidates[-1].number))
-        for candidate in round.candidates:
-            origin = f"from {candidate.parent}" if round.forked else ""
-            number = f"{candidate.number:>{digits}}"
-            fields = [number, origin, candidate.verdict, _fate(candidate, round)]
-            line = " ".join(field for field in fields if field)
-            if not round.identical:
-                gist = round.gist(candidate)
-                line += ": "
-                if len(line + gist) > _LINE and round.shared:
-                    gist = f"…{gist[round.shared :]}"  # where they differ says more
-                line += gist
-            lines.append(_cut(line))
+            lines.append(_cut(round.identical_text))
+        lines += [_candidate_line(candidate, round) for candidate in round.candidates]
         if round.kept_from_before:
             numbers = ", ".join(map(str, round.kept_from_before))
             lines.append(f"kept from before: {numbers}")
-        self._write("".join(f"{line}\n" for line in lines))  # Ctrl-C leaves all of it or nothing
+        self._write_line("\n".join(lines))
+
+    def _write_line(self, text: str) -> None:
+        """Writes a block that is not part of the answer; only `--show all` has them."""
+        if self._show is ShowLevel.ALL:
+            self._begin_block()
+            self._write(f"{text}\n")  # in one write: Ctrl-C leaves all of it or nothing
 
     def _begin_block(self) -> None:
         self._end_line()
@@ -187,8 +183,22 @@ class PlainView:
         self._line_open = not text.endswith("\n")
 
 
-def _fate(candidate: Candidate, round: Round) -> str:
-    """What became of a candidate, in a word or two."""
+def _candidate_line(candidate: CandidateProgress, round: Round) -> str:
+    digits = len(str(round.candidates[-1].number))
+    number = f"{candidate.number:>{digits}}"
+    origin = f"from {candidate.parent}" if round.forked else ""
+    fields = [number, origin, candidate.verdict, _fate(candidate, round)]
+    line = " ".join(field for field in fields if field)
+    if round.identical:
+        return _cut(line)
+    gist = round.gist(candidate)
+    if len(f"{line}: {gist}") > _LINE:
+        gist = round.distinct_gist(candidate)
+    return _cut(f"{line}: {gist}")
+
+
+def _fate(candidate: CandidateProgress, round: Round) -> str:
+    """What happened to a candidate, in a word or two."""
     if not candidate.ended:
         return "unfinished"
     fate = [] if candidate.closed else ["unclosed"]

@@ -1,4 +1,4 @@
-"""A search as a person follows it, put together from its events: what the views draw."""
+"""A search as its events build it up, round by round: what the views draw."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _PLURALS = {
 
 
 @dataclass
-class Candidate:
-    """One candidate, its text without the tags."""
+class CandidateProgress:
+    """One candidate as far as it has come; its text is without the tags."""
 
     number: int
-    """Counted from 1 over the whole search, so that a later round can name an earlier one's."""
+    """Counted from 1 over the whole search, so that later rounds can refer to it."""
     parent: int | None = None
-    """The number of the candidate that it goes on from; None for the prompt."""
+    """The number of the candidate that it continues; None for the prompt."""
     parts: list[tuple[Stage | None, str]] = field(default_factory=list)
     ended: bool = False
     closed: bool = False
@@ -45,11 +45,11 @@ class Candidate:
     """Whether the judge was asked; `score` is None when it came to no verdict."""
     kept: bool = False
     left_open: Stage | None = None
-    """The stage that it was in when it ended: the one that a child's text begins in."""
+    """The stage that was open when it ended; its children's text begins in that stage."""
     _parser: StageParser = field(default_factory=StageParser)
 
-    def begin_in(self, stage: Stage | None) -> None:
-        """Its parent left `stage` open."""
+    def start_in(self, stage: Stage | None) -> None:
+        """Says that the parent left `stage` open."""
         self._parser.stage = stage
 
     def write(self, text: str) -> None:
@@ -66,29 +66,29 @@ class Candidate:
     @property
     def text(self) -> str:
         """All that it wrote, in one printable line."""
-        return printable_line(" ".join(text for _, text in self._joined()))
+        return printable_line(" ".join(text for _, text in self._stage_texts()))
 
     @property
     def newest(self) -> tuple[Stage | None, str]:
-        """The stage that it writes, and what it has of it in one printable line."""
-        stage, text = list(self._joined())[-1] if self.parts else (None, "")
+        """The stage that it is writing, and the text of that stage in one printable line."""
+        stage, text = list(self._stage_texts())[-1] if self.parts else (None, "")
         return stage, printable_line(text)
 
     @property
     def conclusion(self) -> str:
         """What it concluded, in one printable line; empty without a conclusion."""
-        texts = [text for stage, text in self._joined() if stage is Stage.CONCLUSION]
+        texts = [text for stage, text in self._stage_texts() if stage is Stage.CONCLUSION]
         return printable_line(texts[-1]) if texts else ""
 
     @property
     def verdict(self) -> str:
-        """Its score for people; a dash for a judge without a verdict, nothing where none was."""
+        """Its score as shown: a dash if the judge came to no verdict, empty if none was asked."""
         if not self.scored:
             return ""
         return "–" if self.score is None else f"{self.score:.2f}"
 
-    def _joined(self) -> Iterator[tuple[Stage | None, str]]:
-        """Stage after stage, each in one piece."""
+    def _stage_texts(self) -> Iterator[tuple[Stage | None, str]]:
+        """The text of each stage in one piece."""
         stage: Stage | None = None
         pieces: list[str] = []
         for at, piece in self.parts:
@@ -103,22 +103,22 @@ class Candidate:
 
 @dataclass
 class Round:
-    """Candidates that are written, judged and chosen from together."""
+    """Candidates that are written and judged together, and that the search then chooses from."""
 
     stage: Stage | None
-    """The stage that they write; None for whole answers, and past the last stage."""
+    """The stage that they write; None for whole answers and after the last stage."""
     unit: Unit
     number: int
-    """Counted from 1; another after each step back."""
-    candidates: list[Candidate] = field(default_factory=list)
+    """Counted from 1; every retrace adds one."""
+    candidates: list[CandidateProgress] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
-    """The numbers of those kept, the best first, earlier rounds' included."""
+    """The numbers of the candidates kept, the best first; they may be of earlier rounds."""
     changes: int = 0
-    """Raised whenever there is something new to draw."""
+    """Increases whenever there is something new to draw."""
 
     @property
     def title(self) -> str:
-        """Such as `Caption · 4 candidates · round 2`; of whole answers, one sees conclusions."""
+        """Such as `Caption · 4 candidates · round 2`."""
         count = len(self.candidates)
         parts = [self._noun.capitalize(), f"{count} candidate{'s' if count != 1 else ''}"]
         if self.unit is Unit.SENTENCE and self.stage is not None:
@@ -141,37 +141,26 @@ class Round:
 
     @property
     def identical(self) -> bool:
-        """Whether there are several and all wrote the same."""
+        """Whether all candidates have ended and wrote the same; False if there is only one."""
         if len(self.candidates) < 2 or not self.ended:
             return False
         return len({candidate.text for candidate in self.candidates}) == 1
 
     @property
-    def told_once(self) -> str:
-        """What they all wrote, where that is the same."""
+    def identical_text(self) -> str:
+        """One line for all candidates that wrote the same."""
         count = len(self.candidates)
         who = "both" if count == 2 else f"all {count}"
         return f"{who} wrote the same: {self.candidates[0].text}"
 
     @property
     def forked(self) -> bool:
-        """Whether they go on from different candidates."""
+        """Whether the candidates continue different parents."""
         return len({candidate.parent for candidate in self.candidates}) > 1
 
     @property
-    def shared(self) -> int:
-        """How many characters all gists begin with, up to the word where the first differs."""
-        if len(self.candidates) < 2 or not self.ended:
-            return 0
-        gists = [self.gist(candidate) for candidate in self.candidates]
-        # Whatever the first and the last in order share, those between them do as well.
-        pairs = zip(min(gists), max(gists), strict=False)
-        same = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
-        return "".join(letter for letter, _ in same).rfind(" ") + 1
-
-    @property
     def kept_from_before(self) -> list[int]:
-        """The numbers of those kept that other rounds wrote."""
+        """The numbers of the candidates kept that were written in earlier rounds."""
         own = {candidate.number for candidate in self.candidates}
         return [number for number in self.kept if number not in own]
 
@@ -179,11 +168,28 @@ class Round:
     def tokens(self) -> int:
         return sum(candidate.tokens for candidate in self.candidates)
 
-    def gist(self, candidate: Candidate) -> str:
-        """The line that stands for an ended candidate: of a whole answer, what it concluded."""
+    def gist(self, candidate: CandidateProgress) -> str:
+        """One line for an ended candidate: its text, or the conclusion of a whole answer."""
         if self.unit is Unit.ANSWER and candidate.conclusion:
             return candidate.conclusion
         return candidate.text
+
+    def distinct_gist(self, candidate: CandidateProgress) -> str:
+        """The gist from the word where those of this round differ: for where space is short."""
+        shared = self._shared_length
+        gist = self.gist(candidate)
+        return f"…{gist[shared:]}" if shared else gist
+
+    @property
+    def _shared_length(self) -> int:
+        """The number of characters with which all gists begin, up to a word's end."""
+        if len(self.candidates) < 2 or not self.ended:
+            return 0
+        gists = [self.gist(candidate) for candidate in self.candidates]
+        # What the first and the last in sorted order share, all of them share.
+        pairs = zip(min(gists), max(gists), strict=False)
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
+        return "".join(letter for letter, _ in same).rfind(" ") + 1
 
     @property
     def _noun(self) -> str:
@@ -192,29 +198,32 @@ class Round:
         return self.stage.value if self.stage else "text"
 
 
-class SearchSoFar:
-    """Takes the events of a search, and has the round that is being written or judged."""
+class SearchProgress:
+    """Builds up the rounds of a search from its events."""
 
     def __init__(self, unit: Unit) -> None:
         self._unit = unit
-        self._candidates: dict[int, Candidate] = {}
+        self._candidates: dict[int, CandidateProgress] = {}
         self.round: Round | None = None
-        """None before the first candidate, and between two rounds."""
+        """The round that is being written or judged; None between two rounds."""
 
-    def started(self, event: CandidateStarted) -> Round:
+    def start_candidate(self, event: CandidateStarted) -> Round:
+        """Adds a candidate, and returns its round."""
         if self.round is None:
             stage = None if self._unit is Unit.ANSWER else event.stage
             self.round = Round(stage, self._unit, event.round + 1)
-        candidate = Candidate(event.node + 1, None if event.parent is None else event.parent + 1)
+        candidate = CandidateProgress(
+            event.node + 1, None if event.parent is None else event.parent + 1
+        )
         parent = None if event.parent is None else self._candidates.get(event.parent)
         if parent is not None:
-            candidate.begin_in(parent.left_open)
+            candidate.start_in(parent.left_open)
         self._candidates[event.node] = candidate
         self.round.candidates.append(candidate)
         self.round.changes += 1
         return self.round
 
-    def take(self, event: CandidateText | CandidateEnded | CandidateScored) -> None:
+    def update_candidate(self, event: CandidateText | CandidateEnded | CandidateScored) -> None:
         candidate = self._candidates[event.node]
         match event:
             case CandidateText(text=text):
@@ -227,8 +236,8 @@ class SearchSoFar:
         if self.round is not None:
             self.round.changes += 1
 
-    def chosen(self, event: CandidatesKept) -> Round | None:
-        """The round that this ends; None when nothing was written since the one before."""
+    def end_round(self, event: CandidatesKept) -> Round | None:
+        """Returns the round that ends with this choice; None if nothing was written in it."""
         ended, self.round = self.round, None
         if ended is not None:
             for candidate in ended.candidates:
@@ -238,18 +247,18 @@ class SearchSoFar:
 
 
 def plural(stage: Stage | None, unit: Unit = Unit.STAGE) -> str:
-    """What several candidates are called."""
+    """What several candidates are called, such as `captions`."""
     if unit is not Unit.STAGE:
         return f"{unit.value}s"
     return _PLURALS[stage] if stage else "texts"
 
 
-def step_back(event: Retraced) -> str:
+def retrace_line(event: Retraced) -> str:
     """A retrace in one line."""
     where = "beginning" if event.stage is None else plural(event.stage)
     return f"↩ not good enough: back to the {where}, round {event.round + 1}"
 
 
 def unit_of(trace: Trace) -> Unit:
-    """What a candidate of the search wrote in one step."""
+    """What each candidate of the search wrote in one step."""
     return plan_from(trace.search.plan).steps[0].unit if trace.search.plan else Unit.STAGE
