@@ -76,10 +76,10 @@ def resolve_adapted_model(name: str | None, adapter: Path | None) -> ResolvedMod
 def ensure_downloaded(name: str) -> Path:
     """The folder of a model that has a name; what has to be downloaded is said on stderr."""
     with ExitStack() as stack:
-        return hub.find(name, _Reporter(stack))
+        return hub.find(name, _DownloadReporter(stack))
 
 
-class _Reporter:
+class _DownloadReporter:
     """Says what is downloaded, before the first byte, and then draws how far it is."""
 
     def __init__(self, stack: ExitStack) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from llavacot_mlx.checkpoint.dtypes import mlx_dtype
 from llavacot_mlx.checkpoint.finite import is_finite
 from llavacot_mlx.checkpoint.safetensors import TensorEntry
-from llavacot_mlx.convert.plan import Step
+from llavacot_mlx.convert.plan import TensorStep
 from llavacot_mlx.errors import UserError
 
 BLOCK_BYTES = 16 * 10**6
@@ -37,7 +37,7 @@ _WORKERS = min(2, os.cpu_count() or 1)
 class Block:
     """Rows of a source tensor; the whole tensor if it is transposed or has no rows."""
 
-    step: Step
+    step: TensorStep
     start: int
     """Offset in the tensor's data, in bytes."""
     stop: int
@@ -56,7 +56,7 @@ class ConvertedBlock:
     """The bytes of the block in each of the step's output tensors."""
 
 
-def blocks_of(step: Step) -> Iterator[Block]:
+def blocks_of(step: TensorStep) -> Iterator[Block]:
     """Yields the blocks of a step's source, in order."""
     entry = step.source.entry
     if step.source.transpose or not entry.shape or entry.nbytes <= BLOCK_BYTES:
@@ -69,7 +69,7 @@ def blocks_of(step: Step) -> Iterator[Block]:
         yield Block(step, first * row, (first + count) * row, count)
 
 
-def converted(steps: Iterable[Step]) -> Iterator[ConvertedBlock]:
+def converted(steps: Iterable[TensorStep]) -> Iterator[ConvertedBlock]:
     """Yields the converted blocks of all steps in order, computing only a few ahead.
 
     Raises UserError for a weight that is not finite, or not finite in the type it is converted to.
@@ -161,7 +161,7 @@ def in_type(data: np.ndarray, dtype: str) -> mx.array:
     return mx.array(data).view(mlx_dtype(dtype))
 
 
-def _parts(array: mx.array, step: Step) -> list[mx.array]:
+def _parts(array: mx.array, step: TensorStep) -> list[mx.array]:
     floats = [t.dtype for t in step.targets if mx.issubdtype(t.dtype, mx.floating)]
     if floats:
         array = array.astype(floats[0])
@@ -171,7 +171,7 @@ def _parts(array: mx.array, step: Step) -> list[mx.array]:
     return list(mx.quantize(array, chosen.group_size, chosen.bits, chosen.mode))
 
 
-def _check_finite(source: mx.array, parts: list[mx.array], step: Step) -> None:
+def _check_finite(source: mx.array, parts: list[mx.array], step: TensorStep) -> None:
     if not mx.issubdtype(source.dtype, mx.floating):
         return
     name, file = step.source.entry.name, step.source.entry.file

@@ -18,7 +18,7 @@ from llavacot_mlx.convert.journal import Identity, Journal, Kept
 from llavacot_mlx.convert.model_files import copy_settings, write_config
 from llavacot_mlx.convert.output_folder import write_error
 from llavacot_mlx.convert.plan import (
-    Step,
+    TensorStep,
     bits_per_weight,
     plan_steps,
     quantization_error,
@@ -76,7 +76,7 @@ class ConversionPlan:
     dtype: str | None
     recipe: str | None
     """The name of the quantization; None without one."""
-    steps: tuple[Step, ...]
+    steps: tuple[TensorStep, ...]
     shards: tuple[Shard, ...]
     identity: Identity
 
@@ -124,7 +124,7 @@ def convert(
     """
     output = ResumableOutput(target, source, force)
     plan = plan_conversion(source, dtype, quantization)
-    reporter = _Reporter(plan, progress)
+    reporter = _ConversionReporter(plan, progress)
     try:
         bits = bits_per_weight(plan.steps)
         estimated(Estimate(plan.source_bytes, plan.weight_bytes, bits, output.free_bytes()))
@@ -167,7 +167,7 @@ def _write(
     plan: ConversionPlan,
     output: ResumableOutput,
     journal: Journal,
-    reporter: _Reporter,
+    reporter: _ConversionReporter,
     notice: Callable[[str], None],
 ) -> dict[str, str]:
     """Phase 2: fills the hidden folder, from where an earlier run stopped.
@@ -259,7 +259,7 @@ def _write_weights(
     shards: Sequence[Shard],
     kept: dict[str, Kept],
     written: Journal,
-    reporter: _Reporter,
+    reporter: _ConversionReporter,
 ) -> dict[str, str]:
     """Fills the weight files that are incomplete, and journals the progress.
 
@@ -303,7 +303,7 @@ def _note(
 
 
 def _blocks_of(
-    step: Step, converted: Iterator[ConvertedBlock], reporter: _Reporter
+    step: TensorStep, converted: Iterator[ConvertedBlock], reporter: _ConversionReporter
 ) -> Iterator[ConvertedBlock]:
     for each in converted:
         assert each.block.step is step
@@ -313,7 +313,7 @@ def _blocks_of(
             return
 
 
-class _Reporter:
+class _ConversionReporter:
     """Counts the bytes of the source that were read, and tells the caller."""
 
     def __init__(self, plan: ConversionPlan, progress: Callable[[Progress], None]) -> None:
@@ -321,11 +321,11 @@ class _Reporter:
         self._done = 0
         self._progress = progress
 
-    def skip(self, step: Step) -> None:
+    def skip(self, step: TensorStep) -> None:
         """Counts a step that an earlier run did."""
         self._done += step.source.entry.nbytes
 
-    def report(self, step: Step, nbytes: int) -> None:
+    def report(self, step: TensorStep, nbytes: int) -> None:
         self._done += nbytes
         self._progress(Progress(self._done, self._total, step.source.name))
 

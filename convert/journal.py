@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 from llavacot_mlx import __version__
 from llavacot_mlx.checked import Range, checked
-from llavacot_mlx.convert.plan import Step
+from llavacot_mlx.convert.plan import TensorStep
 from llavacot_mlx.convert.shards import Shard
 from llavacot_mlx.errors import UserError
 
@@ -38,7 +38,7 @@ class Identity:
     """SHA-256 of the planned files and of the versions of the programs that write them."""
 
     @classmethod
-    def of(cls, steps: Sequence[Step], shards: Sequence[Shard]) -> Identity:
+    def of(cls, steps: Sequence[TensorStep], shards: Sequence[Shard]) -> Identity:
         files = {step.source.entry.file for step in steps}
         written = hashlib.sha256(f"{__version__} {version('mlx')}".encode())
         for shard in shards:

@@ -195,7 +195,7 @@ def write_merged(
     """
     merges = plan_merges(source.config, source.tensors, merging)
     size = sum(merge.nbytes for merge in merges)
-    reporter = _Reporter(merges, progress)
+    reporter = _MergeReporter(merges, progress)
     dtype = None if merging.dtype is None else str(merging.dtype).removeprefix("mlx.core.")
     with output.replace(*inputs, size=size) as partial:
         copy_settings(source.folder, partial)
@@ -206,7 +206,7 @@ def write_merged(
     return Written(output.folder, size)
 
 
-class _Reporter:
+class _MergeReporter:
     """Reports the progress of the merges."""
 
     def __init__(self, merges: Sequence[Merge], progress: Callable[[Progress], None]) -> None:
@@ -219,7 +219,7 @@ class _Reporter:
         self._progress(Progress(self._done, self._total, merge.targets[0].name))
 
 
-def _merged(merges: Sequence[Merge], reporter: _Reporter) -> Iterator[mx.array]:
+def _merged(merges: Sequence[Merge], reporter: _MergeReporter) -> Iterator[mx.array]:
     """Yields the planned tensors in order, each computed when it is needed.
 
     Raises UserError for a tensor that would not be finite.

@@ -32,7 +32,7 @@ class PlannedTensor:
 
 
 @dataclass(frozen=True)
-class Step:
+class TensorStep:
     """A source tensor and what it becomes: a copy, or the parts of a quantized weight."""
 
     source: SourceTensor
@@ -53,7 +53,7 @@ def plan_steps(
     sources: Mapping[str, SourceTensor],
     dtype: mx.Dtype | None,
     quantization: Quantization | Recipe | None,
-) -> list[Step]:
+) -> list[TensorStep]:
     """Plans the steps of a conversion, in the order of the source's files.
 
     `dtype` is the type of unquantized weights, or None to keep each one's own; a recipe may
@@ -87,14 +87,14 @@ def plan_steps(
                 for name in parts
                 if name in quantized
             )
-            steps.append(Step(source, targets, chosen[module]))
+            steps.append(TensorStep(source, targets, chosen[module]))
         else:
             target = PlannedTensor(source.name, source.shape, kept)
-            steps.append(Step(source, (target,), None))
+            steps.append(TensorStep(source, (target,), None))
     return steps
 
 
-def quantization_map(steps: Sequence[Step]) -> QuantizationMap | None:
+def quantization_map(steps: Sequence[TensorStep]) -> QuantizationMap | None:
     """The quantization for `config.json`; the one that covers most weights is the default."""
     chosen = [(step, step.quantization) for step in steps if step.quantization is not None]
     totals: dict[Quantization, int] = {}
@@ -106,7 +106,7 @@ def quantization_map(steps: Sequence[Step]) -> QuantizationMap | None:
     return QuantizationMap(default, {step.module: each for step, each in chosen if each != default})
 
 
-def bits_per_weight(steps: Sequence[Step]) -> float:
+def bits_per_weight(steps: Sequence[TensorStep]) -> float:
     """Average bits per weight, with the scales and biases of the groups."""
     weights = sum(math.prod(step.source.shape) for step in steps)
     return 8 * sum(step.nbytes for step in steps) / weights

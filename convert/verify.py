@@ -21,7 +21,7 @@ from llavacot_mlx.checkpoint.weights import (
     source_tensors,
 )
 from llavacot_mlx.convert.blocks import Block, BlockReader, array_of, in_type
-from llavacot_mlx.convert.plan import Step
+from llavacot_mlx.convert.plan import TensorStep
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import Quantization
 from llavacot_mlx.model.mllama import Mllama
@@ -53,7 +53,7 @@ class Verified:
     """Values of those tensors that were read back."""
 
 
-def compare_with_source(folder: Path, steps: Sequence[Step]) -> Verified:
+def compare_with_source(folder: Path, steps: Sequence[TensorStep]) -> Verified:
     """Compares a converted folder with its source. Raises UserError at the first difference."""
     config = load_config(folder)
     written = source_tensors(folder)
@@ -77,7 +77,7 @@ def compare_with_source(folder: Path, steps: Sequence[Step]) -> Verified:
     return Verified(len(steps), values)
 
 
-def _some_rows(step: Step, index: int) -> Block:
+def _some_rows(step: TensorStep, index: int) -> Block:
     """A few rows of a step's source, whose position in the tensor depends on `index`."""
     entry = step.source.entry
     if step.source.transpose or not entry.shape or entry.nbytes <= _BYTES:
@@ -106,7 +106,7 @@ def _read(
     return in_type(target.read_bytes(entry, start, stop), entry.dtype).reshape(shape)
 
 
-def _agrees(source: mx.array, parts: Sequence[mx.array], step: Step) -> bool:
+def _agrees(source: mx.array, parts: Sequence[mx.array], step: TensorStep) -> bool:
     if step.quantization is None:
         (copy,) = parts
         return bool(mx.array_equal(source.astype(copy.dtype), copy).item())

@@ -214,7 +214,6 @@ def test_the_root_has_few_modules() -> None:
     assert len(root) <= 10, root
 
 
-@pytest.mark.xfail(strict=True, reason="the doubles are being renamed")
 def test_names_are_given_once() -> None:
     """Two modules of one name in a room, or two classes of one name, mislead a search."""
     modules_by_room = Counter(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from llavacot_mlx.train.data.checks import CheckedRow
     from llavacot_mlx.train.data.dataset import Dataset
     from llavacot_mlx.train.data.problem import Problem
-    from llavacot_mlx.train.prepare import Prepared
+    from llavacot_mlx.train.prepare import PreparedRun
     from llavacot_mlx.train.trainer import Training
 
 CURVE_NAME = "curve.png"
@@ -150,7 +150,7 @@ def _list(problems: list[Problem]) -> None:
         typer.echo(f"… and {len(problems) - _LISTED} more", err=True)
 
 
-def _train(prepared: Prepared, view: TrainingView, reporter: Any) -> None:
+def _train(prepared: PreparedRun, view: TrainingView, reporter: Any) -> None:
     """Runs the training, and shows and writes what happens; Ctrl-C ends it after its step."""
     from llavacot_mlx.train.events import Stepped, Validated
     from llavacot_mlx.train.log import TrainingLog, read_log

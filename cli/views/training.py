@@ -25,7 +25,7 @@ from llavacot_mlx.train.events import (
 )
 
 if TYPE_CHECKING:
-    from llavacot_mlx.train.prepare import Prepared
+    from llavacot_mlx.train.prepare import PreparedRun
     from llavacot_mlx.train.trainer import Training
 
 _COLOURS = {
@@ -79,7 +79,7 @@ class TrainingView:
     ) -> None:
         self._bar.__exit__(kind, error, traceback)
 
-    def show_start(self, prepared: Prepared) -> None:
+    def show_start(self, prepared: PreparedRun) -> None:
         """Prints the summary of a training and a sample before the first step."""
         about = Table.grid(padding=(0, 2))
         for name, value in _summary(prepared):
@@ -156,7 +156,7 @@ class TrainingView:
                 self._console.print(_answer(answer), soft_wrap=not self._terminal)
 
 
-def _summary(prepared: Prepared) -> list[tuple[str, str]]:
+def _summary(prepared: PreparedRun) -> list[tuple[str, str]]:
     memory, settings = prepared.memory, prepared.settings
     share = prepared.trainable / prepared.parameters
     valid = f", {prepared.validation_rows} to validate" if prepared.validation_rows else ""

@@ -70,7 +70,7 @@ _RULES = KeyRules(unknown=None, missing="; was this adapter made by llavacot?", 
 
 
 @dataclass(frozen=True)
-class _File:
+class _AdapterFile:
     """The keys of the file that we read."""
 
     fine_tune_type: FineTuneType
@@ -131,7 +131,7 @@ class AdapterConfig:
         if isinstance(value, dict) and value.get("fine_tune_type") == FineTuneType.FULL:
             value = {**value, "lora_parameters": None}
         with named(file):
-            found = checked(_File, value, _RULES)
+            found = checked(_AdapterFile, value, _RULES)
             if found.fine_tune_type is not FineTuneType.FULL and found.lora_parameters is None:
                 raise UserError(f"lora_parameters is missing{_RULES.missing}")
         base = Base(found.base_model, found.base_model_hash, found.base_model_lineage)

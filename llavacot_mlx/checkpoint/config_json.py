@@ -105,7 +105,7 @@ class _Vision:
 
 
 @dataclass(frozen=True)
-class _File:
+class _ConfigFile:
     text_config: _Text
     vision_config: _Vision
     image_token_id: Annotated[int, Spelled("image_token_index", "image_token_id")]
@@ -157,7 +157,7 @@ def parse_config(values: Any, file: Path) -> ModelConfig:
                 f"the model is of type {values.get('model_type')!r}; this program runs 'mllama' "
                 "(Llama 3.2 Vision and LLaVA-CoT)"
             )
-        found = checked(_File, values, _RULES)
+        found = checked(_ConfigFile, values, _RULES)
         text, vision = _text_config(found.text_config), _vision_config(found.vision_config)
         image_token_id = found.image_token_id
         if not text.vocab_size <= image_token_id < text.vocab_size + 8:
@@ -266,7 +266,7 @@ def _aspect_ratios(vision: _Vision) -> int:
     return count
 
 
-def _quantization(found: _File) -> QuantizationMap | None:
+def _quantization(found: _ConfigFile) -> QuantizationMap | None:
     values = found.quantization or found.quantization_config
     if values is None:
         return None

@@ -45,7 +45,7 @@ Calibration = Mapping[str, Mapping[Stage, ScoreStats]]
 
 
 @dataclass(frozen=True)
-class _File:
+class _CalibrationFile:
     judges: dict[str, dict[Stage, ScoreStats]]
 
 
@@ -59,7 +59,7 @@ def load_calibration(folder: Path) -> Calibration:
         return {}
     value = read_json(file)
     try:
-        return checked(_File, value, KeyRules(unknown=None)).judges
+        return checked(_CalibrationFile, value, KeyRules(unknown=None)).judges
     except UserError as problem:
         raise UserError(f"{file}: {problem}; write it anew with llavacot calibrate") from None
 

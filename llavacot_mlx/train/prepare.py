@@ -30,21 +30,21 @@ from llavacot_mlx.train.data.sample import Sample
 from llavacot_mlx.train.distributed import Workers
 from llavacot_mlx.train.lora_setup import LINEARS, AdapterSettings, apply_lora, trainable_count
 from llavacot_mlx.train.loss.feature_cache import FeatureCache
-from llavacot_mlx.train.loss.image_features import Question, Rows
+from llavacot_mlx.train.loss.inputs_loader import InputsLoader
 from llavacot_mlx.train.memory import MemoryEstimate, advice, estimate
 from llavacot_mlx.train.optimizer import optimizer_of
 from llavacot_mlx.train.preview import Example, example_of
 from llavacot_mlx.train.settings import FREE_ON_RESUME, TrainSettings, settings_object
 from llavacot_mlx.train.settings_yaml import settings_yaml
 from llavacot_mlx.train.trainer import Training
-from llavacot_mlx.train.validation import Validation
+from llavacot_mlx.train.validation import Validation, ValidationQuestion
 
 SETTINGS_NAME = "lora.yaml"
 _ANSWER_TOKENS = 1024  # of an answer in a validation
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
     """A training that is ready for its next step, and what to show before that step."""
 
     training: Training
@@ -105,9 +105,9 @@ class _Split:
     lengths: Sequence[int]
     notes: tuple[str, ...]
 
-    def rows_for(self, base: TrainingBase, features: FeatureCache | None) -> Rows:
+    def inputs_for(self, base: TrainingBase, features: FeatureCache | None) -> InputsLoader:
         loader = Loader(self.dataset, base.tokenizer, base.cutter)
-        return Rows(loader, self.rows, self.lengths, features)
+        return InputsLoader(loader, self.rows, self.lengths, features)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def prepare(
     *,
     resume: bool,
     progress: Progress,
-) -> Prepared:
+) -> PreparedRun:
     """Checks everything that can be wrong, loads the model and assembles the training.
 
     Nothing is written. Raises UserError for whatever is wrong with the settings, the data, the
@@ -148,7 +148,7 @@ def prepare(
     if memory.total > memory_of_this_machine()[0]:
         notes += (f"this may not fit this machine's memory; try {advice(settings)}",)
     first = base.sample(inputs.train.dataset, inputs.train.rows[0])
-    return Prepared(
+    return PreparedRun(
         training=training,
         settings=settings,
         model_name=base.name,
@@ -220,7 +220,7 @@ def _assemble(
         optimizer=optimizer,
         settings=settings,
         steps=steps_of(train.lengths, settings),
-        rows=train.rows_for(base, features),
+        inputs=train.inputs_for(base, features),
         validation=_validation(inputs.valid, base, settings, features, model),
         adapter=_adapter_config(settings, inputs.adapter_base),
         origin=inputs.origin,
@@ -310,10 +310,10 @@ def _validation(
 ) -> Validation | None:
     if split is None:
         return None
-    rows = split.rows_for(base, features)
-    count = rows.batches_an_epoch(settings)
+    inputs = split.inputs_for(base, features)
+    count = inputs.batches_per_epoch(settings)
     return Validation(
-        rows=rows,
+        inputs=inputs,
         batches=count if settings.val_batches == -1 else min(count, settings.val_batches),
         questions=[_question(split.dataset, row) for row in split.rows[: settings.val_answers]],
         loaded=LoadedModel(model, base.tokenizer, base.cutter, {}, base.name, None, 0.0),
@@ -321,11 +321,11 @@ def _validation(
     )
 
 
-def _question(dataset: Dataset, row: int) -> Question:
+def _question(dataset: Dataset, row: int) -> ValidationQuestion:
     conversation = dataset.conversation(row)
     asked = next(turn.text for turn in conversation.turns if turn.role == "user")
     image = None if conversation.image is None else dataset.images / conversation.image
-    return Question(conversation.where, image, asked, conversation.answers[0])
+    return ValidationQuestion(conversation.where, image, asked, conversation.answers[0])
 
 
 def _count(tree: Any) -> int:

@@ -21,7 +21,7 @@ from llavacot_mlx.train.checkpoint import Checkpoint, save_checkpoint
 from llavacot_mlx.train.distributed import Workers
 from llavacot_mlx.train.events import Event, Saved, Stepped, Validating
 from llavacot_mlx.train.loss.cross_entropy import LossSums
-from llavacot_mlx.train.loss.image_features import Rows
+from llavacot_mlx.train.loss.inputs_loader import InputsLoader
 from llavacot_mlx.train.loss.loss_and_grad import loss_and_gradients
 from llavacot_mlx.train.settings import TrainSettings
 from llavacot_mlx.train.validation import Validation
@@ -36,7 +36,7 @@ class Training:
     settings: TrainSettings
     steps: int
     """Total number of steps."""
-    rows: Rows
+    inputs: InputsLoader
     validation: Validation | None
     adapter: AdapterConfig
     origin: dict[str, Any]
@@ -54,7 +54,7 @@ class Training:
         left as it was.
         """
         saved = self.done
-        with self.rows.batches(self.model, self.settings, self.done, self.workers) as batches:
+        with self.inputs.batches(self.model, self.settings, self.done, self.workers) as batches:
             while self.done < self.steps and not self.stopping:
                 stepped = self._step(batches)
                 self.done = stepped.step

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -18,18 +19,28 @@ from llavacot_mlx.train.data.sample import TokenKind
 from llavacot_mlx.train.distributed import Workers
 from llavacot_mlx.train.events import Answer, KindMetrics, Validated
 from llavacot_mlx.train.loss.cross_entropy import LossSums
-from llavacot_mlx.train.loss.image_features import Question, Rows
+from llavacot_mlx.train.loss.inputs_loader import InputsLoader
 from llavacot_mlx.train.loss.loss_and_grad import loss_sums
 from llavacot_mlx.train.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class ValidationQuestion:
+    """The first question of a conversation, with the reference answer."""
+
+    where: str
+    image: Path | None
+    text: str
+    reference: str
 
 
 @dataclass(frozen=True)
 class Validation:
     """The held-out rows, and those of their questions that the model answers."""
 
-    rows: Rows
+    inputs: InputsLoader
     batches: int
-    questions: Sequence[Question]
+    questions: Sequence[ValidationQuestion]
     loaded: LoadedModel
     """The model in training, with what it needs to answer."""
     max_tokens: int
@@ -55,7 +66,7 @@ class Validation:
 
     def _loss_sums(self, model: Mllama, settings: TrainSettings, workers: Workers) -> LossSums:
         total = LossSums.zero()
-        with self.rows.batches(model, settings, 0, workers) as batches:
+        with self.inputs.batches(model, settings, 0, workers) as batches:
             for _ in range(self.batches):
                 inputs = next(batches)
                 if inputs is not None:
@@ -64,7 +75,7 @@ class Validation:
         mx.eval(arrays)
         return LossSums(*arrays)
 
-    def _answer(self, question: Question) -> Answer:
+    def _answer(self, question: ValidationQuestion) -> Answer:
         request = Request(question.image, question.text, plan_of(Settings()), self.max_tokens)
         trace = AnswerStream(self.loaded, request).result()
         wanted = conclusion_of(question.reference)

@@ -1,4 +1,4 @@
-"""Turns the rows of a file into the inputs of training steps, in training order."""
+"""Loads the rows of a file as the inputs of training steps, in training order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.prompt.image_processor import Tiles
@@ -19,18 +18,8 @@ from llavacot_mlx.train.settings import TrainSettings
 
 
 @dataclass(frozen=True)
-class Question:
-    """The first question of a conversation, with the reference answer."""
-
-    where: str
-    image: Path | None
-    text: str
-    reference: str
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of a file that are trained or validated on."""
+class InputsLoader:
+    """The rows of a file that are trained or validated on, and how they become inputs."""
 
     loader: Loader
     rows: Sequence[int]
@@ -52,7 +41,7 @@ class Rows:
         with closing(self._inputs(model, settings, order, workers)) as inputs:
             yield inputs
 
-    def batches_an_epoch(self, settings: TrainSettings) -> int:
+    def batches_per_epoch(self, settings: TrainSettings) -> int:
         return len(batch_order(self.lengths, settings.batch_size, settings.seed, 0))
 
     def _inputs(
