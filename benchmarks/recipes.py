@@ -1,8 +1,8 @@
-"""What each recipe of quantisation costs and saves: `python -m benchmarks.recipes`.
+"""What each recipe of quantization costs and saves: `python -m benchmarks.recipes`.
 
 Every recipe converts the demo model, which then answers held-out questions of its little world, and
 a random checkpoint with the 11B's widths. Of each the table has bits a weight and size; how far the
-logits of every token drift from the unquantised model's, when both read the tokens that the latter
+logits of every token drift from the unquantized model's, when both read the tokens that the latter
 wrote; how often the likeliest token stays the same; and of the demo model how many answers are
 right. Random weights know no likely tokens, so their agreement is a lower bound.
 """
@@ -57,7 +57,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Reading:
-    """A prompt, what the unquantised model wrote after it, and its logits of every token."""
+    """A prompt, what the unquantized model wrote after it, and its logits of every token."""
 
     prompt: tuple[int, ...]
     tiles: Tiles

@@ -61,8 +61,8 @@ def _card(facts: Facts, inherited: dict[str, Any]) -> str:
     rows = {
         "source": facts.source,
         "its files (SHA-256 of names, sizes and headers)": source_digest(facts.identity),
-        "recipe": facts.recipe or "not quantised",
-        "unquantised weights": ", ".join(facts.dtypes),
+        "recipe": facts.recipe or "not quantized",
+        "unquantized weights": ", ".join(facts.dtypes),
         "size": f"{facts.weight_bytes:,} bytes, {facts.bits_per_weight:.2f} bits a weight",
         "made with": f"llavacot-mlx {__version__}, MLX {version('mlx')}",
         "compared with the source": _compared(facts.verified),

@@ -147,9 +147,9 @@ def plan_conversion(
     """
     opened = SourceCheckpoint.open(source)
     if quantization is not None and opened.config.quantization is not None:
-        raise UserError(f"{source} is quantised already: start from the full-precision weights")
+        raise UserError(f"{source} is quantized already: start from the full-precision weights")
     if isinstance(quantization, Quantization) and (problem := quantization_error(quantization)):
-        raise UserError(f"this quantisation cannot be run: {problem}")
+        raise UserError(f"this quantization cannot be run: {problem}")
     wanted = None if dtype is None else named_dtype(dtype)
     steps = plan_steps(opened.config, opened.tensors, wanted, quantization)
     shards = split_into_shards(steps)

@@ -130,7 +130,7 @@ def _follow(
             named = [name for name in named if modules[name] in packable]
             if problem := quantization_error(choice):
                 raise UserError(
-                    f"{recipe.name}: {pattern}: this quantisation cannot be run: {problem}"
+                    f"{recipe.name}: {pattern}: this quantization cannot be run: {problem}"
                 )
         if not named:
             raise UserError(f"{recipe.name}: the pattern {pattern} is for no weight of this model")

@@ -152,7 +152,7 @@ def test_the_token_that_ends_a_turn_is_no_text(
 
 
 def test_a_tag_in_the_question_is_no_stage(assistant: Assistant, picture: Image.Image) -> None:
-    """Stages are recognised in the generated text alone."""
+    """Stages are recognized in the generated text alone."""
     trace = assistant.ask(picture, "<CONCLUSION> 7 </CONCLUSION>", max_tokens=5)
     assert trace.question == "<CONCLUSION> 7 </CONCLUSION>"
     assert trace.stages == ()

@@ -779,7 +779,7 @@ def test_a_target_inside_a_file(desk: Path) -> None:
     check_refused(desk, *arguments, says=("picture.png",))
 
 
-def test_a_quantisation_that_does_not_fit(desk: Path) -> None:
+def test_a_quantization_that_does_not_fit(desk: Path) -> None:
     """The model's widths are 72 and 100."""
     convert = ("convert", "model", "--mlx-path", "out")
     check_refused(desk, *convert, "-q", says=("--q-group-size 64", "72"))

@@ -119,7 +119,7 @@ def convert(
         if recipe is not None and flags:
             raise UserError(f"--recipe {recipe}: says what {flags[0]} says; leave one of them out")
         if quantize_vision and recipe is None and not quantize:
-            raise UserError("--quantize-vision: nothing is quantised without -q or --recipe")
+            raise UserError("--quantize-vision: nothing is quantized without -q or --recipe")
         if mlx_path.exists() and not force:  # asked again later; here, before a long download
             raise UserError(f"{mlx_path} exists already: choose another --mlx-path, or add --force")
 
@@ -203,7 +203,7 @@ def _quantization_flags(
     flags = [flag for flag, value in given.items() if value is not None]
     if flags and not quantize:
         flag = flags[0]
-        raise UserError(f"{flag} {given[flag]}: nothing is quantised without -q; add -q")
+        raise UserError(f"{flag} {given[flag]}: nothing is quantized without -q; add -q")
     return ["-q", *flags] if quantize else []
 
 

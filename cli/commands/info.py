@@ -128,7 +128,7 @@ def _print_parts(model: str, config: ModelConfig, parts: tuple[Part, ...]) -> No
             f"{part.name:<24}{part.weights:>16,}{format_bytes(part.nbytes):>12}{part.bits_per_weight:>8.2f}"
         )
     if config.quantization is not None:
-        typer.echo(f"\nquantised: {_described(config.quantization)}")
+        typer.echo(f"\nquantized: {_described(config.quantization)}")
 
 
 def _described(quantization: QuantizationMap) -> str:

@@ -169,7 +169,7 @@ def load_adapter(model: Mllama, folder: Path, base: Path) -> AdapterConfig:
     """Puts the adapter in `folder` on a model that was loaded from the folder `base`.
 
     The adapted linear layers become LoRALinear or DoRALinear around what they were, so that a
-    quantised base stays as it is. Everything is frozen and ready to answer; tensors have the type
+    quantized base stays as it is. Everything is frozen and ready to answer; tensors have the type
     of the model's activations. Returns what the folder says of itself.
 
     Raises UserError when the folder is no whole adapter, was trained on another base, or holds a

@@ -274,7 +274,7 @@ def _quantization(found: _ConfigFile) -> QuantizationMap | None:
         method = values.get("quant_method") if isinstance(values, dict) else values
         raise UserError(
             f"quantization_config says {method!r}, which MLX cannot read: start from the "
-            "unquantised checkpoint"
+            "unquantized checkpoint"
         )
     shared = {key: value for key, value in values.items() if not isinstance(value, dict | bool)}
     overrides = {

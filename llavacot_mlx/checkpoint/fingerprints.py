@@ -40,7 +40,7 @@ def base_hash(folder: Path) -> str:
 def lineage_hash(folder: Path) -> str:
     """SHA-256, in hex, over the norms and gates as bfloat16: the same for a checkpoint in any bits.
 
-    They are never quantised. Versions in float32, bfloat16 and quantised ones of either agree; one
+    They are never quantized. Versions in float32, bfloat16 and quantized ones of either agree; one
     that went through float16 may not, because it was rounded twice. Two checkpoints that differ in
     none of them, such as fine-tunes of one model that left them frozen, are not told apart.
     Raises UserError when the folder's weights cannot be read.

@@ -46,7 +46,7 @@ class SourceTensor:
 
 
 def load_model(folder: Path, dtype: str = "auto") -> Mllama:
-    """Reads a checkpoint folder, ours, mlx-vlm's or Hugging Face's, quantised or not.
+    """Reads a checkpoint folder, ours, mlx-vlm's or Hugging Face's, quantized or not.
 
     `dtype` is "auto", "float32", "float16" or "bfloat16". Auto means float32 on the CPU, whose
     16-bit arithmetic is slow; on a GPU the weights' own type, with float32 stored as bfloat16.
@@ -73,7 +73,7 @@ def load_model(folder: Path, dtype: str = "auto") -> Mllama:
 
 
 def model_of(config: ModelConfig, tensors: Mapping[str, SourceTensor], where: Path) -> Mllama:
-    """The model that fits these tensors, quantised where they are, without their values.
+    """The model that fits these tensors, quantized where they are, without their values.
 
     Raises UserError, which names `where`, when a name, a shape or a type is not the model's.
     """
@@ -125,7 +125,7 @@ def read_tensors(tensors: list[SourceTensor]) -> dict[str, mx.array]:
 def quantize_modules(
     model: nn.Module, quantization: QuantizationMap, tensors: Container[str]
 ) -> None:
-    """Replaces the modules whose weights come quantised (they have scales) by quantised ones."""
+    """Replaces the modules whose weights come quantized (they have scales) by quantized ones."""
 
     def settings(path: str, module: nn.Module) -> bool | dict[str, int | str]:
         if f"{path}.scales" not in tensors or not hasattr(module, "to_quantized"):
@@ -168,7 +168,7 @@ def _readable_types(wanted: mx.Dtype) -> frozenset[str]:
     """The types of a file that a weight of type `wanted` can come in."""
     if mx.issubdtype(wanted, mx.floating):
         return FLOATS
-    return frozenset({"U32"} if wanted == mx.uint32 else {"U8"})  # of a quantised module
+    return frozenset({"U32"} if wanted == mx.uint32 else {"U8"})  # of a quantized module
 
 
 def runtime_dtype(dtype: str, tensors: Mapping[str, SourceTensor]) -> mx.Dtype:

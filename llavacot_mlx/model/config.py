@@ -1,4 +1,4 @@
-"""The shape of the network: sizes, layers, RoPE and quantisation, as plain data."""
+"""The shape of the network: sizes, layers, RoPE and quantization, as plain data."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class Quantization:
-    """How a weight is quantised: MLX's `group_size`, `bits` and `mode`."""
+    """How a weight is quantized: MLX's `group_size`, `bits` and `mode`."""
 
     group_size: int
     bits: int
@@ -78,7 +78,7 @@ class Quantization:
 
 @dataclass(frozen=True)
 class QuantizationMap:
-    """The quantisation of a folder: one default, and what differs by module."""
+    """The quantization of a folder: one default, and what differs by module."""
 
     default: Quantization
     overrides: Mapping[str, Quantization]

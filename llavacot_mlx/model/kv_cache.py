@@ -13,7 +13,7 @@ from llavacot_mlx.model.quantized_kv import KV, QuantizedKV, arrays_of, tokens_o
 
 _STEP = 256
 _LONG = 64
-"""Tokens from which on a prefix is worth quantising; a shorter one weighs little."""
+"""Tokens from which on a prefix is worth quantizing; a shorter one weighs little."""
 
 
 class SelfAttentionCache(Protocol):

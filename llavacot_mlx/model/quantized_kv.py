@@ -13,7 +13,7 @@ from llavacot_mlx.errors import UserError
 class QuantizedKV:
     """K or V, (1, kv heads, tokens, head_dim), quantized in groups that share a scale and a bias.
 
-    MLX's affine quantisation along a head's dimension; the groups are 64 wide, or 32 where 64 does
+    MLX's affine quantization along a head's dimension; the groups are 64 wide, or 32 where 64 does
     not divide the head.
     """
 
@@ -60,7 +60,7 @@ def _group_size(head_dim: int) -> int:
     size = next((size for size in (64, 32) if head_dim % size == 0), None)
     if size is None:
         raise UserError(
-            f"K/V cannot be quantised: this model's heads are {head_dim} wide, and 32 does not "
+            f"K/V cannot be quantized: this model's heads are {head_dim} wide, and 32 does not "
             "divide that"
         )
     return size

@@ -32,7 +32,7 @@ class Tiles:
     """A picture cut into tiles."""
 
     pixels: np.ndarray
-    """(tiles, height, width, channels), float32, normalised; only the real tiles."""
+    """(tiles, height, width, channels), float32, normalized; only the real tiles."""
     rows: int
     columns: int
     aspect_ratio_id: int
@@ -47,7 +47,7 @@ class TileCutter:
     max_tiles: int
     resample: int
     levels: np.ndarray
-    """(256, channels), float32: what an 8-bit value becomes after rescaling and normalising."""
+    """(256, channels), float32: what an 8-bit value becomes after rescaling and normalizing."""
 
     @classmethod
     def load(cls, folder: Path, vision: VisionConfig) -> TileCutter:
@@ -80,7 +80,7 @@ class TileCutter:
         resized = np.asarray(rgb.resize((new_width, new_height), resample=self.resample))
         size = self.tile_size
         canvas = np.zeros((rows * size, columns * size, resized.shape[2]), dtype=np.uint8)
-        canvas[:new_height, :new_width] = resized  # the black border is normalised like the rest
+        canvas[:new_height, :new_width] = resized  # the black border is normalized like the rest
         values = self.levels[canvas, np.arange(canvas.shape[2])]
         tiles = values.reshape(rows, size, columns, size, -1).swapaxes(1, 2)
         number = tile_arrangements(self.max_tiles).index((rows, columns)) + 1
@@ -168,7 +168,7 @@ def _cutter(values: dict[str, Any], vision: VisionConfig) -> TileCutter:
     mean, std = np.atleast_1d(settings.image_mean), np.atleast_1d(settings.image_std)
     if not len(mean) == len(std) == vision.num_channels:
         raise UserError(f"image_mean and image_std need {vision.num_channels} values each")
-    # The reference multiplies in float64, stores float32, and normalises in float32.
+    # The reference multiplies in float64, stores float32, and normalizes in float32.
     factor = np.atleast_1d(settings.rescale_factor)
     if len(factor) != 1:
         raise UserError("rescale_factor must be one number")

@@ -99,7 +99,7 @@ def _unfreeze(model: Mllama, chosen: range, settings: AdapterSettings) -> None:
         for _, part in module.named_modules():
             if isinstance(part, nn.QuantizedLinear | nn.QuantizedEmbedding):
                 raise UserError(
-                    "full fine-tuning needs weights that are not quantised: train lora or dora on "
+                    "full fine-tuning needs weights that are not quantized: train lora or dora on "
                     "this model, or take a version of it in 16 bits"
                 )
     model.freeze()

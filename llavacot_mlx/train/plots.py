@@ -27,7 +27,7 @@ CURVE_SIZE = (1200, 700)
 
 _DPI = 100
 _BLUE, _ORANGE, _GREY = "#2f6db5", "#d9752b", "#6b7280"
-_STAGE_COLOURS = ("#2f6db5", "#3a9d6e", "#d9752b", "#8a5bb5")
+_STAGE_COLORS = ("#2f6db5", "#3a9d6e", "#d9752b", "#8a5bb5")
 _BINS = 40
 _MOST_SOURCES = 12  # bars; the others share one
 _LONGEST_NAME = 24  # characters of a source
@@ -59,7 +59,7 @@ def draw_stats(stats: Stats, file: Path) -> None:
     longest = max((int(counts.max()) for counts in stats.stages.values() if counts.size), default=1)
     for column, (stage, counts) in enumerate(stats.stages.items()):
         axes = figure.add_subplot(grid[0, column])
-        _histogram(axes, counts, longest, _STAGE_COLOURS[column])
+        _histogram(axes, counts, longest, _STAGE_COLORS[column])
         axes.set_title(f"{stage.tag}, tokens an answer")
     axes = figure.add_subplot(grid[1, :])
     _histogram(axes, stats.tokens, int(stats.tokens.max(initial=1)), _GREY)
@@ -100,16 +100,16 @@ def draw_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) -> 
     _save(figure, file)
 
 
-def _training(axes: Axes, rows: Sequence[Mapping[str, Any]], colour: str, name: str) -> None:
+def _training(axes: Axes, rows: Sequence[Mapping[str, Any]], color: str, name: str) -> None:
     """The reported losses; of many, faint ones with a running mean over them."""
     steps, losses = _points(rows, "loss")
     window = max(1, len(losses) // _SMOOTHED)
     if window > 1:
-        axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=1)
+        axes.plot(steps, losses, color=color, alpha=0.25, linewidth=1)
         label = f"{name}, mean of {window} reports"
-        axes.plot(steps, _running_mean(losses, window), color=colour, label=label)
+        axes.plot(steps, _running_mean(losses, window), color=color, label=label)
     elif losses.size:
-        axes.plot(steps, losses, color=colour, marker=".", label=name)
+        axes.plot(steps, losses, color=color, marker=".", label=name)
 
 
 def _validation(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -152,14 +152,14 @@ def _save(figure: Figure, file: Path) -> None:
     write_file(file, buffer.getvalue())
 
 
-def _histogram(axes: Axes, counts: np.ndarray, longest: int, colour: str) -> None:
+def _histogram(axes: Axes, counts: np.ndarray, longest: int, color: str) -> None:
     """Of whole numbers up to `longest`, with a line at their median."""
     _plain(axes)
     if not counts.size:
         _nothing(axes)
         return
     width = max(1, math.ceil(longest / _BINS))
-    axes.hist(counts, bins=range(0, longest + width + 1, width), color=colour, alpha=0.85)
+    axes.hist(counts, bins=range(0, longest + width + 1, width), color=color, alpha=0.85)
     median = float(np.median(counts))
     axes.axvline(median, color="black", linewidth=1, linestyle="--")
     axes.text(

@@ -30,7 +30,7 @@ CLOSED = -1e9  # added to the score of a key that may not be seen
 class Pictures:
     """Pictures as the processor gives them, one to a row."""
 
-    tiles: Tensor  # (pictures, tiles, 3, 64, 64) normalised
+    tiles: Tensor  # (pictures, tiles, 3, 64, 64) normalized
     ratio_ids: Tensor  # (pictures,) 1-based tile arrangement
     tile_mask: Tensor  # (pictures, tiles) 1 for real tiles
 

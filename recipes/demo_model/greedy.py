@@ -14,7 +14,7 @@ import torch
 from forward import Pictures
 from rows import judge_prompt, prompt
 from scoring import WELL_FORMED
-from tiles import fit, normalised
+from tiles import fit, normalized
 from tokenizer import EOT, IMAGE, PAD
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -59,7 +59,7 @@ def pictures_of(worlds: list[Scene]) -> Pictures:
     fitted = [fit(draw(world)) for world in worlds]
     mask = np.stack([np.arange(4) < picture.rows * picture.columns for picture in fitted])
     return Pictures(
-        tiles=torch.from_numpy(normalised(np.stack([p.tiles for p in fitted]), mask)),
+        tiles=torch.from_numpy(normalized(np.stack([p.tiles for p in fitted]), mask)),
         ratio_ids=torch.tensor([picture.ratio_id for picture in fitted]),
         tile_mask=torch.from_numpy(mask).long(),
     )

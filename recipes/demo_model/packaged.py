@@ -22,7 +22,7 @@ _PREFIXES = {
 
 
 def packaged(folder: Path, tokenizer: Tokenizer) -> MllamaForConditionalGeneration:
-    """The demo model of an MLX folder that is not quantised, in float32."""
+    """The demo model of an MLX folder that is not quantized, in float32."""
     state = {}
     for name, tensor in load_file(folder / "model.safetensors").items():
         prefix = next(prefix for prefix in _PREFIXES if name.startswith(prefix))

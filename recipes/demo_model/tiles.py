@@ -39,7 +39,7 @@ class Fitted:
 
 
 def fit(image: Image.Image) -> Fitted:
-    """Resizes to the best canvas, pads, cuts into tiles; not yet normalised."""
+    """Resizes to the best canvas, pads, cuts into tiles; not yet normalized."""
     canvas_height, canvas_width = get_optimal_tiled_canvas(image.height, image.width, TILES, TILE)
     height, width = get_image_size_fit_to_canvas(
         image.height, image.width, canvas_height, canvas_width, TILE
@@ -82,7 +82,7 @@ def settings() -> dict[str, object]:
     }
 
 
-def normalised(tiles: np.ndarray, tile_mask: np.ndarray) -> np.ndarray:
+def normalized(tiles: np.ndarray, tile_mask: np.ndarray) -> np.ndarray:
     """float32 of (pictures, tiles, 3, height, width); absent tiles stay zero."""
     mean = np.array(MEAN, dtype=np.float32)[:, None, None]
     deviation = np.array(DEVIATION, dtype=np.float32)[:, None, None]
@@ -97,7 +97,7 @@ def check_against_transformers(images: list[Image.Image]) -> None:
         expected = theirs(image, return_tensors="np")
         fitted = fit(image)
         mask = np.arange(TILES)[None] < fitted.rows * fitted.columns
-        ours = normalised(fitted.tiles[None], mask.astype(np.float32))
+        ours = normalized(fitted.tiles[None], mask.astype(np.float32))
         assert expected["aspect_ratio_ids"].item() == fitted.ratio_id, image.size
         assert (expected["aspect_ratio_mask"][0, 0] == mask[0]).all(), image.size
         difference = np.abs(expected["pixel_values"][0] - ours).max()

@@ -29,7 +29,7 @@ from greedy import held_out, pictures_of, score
 from model import TEXT_WIDTH, new_model
 from muon import Optimizer
 from rows import CELL_HEADS, IGNORE, JUDGE_WEIGHT, TOKEN_CLASSES, Batch, prompt, training_batch
-from tiles import check_against_transformers, normalised
+from tiles import check_against_transformers, normalized
 from tokenizer import save_tokenizer, train_tokenizer
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -155,7 +155,7 @@ class Learner:
         )
         tile_mask = torch.from_numpy(batch.tile_mask).long()
         pictures = Pictures(
-            tiles=torch.from_numpy(normalised(batch.tiles, batch.tile_mask)),
+            tiles=torch.from_numpy(normalized(batch.tiles, batch.tile_mask)),
             ratio_ids=torch.from_numpy(batch.ratio_ids),
             tile_mask=tile_mask,
         )

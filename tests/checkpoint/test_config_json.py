@@ -307,7 +307,7 @@ def test_json_that_is_no_object(values: object) -> None:
     assert "expected an object" in message(values)
 
 
-def test_quantisation_with_overrides() -> None:
+def test_quantization_with_overrides() -> None:
     """`quantization` has the default, and modules that differ from it."""
     values = changed(
         "quantization",
@@ -324,7 +324,7 @@ def test_quantisation_with_overrides() -> None:
     assert quantization.of("language_model.model.norm") == Quantization(64, 4, "affine")
 
 
-def test_quantisation_under_either_name() -> None:
+def test_quantization_under_either_name() -> None:
     described = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
     expected = Quantization(32, 4, "mxfp4")
     for key in ("quantization", "quantization_config"):
@@ -333,7 +333,7 @@ def test_quantisation_under_either_name() -> None:
         assert quantization.default == expected
 
 
-def test_an_unknown_key_of_a_quantisation_is_named() -> None:
+def test_an_unknown_key_of_a_quantization_is_named() -> None:
     assert "zero_point" in message(
         changed("quantization", {"group_size": 64, "bits": 4, "zero_point": 3})
     )

@@ -43,7 +43,7 @@ def test_three_layouts_one_name(ours: str, hub: str, nested: str) -> None:
 
 
 @pytest.mark.parametrize("ending", ["scales", "biases"])
-def test_the_parts_of_a_quantised_weight_go_with_it(ending: str) -> None:
+def test_the_parts_of_a_quantized_weight_go_with_it(ending: str) -> None:
     assert canonical_name(f"lm_head.{ending}") == f"language_model.lm_head.{ending}"
 
 

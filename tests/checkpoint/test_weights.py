@@ -145,7 +145,7 @@ def test_weights_that_do_not_fit(
 
 
 def quantized_config() -> ModelConfig:
-    """Widths that groups of 32 divide; the head is quantised otherwise than the rest."""
+    """Widths that groups of 32 divide; the head is quantized otherwise than the rest."""
     return replace(
         CONFIG,
         text=replace(
@@ -162,7 +162,7 @@ def quantized_config() -> ModelConfig:
 
 
 def test_a_folder_with_an_override(tmp_path: Path, of_config: Any) -> None:
-    """One module with other bits and another group, its neighbour not quantised at all."""
+    """One module with other bits and another group, its neighbour not quantized at all."""
     config = quantized_config()
     of_config(config)
     model = Mllama(config)
@@ -185,7 +185,7 @@ def test_a_folder_with_an_override(tmp_path: Path, of_config: Any) -> None:
 @pytest.mark.parametrize(
     "quantization", [Quantization(32, 7), Quantization(48, 4), Quantization(32, 4, "fp3")]
 )
-def test_a_quantisation_that_mlx_does_not_know(
+def test_a_quantization_that_mlx_does_not_know(
     quantization: Quantization, tmp_path: Path, of_config: Any
 ) -> None:
     config = quantized_config()

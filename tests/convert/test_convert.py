@@ -205,7 +205,7 @@ def test_without_a_dtype_each_weight_keeps_its_own(folder: Path, out: Path) -> N
     ],
     ids=lambda q: f"{q.mode}-{q.bits}-{q.group_size}",
 )
-def test_a_quantised_folder_is_the_model_quantised_in_memory(
+def test_a_quantized_folder_is_the_model_quantized_in_memory(
     quantization: Quantization, quantizable: Path, out: Path
 ) -> None:
     """The text part alone, as MLX does it, every value the same; vision and projector stay."""
@@ -239,8 +239,8 @@ def test_a_quantised_folder_is_the_model_quantised_in_memory(
     )
 
 
-def test_quantised_and_cast(quantizable: Path, out: Path) -> None:
-    """Scales have the type of what is not quantised, and a folder of both kinds converts again."""
+def test_quantized_and_cast(quantizable: Path, out: Path) -> None:
+    """Scales have the type of what is not quantized, and a folder of both kinds converts again."""
     convert(quantizable, out, dtype="bfloat16", quantization=FOUR_BITS)
     tensors = list_tensors(out)
     assert tensors["language_model.lm_head.scales"].dtype == "BF16"
@@ -252,9 +252,9 @@ def test_quantised_and_cast(quantizable: Path, out: Path) -> None:
     assert same_model(again, out)
 
 
-def test_a_quantised_source_is_not_quantised_again(quantizable: Path, out: Path) -> None:
+def test_a_quantized_source_is_not_quantized_again(quantizable: Path, out: Path) -> None:
     convert(quantizable, out, quantization=FOUR_BITS)
-    with pytest.raises(UserError, match="is quantised already"):
+    with pytest.raises(UserError, match="is quantized already"):
         convert(out, out.with_name("again"), quantization=FOUR_BITS)
 
 
@@ -268,7 +268,7 @@ def test_a_quantised_source_is_not_quantised_again(quantizable: Path, out: Path)
         (Quantization(64, 4), "--q-group-size 64 does not divide the width 72"),
     ],
 )
-def test_a_quantisation_that_cannot_be(
+def test_a_quantization_that_cannot_be(
     quantization: Quantization, says: str, tiny: Path, out: Path
 ) -> None:
     with pytest.raises(UserError, match=says):

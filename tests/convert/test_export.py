@@ -84,10 +84,10 @@ def test_the_config_leaves_nothing_to_defaults(folder: Path, target: OutputFolde
     [Quantization(32, 4), Quantization(32, 4, "mxfp4"), Quantization(16, 4, "nvfp4")],
     ids=lambda quantization: quantization.mode,
 )
-def test_a_quantised_folder_is_dequantised(
+def test_a_quantized_folder_is_dequantized(
     quantization: Quantization, quantizable: Path, target: OutputFolder, tmp_path: Path
 ) -> None:
-    """Every weight is what MLX makes of its parts; nothing of the quantisation is left."""
+    """Every weight is what MLX makes of its parts; nothing of the quantization is left."""
     convert(quantizable, tmp_path / "q", quantization=quantization)
     export(tmp_path / "q", target)
     parts = dict(mx.load(str(tmp_path / "q" / "model.safetensors")))

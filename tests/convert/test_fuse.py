@@ -32,7 +32,7 @@ from llavacot_mlx.search.calibration import ScoreStats, load_calibration, save_c
 
 @pytest.fixture(scope="module")
 def bases(quantizable: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One checkpoint as it was published, converted, and quantised in two ways."""
+    """One checkpoint as it was published, converted, and quantized in two ways."""
     place = tmp_path_factory.mktemp("bases")
     convert(quantizable, place / "plain")
     convert(quantizable, place / "q4", quantization=Quantization(32, 4))
@@ -81,7 +81,7 @@ def raw(folder: Path) -> dict[str, bytes]:
 def test_it_answers_as_the_base_with_the_adapter(
     kind: str, base: str, bases: dict[str, Path], target: OutputFolder, tmp_path: Path
 ) -> None:
-    """The same logits; of a quantised base, when it is dequantised."""
+    """The same logits; of a quantized base, when it is dequantized."""
     adapter = write_adapter(tmp_path / "adapter", bases[base], kind)
     written = fuse(bases[base], adapter, target, dequantize=True)
     expected = logits(adapted(bases[base], adapter))
@@ -114,7 +114,7 @@ def test_what_the_adapter_leaves_alone_stays_byte_for_byte(
 
 
 @pytest.mark.parametrize(("base", "bits"), [("q4", 4), ("mxfp4", 4)])
-def test_a_quantised_layer_is_quantised_again_as_it_was(
+def test_a_quantized_layer_is_quantized_again_as_it_was(
     base: str, bits: int, bases: dict[str, Path], target: OutputFolder, tmp_path: Path
 ) -> None:
     """Value by value what MLX makes of the layer's weight with the change, added in float32."""

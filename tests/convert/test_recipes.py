@@ -1,4 +1,4 @@
-"""Recipes of quantisation: which weights become what, by name and from YAML."""
+"""Recipes of quantization: which weights become what, by name and from YAML."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def bits_of(folder: Path) -> dict[str, int | None]:
-    """The bits of each weight of a converted folder; None where it is not quantised."""
+    """The bits of each weight of a converted folder; None where it is not quantized."""
     tensors, quantization = list_tensors(folder), load_config(folder).quantization
     assert quantization is not None
     return {
@@ -47,7 +47,7 @@ def bits_of(folder: Path) -> dict[str, int | None]:
 def test_every_named_recipe_gives_a_model(
     name: str, vision: bool, wide: Path, tmp_path: Path
 ) -> None:
-    """It passes verification, and loads; the vision tower is quantised where that is asked for."""
+    """It passes verification, and loads; the vision tower is quantized where that is asked for."""
     recipe = with_vision(RECIPES[name]) if vision else RECIPES[name]
     out = tmp_path / "out"
     convert(wide, out, dtype="bfloat16", quantization=recipe, verify=True)
@@ -168,7 +168,7 @@ def test_a_name_nearly_right() -> None:
         recipe_called("no-such.yaml")
 
 
-def test_a_uniform_quantisation_is_called_as_it_is_known() -> None:
+def test_a_uniform_quantization_is_called_as_it_is_known() -> None:
     assert recipes.uniform(Quantization(64, 4)).name == "4bit"
     assert recipes.uniform(Quantization(32, 4)).name == "affine, 4 bits, groups of 32"
     assert recipes.uniform(Quantization(16, 4, "nvfp4")) == RECIPES["nvfp4"]

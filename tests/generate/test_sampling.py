@@ -40,7 +40,7 @@ def test_temperature_1_draws_with_the_models_probabilities() -> None:
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_the_temperature_sharpens_and_flattens(temperature: float) -> None:
-    """p^(1/T), normalised."""
+    """p^(1/T), normalized."""
     powers = np.array(PROBABILITIES) ** (1 / temperature)
     expected = powers / powers.sum()
     assert frequencies(Sampling(temperature)) == pytest.approx(expected, abs=0.015)

@@ -13,7 +13,7 @@ MODES = [("affine", 32, 4), ("affine", 64, 8), ("mxfp4", 32, 4), ("nvfp4", 16, 4
 MANY = 40  # rows
 
 
-def quantised(mode: str, group_size: int, bits: int, bias: bool = False) -> QuantizedLinear:
+def quantized(mode: str, group_size: int, bits: int, bias: bool = False) -> QuantizedLinear:
     mx.random.seed(0)
     layer = nn.Sequential(Linear(128, 64, bias))
     nn.quantize(layer, group_size, bits, mode=mode)
@@ -27,7 +27,7 @@ def quantised(mode: str, group_size: int, bits: int, bias: bool = False) -> Quan
 def test_many_rows_are_multiplied_as_each_is(
     mode: str, group_size: int, bits: int, bias: bool
 ) -> None:
-    layer = quantised(mode, group_size, bits, bias)
+    layer = quantized(mode, group_size, bits, bias)
     x = mx.random.normal((2, MANY // 2, 128))
     whole = layer(x)
     assert (whole.shape, whole.dtype) == ((2, MANY // 2, 64), mx.float32)
@@ -39,14 +39,14 @@ def test_many_rows_are_multiplied_as_each_is(
 def test_the_gradient_in_many_rows_is_that_of_the_plain_weight(
     mode: str, group_size: int, bits: int
 ) -> None:
-    layer = quantised(mode, group_size, bits)
+    layer = quantized(mode, group_size, bits)
     x, slopes = mx.random.normal((MANY, 128)), mx.random.normal((MANY, 64))
     _, (gradient,) = mx.vjp(layer, [x], [slopes])
     wanted = np.array(slopes) @ np.array(plain_weight(layer).astype(mx.float32))
     assert np.allclose(np.array(gradient), wanted, atol=1e-4)
 
 
-def test_the_backward_pass_keeps_no_dequantised_weights() -> None:
+def test_the_backward_pass_keeps_no_dequantized_weights() -> None:
     size, depth = 512, 40
     layers = nn.Sequential(*(Linear(size, size) for _ in range(depth)))
     nn.quantize(layers, 64, 4)
@@ -59,6 +59,6 @@ def test_the_backward_pass_keeps_no_dequantised_weights() -> None:
     assert mx.get_peak_memory() - before < depth * size * size * 4 / 2
 
 
-def test_inputs_are_not_quantised() -> None:
+def test_inputs_are_not_quantized() -> None:
     with pytest.raises(ValueError, match="inputs are not quantized"):
         Linear(64, 64).to_quantized(16, 4, "nvfp4", quantize_input=True)

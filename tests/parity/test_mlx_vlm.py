@@ -30,7 +30,7 @@ from llavacot_mlx.convert.recipes import RECIPES, Recipe, with_vision
 from llavacot_mlx.model.config import Quantization
 
 QUESTION = "How many red circles are there?"
-# Widths that every group size divides; quantisation takes groups along a weight's rows.
+# Widths that every group size divides; quantization takes groups along a weight's rows.
 GEOMETRY = replace(
     GEOMETRIES["llama3-rope"],
     width=128,
@@ -103,7 +103,7 @@ def check_folder(mlx_vlm: MlxVlm, hf: Oracle, folder: Path) -> list[np.ndarray]:
 
 
 def check_against_transformers(hf: Oracle, logits: list[np.ndarray]) -> None:
-    """Hold unquantised logits of each picture against transformers as well."""
+    """Hold unquantized logits of each picture against transformers as well."""
     for image, mine in zip(PICTURES, logits, strict=True):
         assert difference(mine, hf.answer([image, QUESTION]).logits) <= TOLERANCE
 
@@ -128,7 +128,7 @@ QUANTIZATIONS = [
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS, ids=str)
-def test_our_quantised_folder_opens_in_mlx_vlm(
+def test_our_quantized_folder_opens_in_mlx_vlm(
     quantization: Quantization,
     mlx_vlm: MlxVlm,
     source: Path,
@@ -172,7 +172,7 @@ def test_our_mixed_folder_opens_in_mlx_vlm(
 
 
 def all_that_fits(path: str, module: Any) -> bool:
-    """What mlx-vlm quantised before it spared the vision tower: all that groups fit into."""
+    """What mlx-vlm quantized before it spared the vision tower: all that groups fit into."""
     return hasattr(module, "to_quantized") and module.weight.shape[-1] % 64 == 0
 
 
@@ -196,7 +196,7 @@ def test_their_folder_opens_in_ours(
     oracle_of_it: Oracle,
     tmp_path: Path,
 ) -> None:
-    """What `mlx_vlm.convert` writes: plain, quantised, by a recipe, the vision tower too.
+    """What `mlx_vlm.convert` writes: plain, quantized, by a recipe, the vision tower too.
 
     It keeps a copy of the generation settings in config.json, which ours used to refuse.
     """

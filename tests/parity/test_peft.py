@@ -28,7 +28,7 @@ from llavacot_mlx.convert.peft import read_peft, write_peft
 from llavacot_mlx.model.config import Quantization
 from llavacot_mlx.prompt.image_processor import TileCutter
 
-# Widths that a quantisation's groups divide.
+# Widths that a quantization's groups divide.
 GEOMETRY = Geometry(seed=2, width=64, heads=4, kv_heads=2, mlp=128)
 PARTS = [picture_of(GEOMETRY, 1, 2), "How many red circles are there?"]
 PICTURES = PARTS[:1]
@@ -160,7 +160,7 @@ def test_we_read_what_peft_writes(
 def test_transformers_reads_an_export_with_the_adapter_in_it(
     kind: str, bits: int | None, hf: Path, plain: Answer, tmp_path: Path
 ) -> None:
-    """Of a quantised base too, whose weights are then what MLX dequantises."""
+    """Of a quantized base too, whose weights are then what MLX dequantizes."""
     quantization = None if bits is None else Quantization(32, bits)
     convert(hf, tmp_path / "mlx", quantization=quantization)
     adapter = write_adapter(tmp_path / "adapter", tmp_path / "mlx", kind)
@@ -190,7 +190,7 @@ def test_transformers_reads_an_export_as_the_checkpoint_it_came_from(
 def test_transformers_reads_an_export_of_mlx_vlms_folder(
     checkpoint: Callable[[Geometry], Path], tmp_path: Path
 ) -> None:
-    """Quantised by its own converter, with what its config.json adds."""
+    """Quantized by its own converter, with what its config.json adds."""
     from mlx_vlm.convert import convert as their_convert
     from parity.checkpoints import respell
 

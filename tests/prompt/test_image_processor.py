@@ -142,7 +142,7 @@ def test_arrangements_are_numbered_as_in_transformers() -> None:
 
 
 def test_cutting(tmp_path: Path) -> None:
-    """A wide picture: two tiles side by side, below it a border that is normalised black."""
+    """A wide picture: two tiles side by side, below it a border that is normalized black."""
     cut = cutter(tmp_path).cut(picture(16, 6))
     assert (cut.rows, cut.columns, cut.aspect_ratio_id) == (1, 2, 2)
     assert cut.pixels.shape == (2, 8, 8, 3)

@@ -123,8 +123,8 @@ def test_the_start_follows_from_the_seed(fresh: Mllama) -> None:
     assert not mx.array_equal(matrices[0], matrices[1]).item()
 
 
-def test_a_quantised_layer_stays_inside(fresh: Mllama) -> None:
-    model = quantised(fresh)
+def test_a_quantized_layer_stays_inside(fresh: Mllama) -> None:
+    model = quantized(fresh)
     apply_lora(model, AdapterSettings(rank=3, keys=("down_proj",), num_layers=1))
     (layer,) = adapted(model).values()
     assert isinstance(layer.linear, nn.QuantizedLinear)
@@ -133,7 +133,7 @@ def test_a_quantised_layer_stays_inside(fresh: Mllama) -> None:
     }
 
 
-def quantised(model: Mllama) -> Mllama:
+def quantized(model: Mllama) -> Mllama:
     """With a layer in 4 bits; that it is wider than the others does not matter here."""
     linear = nn.Linear(64, 48, bias=False)
     model.language_model.model.layers[3].mlp.down_proj = linear.to_quantized(32, 4)
@@ -179,6 +179,6 @@ def test_what_cannot_be_trained_is_named(
     assert trained(fresh) == {name for name, _ in tree_flatten(fresh.parameters())}
 
 
-def test_full_of_quantised_weights_is_an_error(fresh: Mllama) -> None:
-    with pytest.raises(UserError, match="full fine-tuning needs weights that are not quantised"):
-        apply_lora(quantised(fresh), AdapterSettings(FineTuneType.FULL))
+def test_full_of_quantized_weights_is_an_error(fresh: Mllama) -> None:
+    with pytest.raises(UserError, match="full fine-tuning needs weights that are not quantized"):
+        apply_lora(quantized(fresh), AdapterSettings(FineTuneType.FULL))

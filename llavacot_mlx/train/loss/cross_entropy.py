@@ -88,7 +88,7 @@ def loss_and_grads_of_block(
     trainable = tree_flatten(head.trainable_parameters())
     dtype = hidden_states.dtype
     if not trainable:
-        # Normalise after the matrix product, where the array is smallest. The one-hot label's
+        # Normalize after the matrix product, where the array is smallest. The one-hot label's
         # product with the weight is the label's row of the weight.
         _, (grad,) = mx.vjp(head, [hidden_states], [softmax.exponentials.astype(dtype)])
         grad = grad.astype(mx.float32) / softmax.total - plain_weight(head, labels)
@@ -110,7 +110,7 @@ def loss_and_grads_of_block(
 
 @dataclass(frozen=True)
 class _Softmax:
-    """The softmax of a block's logits before normalisation, and the loss."""
+    """The softmax of a block's logits before normalization, and the loss."""
 
     sums: LossSums
     exponentials: mx.array

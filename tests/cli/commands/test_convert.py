@@ -70,7 +70,7 @@ def test_the_next_command_can_be_typed_as_it_is(asked: dict[str, Any]) -> None:
         (["-q", "--q-mode", "nvfp4"], Quantization(16, 4, "nvfp4")),
     ],
 )
-def test_quantisation_flags_mean(
+def test_quantization_flags_mean(
     asked: dict[str, Any], flags: list[str], quantization: Quantization
 ) -> None:
     convert("checkpoint", *flags)
@@ -89,7 +89,7 @@ def test_a_recipe_is_a_name_or_a_file(asked: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("flags", [["-q"], ["--recipe", "4bit"]])
-def test_vision_is_quantised_where_that_is_asked_for(
+def test_vision_is_quantized_where_that_is_asked_for(
     flags: list[str], asked: dict[str, Any]
 ) -> None:
     convert("checkpoint", *flags, "--quantize-vision")
@@ -124,9 +124,9 @@ def test_the_type_and_force_are_passed_on(asked: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "flags", [["--q-bits", "4"], ["--q-group-size", "64"], ["--q-mode", "affine"]]
 )
-def test_a_quantisation_flag_without_q_is_refused(asked: dict[str, Any], flags: list[str]) -> None:
+def test_a_quantization_flag_without_q_is_refused(asked: dict[str, Any], flags: list[str]) -> None:
     assert refused("checkpoint", *flags) == (
-        f"{' '.join(flags)}: nothing is quantised without -q; add -q"
+        f"{' '.join(flags)}: nothing is quantized without -q; add -q"
     )
     assert asked == {}
 

@@ -54,7 +54,7 @@ def quantized(quantizable: Path, tmp_path: Path) -> Path:
 
 
 def test_the_parts_are_the_whole(quantizable: Path, quantized: Path) -> None:
-    """Quantised or not, the model has as many weights; and the bytes are those of the files."""
+    """Quantized or not, the model has as many weights; and the bytes are those of the files."""
     full, few = told(str(quantizable)), told(str(quantized))
     parameters = tree_flatten(Mllama(load_config(quantizable)).parameters())
     assert full["all"]["weights"] == few["all"]["weights"]

@@ -257,7 +257,7 @@ def test_blocks_of_attention_are_the_whole(causal: bool, size: int) -> None:
         np.testing.assert_allclose(np.array(some), np.array(others), rtol=1e-3, atol=1e-5)
 
 
-def test_a_quantised_base_learns(quantizable_model: Mllama) -> None:
+def test_a_quantized_base_learns(quantizable_model: Mllama) -> None:
     """QLoRA: its gradients are those of the same weights unpacked, and the bits stay."""
     packed = quantizable_model
     nn.quantize(packed.language_model, 32, 4)
