@@ -1,4 +1,4 @@
-"""The tree of a search as a small drawing: every candidate is a dot, the path taken is a line.
+"""The tree of a search as a small drawing: a dot for each candidate, a line for the path taken.
 
 This module computes where everything is; `page.html.j2` draws it.
 """
@@ -20,8 +20,8 @@ _NUMBERED_UP_TO = 13  # leaves; with more, the numbers are too small on a phone
 
 
 @dataclass(frozen=True)
-class StepBack:
-    """The line before a round that a retrace began."""
+class RetraceMark:
+    """The dotted line to the left of a round that a retrace began."""
 
     x: float
     y: float
@@ -31,7 +31,7 @@ class StepBack:
 
 @dataclass(frozen=True)
 class Edge:
-    """From a node to the one that continues it."""
+    """The line from a node to one that continues it."""
 
     curve: str
     """The `d` of an SVG path."""
@@ -40,7 +40,7 @@ class Edge:
 
 @dataclass(frozen=True)
 class RowLabel:
-    """The stage that a row of nodes writes."""
+    """The name of the stage that a row of nodes writes."""
 
     y: float
     text: str
@@ -48,7 +48,7 @@ class RowLabel:
 
 @dataclass(frozen=True)
 class Dot:
-    """A node."""
+    """The circle of a node."""
 
     x: float
     y: float
@@ -59,9 +59,9 @@ class Dot:
 
 @dataclass(frozen=True)
 class SearchTree:
-    """A drawing in its own units; `scale` is how much larger than on a phone it is."""
+    """Everything in the drawing, in units of its own: `scale` of them are a pixel on a phone."""
 
-    steps_back: tuple[StepBack, ...]
+    retrace_marks: tuple[RetraceMark, ...]
     edges: tuple[Edge, ...]
     labels: tuple[RowLabel, ...]
     dots: tuple[Dot, ...]
@@ -70,7 +70,7 @@ class SearchTree:
     width: float
     scale: float
     dense: bool
-    """Whether numbers would be too small on a phone."""
+    """Whether the numbers in the dots would be too small on a phone."""
     radius: float = _RADIUS
 
     @property
@@ -84,10 +84,11 @@ class SearchTree:
 
 
 def search_tree(search: SearchRecord, path: Collection[int]) -> SearchTree | None:
-    """Lays out the tree of a search, whose dots lead to the elements `c1`, `c2`, ….
+    """Lays out the tree of a search; its dots link to the elements `c1`, `c2`, ….
 
-    None where a drawing would not help: no candidate continues another, or there are too many for a
-    phone. `path` has the nodes of the path taken. Rounds stand side by side, the first at the left.
+    `path` has the nodes of the path taken. Rounds stand side by side, the first at the left.
+    Returns None if a drawing would not help: no candidate continues another, or a phone has no room
+    for so many.
     """
     columns, depths = _columns(search.nodes), _depths(search.nodes)
     leaves = 1 + int(max(columns, default=0.0))
@@ -95,7 +96,7 @@ def search_tree(search: SearchRecord, path: Collection[int]) -> SearchTree | Non
         return None
     layout = _lay_out(columns, depths, leaves)
     return SearchTree(
-        steps_back=tuple(_steps_back(search, layout)),
+        retrace_marks=tuple(_retrace_marks(search, layout)),
         edges=tuple(_edges(search.nodes, path, layout)),
         labels=tuple(_labels(search.nodes, depths, layout)),
         dots=tuple(_dots(search, path, layout)),
@@ -109,7 +110,7 @@ def search_tree(search: SearchRecord, path: Collection[int]) -> SearchTree | Non
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the nodes are, in the drawing's own units."""
+    """Where the nodes are, in the units of the drawing."""
 
     x: Sequence[float]
     """The centre of each node."""
@@ -120,7 +121,7 @@ class _Layout:
     top: float
     bottom: float
     scale: float
-    """How much larger than on a phone it is; labels grow by that, to be readable there."""
+    """Units per pixel on a phone; labels grow by it to stay readable there."""
 
 
 def _lay_out(columns: Sequence[float], depths: Sequence[int], leaves: int) -> _Layout:
@@ -140,27 +141,27 @@ def _lay_out(columns: Sequence[float], depths: Sequence[int], leaves: int) -> _L
 
 
 def _columns(nodes: Sequence[NodeRecord]) -> list[float]:
-    """Where each node stands from left to right: leaves one beside the other, parents above."""
+    """The column of each node: a leaf has one of its own, a parent stands above its children."""
     children: dict[int | None, list[int]] = {}
     for node in nodes:
         children.setdefault(node.parent, []).append(node.id)
     order: list[int] = []
     waiting = children.get(None, [])[::-1]
     while waiting:  # depth first, and without recursion: a path may have thousands of sentences
-        at = waiting.pop()
-        order.append(at)
-        waiting += children.get(at, [])[::-1]
-    places = [0.0] * len(nodes)
+        node_id = waiting.pop()
+        order.append(node_id)
+        waiting += children.get(node_id, [])[::-1]
+    columns = [0.0] * len(nodes)
     leaves = 0
-    for at in order:
-        if at not in children:
-            places[at] = leaves
+    for node_id in order:
+        if node_id not in children:
+            columns[node_id] = leaves
             leaves += 1
-    for at in reversed(order):
-        if at in children:
-            below = [places[child] for child in children[at]]
-            places[at] = (below[0] + below[-1]) / 2
-    return places
+    for node_id in reversed(order):
+        if node_id in children:
+            below = [columns[child] for child in children[node_id]]
+            columns[node_id] = (below[0] + below[-1]) / 2
+    return columns
 
 
 def _depths(nodes: Sequence[NodeRecord]) -> list[int]:
@@ -170,24 +171,24 @@ def _depths(nodes: Sequence[NodeRecord]) -> list[int]:
     return depths
 
 
-def _steps_back(search: SearchRecord, layout: _Layout) -> Iterator[StepBack]:
-    """One before each round but the first."""
-    told = 0
+def _retrace_marks(search: SearchRecord, layout: _Layout) -> Iterator[RetraceMark]:
+    """One mark before each round but the first."""
+    last_round = 0
     for choice in search.choices:
-        if choice.round > told and choice.nodes:
-            told = choice.round
+        if choice.round > last_round and choice.nodes:
+            last_round = choice.round
             first = choice.nodes[0]
             below = [node.id for node in search.nodes if first in _lineage(search.nodes, node.id)]
-            at = min(layout.x[node] for node in below) - _LEAF / 2
-            top = layout.y[first] - layout.row * 0.45
-            yield StepBack(at, top, choice.round + 1)
+            x = min(layout.x[node] for node in below) - _LEAF / 2
+            y = layout.y[first] - layout.row * 0.45
+            yield RetraceMark(x, y, choice.round + 1)
 
 
-def _lineage(nodes: Sequence[NodeRecord], at: int | None) -> Iterator[int]:
-    """A node and those that it goes on from, up to the first."""
-    while at is not None:
-        yield at
-        at = nodes[at].parent
+def _lineage(nodes: Sequence[NodeRecord], node: int | None) -> Iterator[int]:
+    """A node and its ancestors, up to the first."""
+    while node is not None:
+        yield node
+        node = nodes[node].parent
 
 
 def _edges(nodes: Sequence[NodeRecord], path: Collection[int], layout: _Layout) -> Iterator[Edge]:
@@ -204,15 +205,15 @@ def _edges(nodes: Sequence[NodeRecord], path: Collection[int], layout: _Layout) 
 def _labels(
     nodes: Sequence[NodeRecord], depths: Sequence[int], layout: _Layout
 ) -> Iterator[RowLabel]:
-    """The stage that each row writes, where it is not that of the row above."""
-    told = ""
+    """The stage that each row writes, unless the row above writes the same."""
+    label = ""
     stages: dict[int, str] = {}
     for node in nodes:
         if node.stage is not None:
             stages.setdefault(depths[node.id], node.stage.value.capitalize())
     for depth, stage in sorted(stages.items()):
-        if stage != told:
-            told = stage
+        if stage != label:
+            label = stage
             yield RowLabel(depth * layout.row, stage)
 
 

@@ -22,8 +22,9 @@ from fakes import GOOD_ANSWER, ScriptedRound
 from PIL import Image
 from traces import events_of, greedy, png, retracing, stopped, trace_of
 
-from llavacot_mlx.cli.html.page import page, path_taken
+from llavacot_mlx.cli.html.page import page
 from llavacot_mlx.cli.html.page_picture import page_picture
+from llavacot_mlx.cli.html.search_section import path_taken
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.trace.record import Trace
 
@@ -304,6 +305,15 @@ def test_every_text_is_shown_as_it_is() -> None:
     # question, answer, model, method, judge, notice, four stages, candidates
     assert words(text).count("<script>alert(1)</script>") >= 12
     Outline(text)
+
+
+def test_question_and_answer_are_escaped() -> None:
+    said = '<script>alert("1 & 2")</script>'
+    trace = trace_of(events_of(text=f"<CONCLUSION> {said} </CONCLUSION>", question=said))
+    text = page(trace, None)
+    escaped = "&lt;script&gt;alert(&#34;1 &amp; 2&#34;)&lt;/script&gt;"
+    # title, heading, answer, and the stage
+    assert (text.count(escaped), text.count("<script")) == (4, 0)
 
 
 def test_a_page_is_utf_8_whatever_the_trace_has() -> None:
