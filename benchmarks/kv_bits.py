@@ -27,11 +27,11 @@ from llavacot_mlx.demo.world import VALIDATION, draw, questions, scene
 from llavacot_mlx.generate.decode import decode
 from llavacot_mlx.generate.prefill import prefill
 from llavacot_mlx.generate.sampling_params import Sampling
-from llavacot_mlx.model.kv_budget import KVLimits, KVMeter
-from llavacot_mlx.model.kv_cache import sight_of_all
+from llavacot_mlx.model.kv_budget import KVBudget, KVLimits
+from llavacot_mlx.model.kv_cache import span_of_all
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.model.shared_prefix import BranchBatch
-from llavacot_mlx.prompt.image_processor import TileCutter, Tiles
+from llavacot_mlx.model.shared_prefix import SharedPrefixCache
+from llavacot_mlx.prompt.image_processor import ImageProcessor, Tiles
 from llavacot_mlx.prompt.image_spans import Prompt
 from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
 from llavacot_mlx.usage import Timings, Usage
@@ -75,7 +75,10 @@ def _report(
     name: str, folder: Path, asked: list[tuple[Image.Image, str]], max_tokens: int
 ) -> dict[str, dict[str, float]]:
     config = load_config(folder)
-    tokenizer, cutter = Tokenizer.load(folder, config), TileCutter.load(folder, config.vision)
+    tokenizer, image_processor = (
+        Tokenizer.load(folder, config),
+        ImageProcessor.load(folder, config.vision),
+    )
     model = load_model(folder, "float32")
     drifts: dict[int, list[np.ndarray]] = {bits: [] for bits in BITS}
     same: dict[int, list[np.ndarray]] = {bits: [] for bits in BITS}
@@ -83,7 +86,7 @@ def _report(
     steps: dict[int, float] = {}
     for picture, question in asked:
         prompt = tuple(tokenizer.prompt([Turn("user", question, images=1)]))
-        tiles = cutter.cut(picture)
+        tiles = image_processor(picture)
         context = prefill(model, Prompt(prompt, (tiles,)), Usage(), Timings())
         stops = tokenizer.stop_ids
         answer = list(decode(context, Sampling(), 0, stops, max_tokens))
@@ -121,15 +124,15 @@ def _read(
     Read token by token, as it was decoded.
     """
     usage = Usage()
-    kv_meter = KVMeter(usage, KVLimits(bits))
-    context = prefill(model, Prompt(prompt, (tiles,)), usage, Timings(), kv_meter)
+    kv_budget = KVBudget(usage, KVLimits(bits))
+    context = prefill(model, Prompt(prompt, (tiles,)), usage, Timings(), kv_budget)
     assert context.image_kv is not None
-    batch = BranchBatch([context.state().branch])
+    batch = SharedPrefixCache([context.state().path])
     rows = [context.logits]
     started = time.perf_counter()
     for token_id in answer[:-1]:
-        sights = sight_of_all(context.image_kv, 1)
-        hidden = model.hidden(mx.array([[token_id]]), batch, sights)
+        spans = span_of_all(context.image_kv, 1)
+        hidden = model.hidden(mx.array([[token_id]]), batch, spans)
         rows.append(model.logits(hidden[:, -1]))
         mx.eval(rows[-1])
     seconds = (time.perf_counter() - started) / max(1, len(answer) - 1)

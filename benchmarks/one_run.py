@@ -45,19 +45,22 @@ def _ours(model: Path, picture: Path, max_tokens: int) -> list[float]:
     from llavacot_mlx.generate.decode import decode
     from llavacot_mlx.generate.prefill import prefill
     from llavacot_mlx.generate.sampling_params import Sampling
-    from llavacot_mlx.prompt.image_processor import TileCutter, open_picture
+    from llavacot_mlx.prompt.image_processor import ImageProcessor, open_image
     from llavacot_mlx.prompt.image_spans import Prompt
     from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
     from llavacot_mlx.usage import Timings, Usage
 
     config = load_config(model)
-    tokenizer, cutter = Tokenizer.load(model, config), TileCutter.load(model, config.vision)
+    tokenizer, image_processor = (
+        Tokenizer.load(model, config),
+        ImageProcessor.load(model, config.vision),
+    )
     backbone = load_model(model)
     usage = Usage()
     times = [time.perf_counter()]
     prompt = Prompt(
         tuple(tokenizer.prompt([Turn("user", QUESTION, images=1)])),
-        (cutter.cut(open_picture(picture)),),
+        (image_processor(open_image(picture)),),
     )
     context = prefill(backbone, prompt, usage, Timings())
     for _ in decode(context, Sampling(), 0, tokenizer.stop_ids, max_tokens):

@@ -28,7 +28,7 @@ from llavacot_mlx.generate.batch_decode import CandidateStart, DecodeState, Ende
 from llavacot_mlx.generate.decode import decode
 from llavacot_mlx.generate.prefill import prefill
 from llavacot_mlx.generate.sampling_params import Sampling
-from llavacot_mlx.prompt.image_processor import TileCutter, open_picture
+from llavacot_mlx.prompt.image_processor import ImageProcessor, open_image
 from llavacot_mlx.prompt.image_spans import Prompt
 from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
 from llavacot_mlx.usage import Timings, Usage
@@ -147,13 +147,13 @@ class _Loaded:
         config = load_config(folder)
         self.model = load_model(folder)
         self._tokenizer = Tokenizer.load(folder, config)
-        self._cutter = TileCutter.load(folder, config.vision)
+        self._image_processor = ImageProcessor.load(folder, config.vision)
 
     def prompt(self, picture: Path, prefix_tokens: int) -> Prompt:
         """The picture, the question, and a prefix of the answer."""
         ids = self._tokenizer.prompt([Turn("user", QUESTION, images=1)])
         ids += self._tokenizer.encode(WORD) * prefix_tokens
-        return Prompt(tuple(ids), (self._cutter.cut(open_picture(picture)),))
+        return Prompt(tuple(ids), (self._image_processor(open_image(picture)),))
 
 
 WAYS: dict[str, Callable[[Path, Path, list[list[Planned]]], Measured]] = {

@@ -67,7 +67,7 @@ def _ids(arguments: argparse.Namespace, image_token_id: int) -> np.ndarray:
 def _ours(arguments: argparse.Namespace) -> dict[str, Callable[[], None]]:
     """Vision tower of one picture, and the step of a batch whose pictures are known."""
     from llavacot_mlx.checkpoint.weights import load_model
-    from llavacot_mlx.prompt.image_processor import TileCutter, open_picture
+    from llavacot_mlx.prompt.image_processor import ImageProcessor, open_image
     from llavacot_mlx.train.data.sample import TokenKind
     from llavacot_mlx.train.lora_setup import AdapterSettings, apply_lora
     from llavacot_mlx.train.loss.feature_cache import Features, compute_features
@@ -75,8 +75,8 @@ def _ours(arguments: argparse.Namespace) -> dict[str, Callable[[], None]]:
     from llavacot_mlx.train.loss.step_inputs import Inputs
 
     model = load_model(arguments.model)
-    cutter = TileCutter.load(arguments.model, model.config.vision)
-    tiles = cutter.cut(open_picture(arguments.picture))
+    image_processor = ImageProcessor.load(arguments.model, model.config.vision)
+    tiles = image_processor(open_image(arguments.picture))
     apply_lora(model, AdapterSettings(rank=RANK, scale=ALPHA / RANK))
     ids = _ids(arguments, model.config.image_token_id)
     token_kinds = np.full(ids.shape, TokenKind.REASONING, dtype=np.uint8)

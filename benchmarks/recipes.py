@@ -35,9 +35,9 @@ from llavacot_mlx.demo.world import TEST, draw, questions, scene
 from llavacot_mlx.generate.decode import decode
 from llavacot_mlx.generate.prefill import prefill
 from llavacot_mlx.generate.sampling_params import Sampling
-from llavacot_mlx.model.kv_cache import sight_of_all
+from llavacot_mlx.model.kv_cache import span_of_all
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.prompt.image_processor import TileCutter, Tiles
+from llavacot_mlx.prompt.image_processor import ImageProcessor, Tiles
 from llavacot_mlx.prompt.image_spans import Prompt
 from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
 from llavacot_mlx.usage import Timings, Usage
@@ -196,12 +196,15 @@ def _row(
 
 def _written(folder: Path, asked: Sequence[Asked], max_tokens: int) -> list[Reading]:
     config = load_config(folder)
-    tokenizer, cutter = Tokenizer.load(folder, config), TileCutter.load(folder, config.vision)
+    tokenizer, image_processor = (
+        Tokenizer.load(folder, config),
+        ImageProcessor.load(folder, config.vision),
+    )
     model = load_model(folder, "float32")
     readings = []
     for one in asked:
         prompt = tuple(tokenizer.prompt([Turn("user", one.question, images=1)]))
-        tiles = cutter.cut(one.picture)
+        tiles = image_processor(one.picture)
         context = prefill(model, Prompt(prompt, (tiles,)), Usage(), Timings())
         answer = decode(context, Sampling(), 0, tokenizer.stop_ids, max_tokens)
         written = list(answer)
@@ -229,8 +232,8 @@ def _read(
     first, rest = context.logits, list(written[:-1])
     if not rest:
         return np.array(first)
-    sights = sight_of_all(context.image_kv, len(rest))
-    hidden = model.hidden(mx.array([rest]), context.single_path_cache(), sights)
+    spans = span_of_all(context.image_kv, len(rest))
+    hidden = model.hidden(mx.array([rest]), context.single_path_cache(), spans)
     return np.array(mx.concatenate([first, model.logits(hidden[0])]))
 
 

@@ -32,9 +32,9 @@ from llavacot_mlx.demo import model_path
 from llavacot_mlx.demo.world import SPLITS, Question, Split, draw, questions, scene
 from llavacot_mlx.generate.prefill import PrefilledPrompt, prefill
 from llavacot_mlx.generate.sampling_params import PUBLISHED_SAMPLING
-from llavacot_mlx.model.kv_budget import KVMeter
-from llavacot_mlx.plan.plan import LOGPROB, SELF, Method, Plan, Settings, plan_of
-from llavacot_mlx.prompt.image_processor import TileCutter
+from llavacot_mlx.model.kv_budget import KVBudget
+from llavacot_mlx.plan.plan import LOGPROB, SELF, Method, Plan, Settings, make_plan
+from llavacot_mlx.prompt.image_processor import ImageProcessor
 from llavacot_mlx.prompt.image_spans import Prompt
 from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
@@ -131,7 +131,7 @@ class Examiner:
     def __init__(self, folder: Path) -> None:
         config = load_config(folder)
         self._tokenizer = Tokenizer.load(folder, config)
-        self._cutter = TileCutter.load(folder, config.vision)
+        self._image_processor = ImageProcessor.load(folder, config.vision)
         self._model = load_model(folder, "float32")
         self._calibration: Calibration = load_calibration(folder)
 
@@ -144,7 +144,7 @@ class Examiner:
         question = questions(world, random.Random(f"rows {seed}"))[0]
         began = time.perf_counter()
         ids = self._tokenizer.prompt([Turn("user", question.text, images=1)])
-        prompt = Prompt(tuple(ids), (self._cutter.cut(draw(world)),))
+        prompt = Prompt(tuple(ids), (self._image_processor(draw(world)),))
         context = prefill(self._model, prompt, Usage(), Timings())
         asked = _Asked(index, question, context, time.perf_counter() - began)
         whole = [contender for contender in contenders if contender.method in WHOLE]
@@ -160,7 +160,7 @@ class Examiner:
         """One sample, and what the judges and the majority choose from the first n answers."""
         usage = Usage()
         everyone = Everyone({name: self._judge(name, asked, usage) for name in judges})
-        plan = plan_of(Settings(Method.BEST_OF_N, answers, judge=_EVERYONE))
+        plan = make_plan(Settings(Method.BEST_OF_N, answers, judge=_EVERYONE))
         search = self._search(asked, plan, everyone, usage)
         for _ in search.run(asked.context.state()):
             pass
@@ -200,7 +200,7 @@ class Examiner:
 
     def _plan(self, contender: Contender) -> Plan:
         """The method's usual numbers, and the cut-off that is calibrated for the judge."""
-        plan = plan_of(Settings(contender.method, judge=contender.judge or None))
+        plan = make_plan(Settings(contender.method, judge=contender.judge or None))
         if plan.retrace is None:
             return plan
         if contender.judge == ORACLE:
@@ -219,7 +219,7 @@ class Examiner:
             model=self._model,
             image_kv=asked.context.image_kv,
             usage=usage,
-            kv_meter=KVMeter(usage),
+            kv_budget=KVBudget(usage),
             tokenizer=self._tokenizer,
             timings=Timings(),
             image=None,  # no judge here looks at it
@@ -283,7 +283,7 @@ def contenders(methods: Sequence[str], judges: Sequence[str], answers: int) -> l
         elif method == Method.BEST_OF_N:
             found += [Contender(method, judge, count) for judge in judges for count in counts]
         else:
-            steps = plan_of(Settings(method, judge=SELF)).steps
+            steps = make_plan(Settings(method, judge=SELF)).steps
             most = max(step.candidates for step in steps)
             found += [Contender(method, judge, most) for judge in judges]
     return found

@@ -33,10 +33,10 @@ from llavacot_mlx.generate.batch_decode import CandidateStart, DecodeState, Toke
 from llavacot_mlx.generate.decode import decode
 from llavacot_mlx.generate.prefill import PrefilledPrompt, prefill
 from llavacot_mlx.generate.sampling_params import PUBLISHED_SAMPLING
-from llavacot_mlx.model.kv_cache import sight_of_all
+from llavacot_mlx.model.kv_cache import span_of_all
 from llavacot_mlx.model.quantized_kv import unpacked
-from llavacot_mlx.model.shared_prefix import BranchBatch
-from llavacot_mlx.prompt.image_processor import TileCutter, open_picture
+from llavacot_mlx.model.shared_prefix import SharedPrefixCache
+from llavacot_mlx.prompt.image_processor import ImageProcessor, open_image
 from llavacot_mlx.prompt.image_spans import Prompt
 from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
 from llavacot_mlx.usage import Timings, Usage
@@ -86,9 +86,12 @@ class Asked:
     @classmethod
     def of(cls, folder: Path, picture: Path) -> Asked:
         config = load_config(folder)
-        tokenizer, cutter = Tokenizer.load(folder, config), TileCutter.load(folder, config.vision)
+        tokenizer, image_processor = (
+            Tokenizer.load(folder, config),
+            ImageProcessor.load(folder, config.vision),
+        )
         ids = tokenizer.prompt([Turn("user", QUESTION, images=1)])
-        prompt = Prompt(tuple(ids), (cutter.cut(open_picture(picture)),))
+        prompt = Prompt(tuple(ids), (image_processor(open_image(picture)),))
         model = load_model(folder)
         read = prefill(model, prompt, Usage(), Timings())
         return cls(prompt, read, read.state())
@@ -102,7 +105,7 @@ class Asked:
     def alone(self, steps: int) -> Iterable[object]:
         """The tokens of a single path, decoded without any of what a search needs."""
         cache = self.read.model.language_model.new_cache()
-        (prefix,) = self.state.branch.segments
+        (prefix,) = self.state.path.segments
         for layer, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
             cache.extend(layer, unpacked(keys), unpacked(values))
         cache.advance(prefix.length)
@@ -137,7 +140,7 @@ def _bytes(asked: Asked, tokens: int) -> dict[str, object]:
     image_kv = asked.read.image_kv
     assert image_kv is not None
     shared = sum(kv.nbytes for kv in (*image_kv.keys, *image_kv.values))
-    shared += sum(segment.nbytes for segment in asked.state.branch.segments)
+    shared += sum(segment.nbytes for segment in asked.state.path.segments)
     sizes = [shared + _own_bytes(asked, count, tokens) for count in CANDIDATES]
     summary: dict[str, object] = {}
     for count, size in zip(CANDIDATES, sizes, strict=True):
@@ -149,10 +152,10 @@ def _bytes(asked: Asked, tokens: int) -> dict[str, object]:
 def _own_bytes(asked: Asked, candidates: int, tokens: int) -> int:
     """What MLX holds more, once so many candidates have decoded so many tokens together."""
     before = mx.get_active_memory()
-    batch = BranchBatch([asked.state.branch] * candidates)
-    sights = sight_of_all(asked.read.image_kv, 1)
+    batch = SharedPrefixCache([asked.state.path] * candidates)
+    spans = span_of_all(asked.read.image_kv, 1)
     for _ in range(tokens):
-        mx.eval(asked.read.model.hidden(mx.zeros((candidates, 1), mx.int32), batch, sights))
+        mx.eval(asked.read.model.hidden(mx.zeros((candidates, 1), mx.int32), batch, spans))
     return mx.get_active_memory() - before
 
 

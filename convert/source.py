@@ -12,7 +12,7 @@ from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.checkpoint.weights import SourceTensor, model_of, source_tensors
 from llavacot_mlx.model.config import ModelConfig
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.prompt.image_processor import TileCutter
+from llavacot_mlx.prompt.image_processor import ImageProcessor
 from llavacot_mlx.prompt.tokenizer import Tokenizer
 
 
@@ -32,7 +32,7 @@ class SourceCheckpoint:
         """Raises UserError when the folder is not a complete Mllama."""
         config = load_config(folder)
         Tokenizer.load(folder, config)
-        TileCutter.load(folder, config.vision)
+        ImageProcessor.load(folder, config.vision)
         tensors = source_tensors(folder)
         return cls(folder, config, tensors, model_of(config, tensors, folder))
 

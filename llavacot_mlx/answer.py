@@ -14,11 +14,11 @@ from llavacot_mlx.errors import UserError
 from llavacot_mlx.generate.decode import decode
 from llavacot_mlx.generate.device import on_generation_stream, wired_memory
 from llavacot_mlx.generate.prefill import PrefilledPrompt, prefill
-from llavacot_mlx.model.kv_budget import KVMeter
+from llavacot_mlx.model.kv_budget import KVBudget
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.plan.plan import SELF, Plan
-from llavacot_mlx.plan.plan_yaml import plan_object
-from llavacot_mlx.prompt.image_processor import ImageSource, TileCutter, open_picture
+from llavacot_mlx.plan.plan_yaml import plan_to_dict
+from llavacot_mlx.prompt.image_processor import ImageProcessor, ImageSource, open_image
 from llavacot_mlx.prompt.image_spans import Prompt
 from llavacot_mlx.prompt.stages import Closed, Opened, Stage, StageEvent, StageRecord
 from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
@@ -41,7 +41,7 @@ from llavacot_mlx.trace.events import (
     StageText,
 )
 from llavacot_mlx.trace.record import SearchRecord, Trace
-from llavacot_mlx.trace.stage_reader import Reader
+from llavacot_mlx.trace.stage_reader import StageReader
 from llavacot_mlx.usage import Timings, Usage
 
 _EVEN_CHANCE = 0.5
@@ -53,7 +53,7 @@ class LoadedModel:
 
     model: Mllama
     tokenizer: Tokenizer
-    cutter: TileCutter
+    image_processor: ImageProcessor
     calibration: Calibration
     name: str
     adapter: str | None
@@ -74,7 +74,7 @@ class AnswerStream:
         self._plan, self._notices = _with_threshold(request.plan, loaded)
         self._usage, self._timings = Usage(), Timings(load_s=loaded.load_s)
         self._prompt_ids: list[int] = []
-        self._reader = Reader(loaded.tokenizer)
+        self._reader = StageReader(loaded.tokenizer)
         self._search: Search | None = None
         self._started = 0.0
         self._log = EventLog()
@@ -109,18 +109,18 @@ class AnswerStream:
         self._started = time.perf_counter()
         for notice in self._notices:
             yield Noticed(notice)
-        picture = None if request.image is None else open_picture(request.image)
-        tiles = () if picture is None else (loaded.cutter.cut(picture),)
+        picture = None if request.image is None else open_image(request.image)
+        tiles = () if picture is None else (loaded.image_processor(picture),)
         ids = loaded.tokenizer.prompt([Turn("user", request.question, images=len(tiles))])
         self._prompt_ids = ids
         self._usage.prompt_tokens = len(ids)
         # A prompt and its answer share the model's context.
         limit = min(request.max_tokens, loaded.model.config.text.max_position_embeddings - len(ids))
-        kv_meter = KVMeter(self._usage, request.limits)
+        kv_budget = KVBudget(self._usage, request.limits)
         with wired_memory():
             with on_generation_stream():
                 tokens = Prompt(tuple(ids), tiles)
-                prompt = prefill(loaded.model, tokens, self._usage, self._timings, kv_meter)
+                prompt = prefill(loaded.model, tokens, self._usage, self._timings, kv_budget)
             yield Prepared(len(ids), sum(len(cut.pixels) for cut in tiles))
             if plan.single:
                 yield from self._decode_path(prompt, limit)
@@ -148,7 +148,7 @@ class AnswerStream:
             model=loaded.model,
             image_kv=prompt.image_kv,
             usage=self._usage,
-            kv_meter=prompt.kv_meter,
+            kv_budget=prompt.kv_budget,
             tokenizer=loaded.tokenizer,
             timings=self._timings,
             image=image,
@@ -173,11 +173,11 @@ class AnswerStream:
         timings.total_s = time.perf_counter() - self._started
         timings.decode_s = max(0.0, timings.total_s - timings.first_token_s - timings.judge_s)
         request, reader = self._request, self._reader
-        record = SearchRecord(self._plan.method, plan=plan_object(self._plan))
+        record = SearchRecord(self._plan.method, plan=plan_to_dict(self._plan))
         stages: list[StageRecord] = reader.records
         if self._search is not None:
             record = self._search.record()
-            reader = Reader.after(self._loaded.tokenizer, self._search.best_ids)
+            reader = StageReader.after(self._loaded.tokenizer, self._search.best_ids)
             reader.finish()
             chosen = self._search.best_stages
             stages = chosen + reader.records[len(chosen) :]
@@ -226,7 +226,7 @@ def _with_threshold(plan: Plan, loaded: LoadedModel) -> tuple[Plan, tuple[str, .
     return dataclasses.replace(plan, retrace=filled), notices
 
 
-def _stage_events(events: list[StageEvent], reader: Reader) -> Iterator[Event]:
+def _stage_events(events: list[StageEvent], reader: StageReader) -> Iterator[Event]:
     """What the reader found, as the events of an answer."""
     ended = len(reader.records) - sum(isinstance(event, Closed) for event in events)
     for event in events:

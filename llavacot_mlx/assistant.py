@@ -11,8 +11,8 @@ from llavacot_mlx.checkpoint.adapters import load_adapter
 from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.checkpoint.weights import load_model
 from llavacot_mlx.model.kv_budget import KVLimits
-from llavacot_mlx.plan.plan_yaml import plan_from
-from llavacot_mlx.prompt.image_processor import ImageSource, TileCutter
+from llavacot_mlx.plan.plan_yaml import plan_from_dict
+from llavacot_mlx.prompt.image_processor import ImageProcessor, ImageSource
 from llavacot_mlx.prompt.tokenizer import Tokenizer
 from llavacot_mlx.request import AskOptions, Request, request_of
 from llavacot_mlx.search.calibration import load_calibration
@@ -42,7 +42,7 @@ class Assistant:
         folder = Path(path).expanduser()
         config = load_config(folder)
         tokenizer = Tokenizer.load(folder, config)
-        cutter = TileCutter.load(folder, config.vision)
+        image_processor = ImageProcessor.load(folder, config.vision)
         calibration = load_calibration(folder)
         model = load_model(folder, dtype)
         if adapter is not None:
@@ -54,7 +54,7 @@ class Assistant:
             LoadedModel(
                 model=model,
                 tokenizer=tokenizer,
-                cutter=cutter,
+                image_processor=image_processor,
                 calibration=calibration,
                 name=str(path),
                 adapter=None if adapter is None else str(adapter),
@@ -82,7 +82,7 @@ class Assistant:
         return self.ask(
             image,
             trace.question,
-            search=plan_from(trace.search.plan),
+            search=plan_from_dict(trace.search.plan),
             max_tokens=trace.max_tokens,
             seed=trace.seed,
             limits=KVLimits(trace.kv_bits),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.kv_budget import NO_LIMITS, KVLimits
-from llavacot_mlx.plan.plan import Plan, Settings, plan_of
+from llavacot_mlx.plan.plan import Plan, Settings, make_plan
 
 if TYPE_CHECKING:
     from llavacot_mlx.prompt.image_processor import ImageSource
@@ -41,7 +41,7 @@ class AskOptions(TypedDict, total=False):
 
     search: str | Plan | None
     """The name of a method (`plans.Method`), "sample" by default where a temperature is given and
-    "greedy" otherwise; or a whole plan, such as `plan_of(Settings(…))` or `read_plan(file)` makes
+    "greedy" otherwise; or a whole plan, such as `make_plan(Settings(…))` or `read_plan(file)` makes
     one, which then says all of candidates, judge, temperature and top_p itself."""
     candidates: int | None
     """Instead of the method's own number."""
@@ -78,7 +78,7 @@ def request_of(image: ImageSource | None, question: str, **options: Unpack[AskOp
         top_p=options.get("top_p"),
     )
     if not isinstance(search, Plan):
-        plan = plan_of(settings)
+        plan = make_plan(settings)
     elif settings == Settings():
         plan = search
     else:

@@ -17,7 +17,7 @@ from llavacot_mlx import answer as answering_module
 from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.plan.plan import Settings, plan_of
+from llavacot_mlx.plan.plan import Settings, make_plan
 from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.prompt.tokenizer import Tokenizer
 from llavacot_mlx.request import Request
@@ -300,7 +300,7 @@ def test_the_package_hands_out_its_api() -> None:
 
 def test_a_request_in_place_of_the_fields(assistant: Assistant, picture: Image.Image) -> None:
     """The same answer, and nothing that contradicts it beside it."""
-    plan = plan_of(Settings(temperature=0.8))
+    plan = make_plan(Settings(temperature=0.8))
     request = Request(picture, "What is it?", plan, max_tokens=5, seed=4)
     by_fields = assistant.ask(picture, "What is it?", temperature=0.8, max_tokens=5, seed=4)
     assert essence(assistant.stream(request).result()) == essence(by_fields)

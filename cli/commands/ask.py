@@ -30,7 +30,7 @@ from llavacot_mlx.cli.views.answer_view import AnswerView, ShowLevel
 from llavacot_mlx.cli.views.choose_view import choose_view, status_view
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.kv_budget import BITS, KVLimits
-from llavacot_mlx.plan.plan import Method, Plan, Settings, plan_of
+from llavacot_mlx.plan.plan import Method, Plan, Settings, make_plan
 from llavacot_mlx.plan.plan_yaml import read_plan
 from llavacot_mlx.request import Request
 from llavacot_mlx.search.judges.plugins import check_name, is_model
@@ -260,7 +260,7 @@ def _plan(given: Settings) -> Plan:
     if given.search in (None, Method.GREEDY) and not temperature and top_p is not None:
         raise UserError(f"--top-p {top_p:g}: greedy never draws; add --search sample")
     try:
-        return plan_of(given)
+        return make_plan(given)
     except UserError as error:
         raise UserError(f"{_typed(given)}: {error}") from None
 
@@ -302,17 +302,17 @@ def _check_rest(
 
 def _picture(image: str) -> tuple[Image.Image, bytes]:
     """The picture, read whole: a damaged one is reported before a model is loaded for it."""
-    from llavacot_mlx.prompt.image_processor import open_picture, picture_file
+    from llavacot_mlx.prompt.image_processor import open_image, read_image_file
 
     if image != "-":
-        data = picture_file(Path(image).expanduser())
-        return open_picture(data, image), data
+        data = read_image_file(Path(image).expanduser())
+        return open_image(data, image), data
     if sys.stdin.isatty():
         raise UserError(
             "IMAGE is -, but nothing is piped in; llavacot ask - QUESTION < picture.png"
         )
     data = sys.stdin.buffer.read()
-    return open_picture(data), data
+    return open_image(data), data
 
 
 def _question(question: str) -> str:

@@ -21,7 +21,13 @@ from llavacot_mlx.cli.options import (
 )
 from llavacot_mlx.cli.resolve_model import ResolvedModel, ensure_downloaded, resolve_adapted_model
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.plan.plan import MAJORITY, PUBLISHED_DEVIATIONS, SELF, Settings, plan_of
+from llavacot_mlx.plan.plan import (
+    MAJORITY,
+    PUBLISHED_DEVIATIONS,
+    SELF,
+    Settings,
+    make_plan,
+)
 from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.search.calibration import (
     FILE_NAME,
@@ -110,7 +116,7 @@ def _measured(
     from llavacot_mlx.assistant import Assistant
     from llavacot_mlx.cli.views.bars import CountBar
 
-    plan = plan_of(Settings("swires", judge=judge, max_retraces=0))
+    plan = make_plan(Settings("swires", judge=judge, max_retraces=0))
     assistant = Assistant.load(model.folder, adapter=model.adapter)
     scores: dict[Stage, list[float]] = defaultdict(list)
     notices: set[str] = set()

@@ -20,7 +20,7 @@ from llavacot_mlx.cli.resolve_model import resolve_model
 from llavacot_mlx.errors import UserError
 
 if TYPE_CHECKING:
-    from llavacot_mlx.prompt.image_processor import TileCutter
+    from llavacot_mlx.prompt.image_processor import ImageProcessor
     from llavacot_mlx.prompt.tokenizer import Tokenizer
     from llavacot_mlx.train.data.checks import Checked, CheckedRow
     from llavacot_mlx.train.data.dataset import Dataset
@@ -154,7 +154,7 @@ class _Reading:
     dataset: Dataset
     model: str
     tokenizer: Tokenizer
-    cutter: TileCutter
+    image_processor: ImageProcessor
     max_tokens: int
 
     @classmethod
@@ -164,7 +164,7 @@ class _Reading:
         if max_seq_length is not None and max_seq_length < 1:
             raise UserError(f"--max-seq-length {max_seq_length}: must be 1 or more")
         from llavacot_mlx.checkpoint.config_json import load_config
-        from llavacot_mlx.prompt.image_processor import TileCutter
+        from llavacot_mlx.prompt.image_processor import ImageProcessor
         from llavacot_mlx.prompt.tokenizer import Tokenizer
         from llavacot_mlx.train.data.dataset import Dataset
 
@@ -180,7 +180,7 @@ class _Reading:
             dataset,
             chosen.name,
             Tokenizer.load(chosen.folder, config),
-            TileCutter.load(chosen.folder, config.vision),
+            ImageProcessor.load(chosen.folder, config.vision),
             max_seq_length or context,
         )
 
@@ -189,7 +189,7 @@ class _Reading:
         from llavacot_mlx.cli.views.bars import CountBar
         from llavacot_mlx.train.data.checks import check_rows
 
-        checked = check_rows(self.dataset, self.tokenizer, self.cutter, self.max_tokens)
+        checked = check_rows(self.dataset, self.tokenizer, self.image_processor, self.max_tokens)
         with CountBar("looking at rows", len(self.dataset)) as bar, closing(checked):
             for row in checked:
                 yield row

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from llavacot_mlx.prompt.image_processor import open_picture, to_rgb
+from llavacot_mlx.prompt.image_processor import open_image, to_rgb
 
 _LONGEST_SIDE = 1120  # pixels: two tiles of the published model, and plenty for a page
 
@@ -28,7 +28,7 @@ def page_picture(data: bytes) -> PagePicture:
 
     Raises UserError where there is no whole picture in them.
     """
-    image = open_picture(data)
+    image = open_image(data)
     image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
     rgb = to_rgb(image)
     profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA") else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from llavacot_mlx.cli.printable import printable_line
 from llavacot_mlx.plan.plan import Unit
-from llavacot_mlx.plan.plan_yaml import plan_from
+from llavacot_mlx.plan.plan_yaml import plan_from_dict
 from llavacot_mlx.prompt.stages import Stage, StageEvent, StageParser, Text
 from llavacot_mlx.trace.events import (
     CandidateEnded,
@@ -261,4 +261,4 @@ def retrace_line(event: Retraced) -> str:
 
 def unit_of(trace: Trace) -> Unit:
     """What each candidate of the search wrote in one step."""
-    return plan_from(trace.search.plan).steps[0].unit if trace.search.plan else Unit.STAGE
+    return plan_from_dict(trace.search.plan).steps[0].unit if trace.search.plan else Unit.STAGE

@@ -1,6 +1,6 @@
 """Decoding many candidates together: one forward pass for all of them, a token each.
 
-Every candidate continues a branch whose next logits are known. A token is counted and its K/V
+Every candidate continues a path whose next logits are known. A token is counted and its K/V
 computed once; when a candidate ends, its row leaves the batch and takes its K/V along, so that
 whatever continues it starts without computing anything again.
 """
@@ -18,15 +18,15 @@ from llavacot_mlx.generate.context import DecodeContext
 from llavacot_mlx.generate.device import on_generation_stream
 from llavacot_mlx.generate.sampling import log_probabilities, sample, token_keys
 from llavacot_mlx.generate.sampling_params import Sampling
-from llavacot_mlx.model.kv_cache import sight_of_all
-from llavacot_mlx.model.shared_prefix import Branch, BranchBatch
+from llavacot_mlx.model.kv_cache import span_of_all
+from llavacot_mlx.model.shared_prefix import KVPath, SharedPrefixCache
 
 
 @dataclass(frozen=True)
 class DecodeState:
     """A path and the logits of its next token: where a candidate can begin."""
 
-    branch: Branch
+    path: KVPath
     logits: mx.array
     """(1, vocabulary)."""
 
@@ -77,15 +77,15 @@ def decode_batch(
     model = context.model
     live = list(range(len(starts)))
     with on_generation_stream():
-        batch = BranchBatch([start.state.branch for start in starts], context.kv_meter)
+        batch = SharedPrefixCache([start.state.path for start in starts], context.kv_budget)
         logits = mx.concatenate([start.state.logits for start in starts])
         chosen = _choose(logits, sampling, seed, [start.key for start in starts], 0)
         mx.async_eval(*chosen)
     for position in itertools.count():
         token_ids, logprobs = chosen
         with on_generation_stream():
-            sights = sight_of_all(context.image_kv, 1)
-            logits = model.logits(model.hidden(token_ids[:, None], batch, sights)[:, -1])
+            spans = span_of_all(context.image_kv, 1)
+            logits = model.logits(model.hidden(token_ids[:, None], batch, spans)[:, -1])
             keys = [starts[candidate].key for candidate in live]
             chosen = _choose(logits, sampling, seed, keys, position + 1)
             mx.async_eval(*chosen)
@@ -98,8 +98,8 @@ def decode_batch(
             if ends(token) or position + 1 == starts[candidate].max_tokens:
                 with on_generation_stream():
                     segment = batch.segment(row, position + 1)
-                branch = starts[candidate].state.branch.followed_by(segment)
-                yield Ended(candidate, DecodeState(branch, logits[row : row + 1]))
+                path = starts[candidate].state.path.extended_by(segment)
+                yield Ended(candidate, DecodeState(path, logits[row : row + 1]))
             else:
                 staying.append(row)
         if not staying:

@@ -10,7 +10,7 @@ from llavacot_mlx.generate.device import on_generation_stream
 from llavacot_mlx.generate.prefill import PrefilledPrompt
 from llavacot_mlx.generate.sampling import sample, token_keys
 from llavacot_mlx.generate.sampling_params import Sampling
-from llavacot_mlx.model.kv_cache import sight_of_all
+from llavacot_mlx.model.kv_cache import span_of_all
 
 _CLEAR_EVERY = 256
 """Decoded tokens after which MLX's buffer cache is emptied."""
@@ -37,7 +37,7 @@ def decode(
         following = None
         if position + 1 < max_tokens:
             with on_generation_stream():
-                hidden = model.hidden(token[:, None], cache, sight_of_all(prompt.image_kv, 1))
+                hidden = model.hidden(token[:, None], cache, span_of_all(prompt.image_kv, 1))
                 logits = model.logits(hidden[:, -1])
                 following = sample(logits, sampling, token_keys(seed, ["0"], position + 1))
                 mx.async_eval(following)

@@ -10,13 +10,13 @@ import mlx.core as mx
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.generate.batch_decode import DecodeState
 from llavacot_mlx.generate.context import DecodeContext
-from llavacot_mlx.model.kv_budget import KVMeter
-from llavacot_mlx.model.kv_cache import SelfAttentionCache, Sight, TextCache, VisionMemory
+from llavacot_mlx.model.kv_budget import KVBudget
+from llavacot_mlx.model.kv_cache import ImageKV, ImageSpan, KVCache, SelfAttentionCache
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.model.quantized_kv import KV, joined
-from llavacot_mlx.model.shared_prefix import Branch, BranchBatch
+from llavacot_mlx.model.shared_prefix import KVPath, SharedPrefixCache
 from llavacot_mlx.prompt.image_processor import Tiles
-from llavacot_mlx.prompt.image_spans import OpenImages, Prompt, open_images
+from llavacot_mlx.prompt.image_spans import Prompt, VisibleImages, visible_images
 from llavacot_mlx.usage import Timings, Usage
 
 _TOKENS_PER_PASS = 2048
@@ -27,22 +27,22 @@ _TOKENS_PER_PASS = 2048
 class PrefilledPrompt(DecodeContext):
     """A prompt that was read: everything that the next token depends on."""
 
-    cache: TextCache
+    cache: KVCache
     logits: mx.array
     """(1, vocabulary), of the prompt's last token."""
 
     def state(self) -> DecodeState:
         """Where candidates begin; nothing else may be decoded from here."""
-        branch = Branch((self.cache.segment(),)).in_bits(self.kv_meter.bits)
+        branch = KVPath((self.cache.segment(),)).quantized(self.kv_budget.bits)
         return DecodeState(branch, self.logits)
 
     def single_path_cache(self) -> SelfAttentionCache:
         """The cache in which a single path goes on, quantized where the limits say so."""
-        branch = self.state().branch
-        if not branch.segments[0].quantized:
+        path = self.state().path
+        if not path.segments[0].is_quantized:
             return self.cache
-        self.kv_meter.hold("prefixes", branch.segments[0].nbytes)
-        return BranchBatch([branch], self.kv_meter)
+        self.kv_budget.reserve("prefixes", path.segments[0].nbytes)
+        return SharedPrefixCache([path], self.kv_budget)
 
 
 def prefill(
@@ -50,35 +50,35 @@ def prefill(
     prompt: Prompt,
     usage: Usage,
     timings: Timings,
-    kv_meter: KVMeter | None = None,
+    kv_budget: KVBudget | None = None,
     tokens_per_pass: int = _TOKENS_PER_PASS,
 ) -> PrefilledPrompt:
     """Reads a prompt: encodes each image once, projects its K/V once, runs every token once.
 
-    With `kv_meter.bits`, the images' K/V are quantized from the first token on, and a long prompt's
-    once it was read. Without a meter there is no limit. Raises UserError when the prompt does not
-    fit the model's context, or its K/V the meter's budget.
+    With `kv_budget.bits`, the images' K/V are quantized from the first token on, and a long
+    prompt's after it was read. Raises UserError when the prompt exceeds the model's context, or its
+    K/V exceed the budget.
     """
-    kv_meter = kv_meter or KVMeter(usage)
+    kv_budget = kv_budget or KVBudget(usage)
     length, limit = len(prompt.token_ids), model.config.text.max_position_embeddings
     if length >= limit:
         raise UserError(
             f"the question is too long: {length} tokens, and this model reads at most {limit - 1}"
         )
-    runs = open_images(prompt.token_ids, model.config.image_token_id)
+    runs = visible_images(prompt.token_ids, model.config.image_token_id)
     started = time.perf_counter()
-    images = PromptImages.encode(model, prompt.pictures, usage, kv_meter)
+    images = PromptImages.encode(model, prompt.images, usage, kv_budget)
     timings.vision_s += time.perf_counter() - started
 
     started = time.perf_counter()
-    cache = model.language_model.new_cache(kv_meter)
+    cache = model.language_model.new_cache(kv_budget)
     # Rows before the first image need the absent tiles, which are dropped after the first pass.
     first_pass = max(tokens_per_pass, runs[0].stop if runs and runs[0].first == runs[0].last else 0)
     start = 0
     while start < length:
         stop = min(start + (first_pass if start == 0 else tokens_per_pass), length)
         ids = mx.array([prompt.token_ids[start:stop]])
-        hidden = model.hidden(ids, cache, images.sights(runs, start, stop))
+        hidden = model.hidden(ids, cache, images.spans(runs, start, stop))
         if stop < length:
             mx.eval(cache.state())
         else:
@@ -92,7 +92,7 @@ def prefill(
         model=model,
         image_kv=images.seen_last(runs),
         usage=usage,
-        kv_meter=kv_meter,
+        kv_budget=kv_budget,
         cache=cache,
         logits=logits,
     )
@@ -101,7 +101,7 @@ def prefill(
 class PromptImages:
     """The K/V of one prompt's images during its prefill."""
 
-    def __init__(self, memory: VisionMemory | None, with_absent: VisionMemory | None) -> None:
+    def __init__(self, memory: ImageKV | None, with_absent: ImageKV | None) -> None:
         self._memory = memory
         self._with_absent = with_absent  # what a row before the first image attends to
 
@@ -109,66 +109,68 @@ class PromptImages:
     def encode(
         cls,
         model: Mllama,
-        pictures: tuple[Tiles, ...],
+        images: tuple[Tiles, ...],
         usage: Usage,
-        kv_meter: KVMeter,
+        kv_budget: KVBudget,
     ) -> PromptImages:
-        """Runs the vision tower once an image. Raises UserError beyond the meter's budget."""
-        if not pictures:
+        """Runs the vision tower once an image. Raises UserError beyond the budget's budget."""
+        if not images:
             return cls(None, None)
         per_tile = model.config.vision.tokens_per_tile
-        bits = kv_meter.bits
-        tokens = per_tile * sum(len(picture.pixels) for picture in pictures)
-        kv_meter.hold("images", model.language_model.memory_bytes(tokens, bits))
+        bits = kv_budget.bits
+        tokens = per_tile * sum(len(image.pixels) for image in images)
+        kv_budget.reserve("images", model.language_model.memory_bytes(tokens, bits))
         real, absent, whole = [], [], []
-        for picture in pictures:
-            features = model.image_features(mx.array(picture.pixels), picture.aspect_ratio_id)
+        for image in images:
+            features = model.image_features(mx.array(image.pixels), image.aspect_ratio_id)
             mx.eval(features)
             usage.images_encoded += 1
-            tokens = len(picture.pixels) * per_tile
-            kept = model.language_model.remember(features[:, :tokens], (tokens,)).in_bits(bits)
+            tokens = len(image.pixels) * per_tile
+            kept = model.language_model.project_image_kv(features[:, :tokens], (tokens,)).quantized(
+                bits
+            )
             mx.eval(kept.arrays)
             real.append(kept)
             if tokens < features.shape[1]:
-                rest = model.language_model.remember(features[:, tokens:], ())
-                absent.append(rest.in_bits(bits))
+                rest = model.language_model.project_image_kv(features[:, tokens:], ())
+                absent.append(rest.quantized(bits))
                 whole += [real[-1], absent[-1]]
             else:
                 whole.append(real[-1])
         memory = _joined(real)
         return cls(memory, _joined(whole) if absent else memory)
 
-    def sights(self, runs: list[OpenImages], start: int, stop: int) -> list[Sight]:
+    def spans(self, runs: list[VisibleImages], start: int, stop: int) -> list[ImageSpan]:
         """What rows `start` to `stop` of the prompt see, counted from `start`."""
-        sights = []
+        spans = []
         for run in runs:
             first, last = max(run.start, start), min(run.stop, stop)
             if first >= last:
                 continue
             if run.first == run.last:
                 assert self._with_absent is not None
-                sight = Sight(first - start, last - start, self._with_absent, open=False)
+                span = ImageSpan(first - start, last - start, self._with_absent, after_image=False)
             else:
                 assert self._memory is not None
-                seen = self._memory.of_images(run.first, run.last)
-                sight = Sight(first - start, last - start, seen, open=True)
-            sights.append(sight)
-        return sights
+                seen = self._memory.slice_images(run.first, run.last)
+                span = ImageSpan(first - start, last - start, seen, after_image=True)
+            spans.append(span)
+        return spans
 
     def drop_absent(self) -> None:
         self._with_absent = None
 
-    def seen_last(self, runs: list[OpenImages]) -> VisionMemory | None:
+    def seen_last(self, runs: list[VisibleImages]) -> ImageKV | None:
         """What the last row of the prompt sees, and with it every row to come."""
         if self._memory is None:
             return None
-        return self._memory.of_images(runs[-1].first, runs[-1].last)
+        return self._memory.slice_images(runs[-1].first, runs[-1].last)
 
 
-def _joined(memories: list[VisionMemory]) -> VisionMemory:
+def _joined(memories: list[ImageKV]) -> ImageKV:
     if len(memories) == 1:
         return memories[0]
-    return VisionMemory(
+    return ImageKV(
         _concatenated([memory.keys for memory in memories]),
         _concatenated([memory.values for memory in memories]),
         tuple(length for memory in memories for length in memory.image_lengths),

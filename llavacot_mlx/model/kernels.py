@@ -1,7 +1,7 @@
 """What differs between a CPU and a GPU, decided in one place.
 
 Each field of `Kernels` is one decision, with the reason for it. The device decides by default; a
-test runs the other device's branch with `use`.
+test runs the other device's path with `use`.
 """
 
 from __future__ import annotations

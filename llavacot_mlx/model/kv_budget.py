@@ -1,4 +1,4 @@
-"""How many bytes the keys and values of one answer take, and a limit on them."""
+"""A budget for the keys and values of one answer."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from llavacot_mlx.errors import UserError
 from llavacot_mlx.usage import Usage
 
 BITS = (8, 4)
-"""Bits a value that keys and values can be kept in, besides all of them."""
+"""Bits to which keys and values can be quantized."""
 
-KVPart = Literal["images", "prefixes", "rows"]
-"""Of all K/V: the images', the text's that later tokens only read, and of what is being written."""
+KVPart = Literal["images", "prefixes", "candidates"]
+"""K/V of the images, of text that is only read, and of the candidates that are being written."""
 
 
 @dataclass(frozen=True)
 class KVLimits:
-    """What the keys and values of an answer may take."""
+    """Limits on the keys and values of an answer."""
 
     bits: int | None = None
-    """8 or 4: the picture's, and those of long finished texts, are kept in so many bits a value.
-    None keeps them as they were computed."""
+    """8 or 4: K/V of images and of long finished texts are quantized to as many bits. None keeps
+    them as they were computed."""
     budget: int | None = None
-    """Bytes that all of them may take at one time; None sets no limit."""
+    """Maximum bytes of all K/V at one time; None for no limit."""
 
     def __post_init__(self) -> None:
         if self.bits not in (None, *BITS):
@@ -35,23 +35,23 @@ class KVLimits:
 NO_LIMITS = KVLimits()
 
 
-class KVMeter:
-    """Told before memory is taken, so that too much is refused before a machine swaps."""
+class KVBudget:
+    """Reserves memory before it is allocated: excess is refused before the machine swaps."""
 
     def __init__(self, usage: Usage, limits: KVLimits = NO_LIMITS) -> None:
-        self._usage, self._budget = usage, limits.budget
+        self._usage, self._limit = usage, limits.budget
         self.bits = limits.bits
-        """Bits a value that K/V of images and of long finished texts are kept in; None for all."""
-        self._held: dict[KVPart, int] = {}
+        """See `KVLimits.bits`."""
+        self._reserved: dict[KVPart, int] = {}
 
-    def hold(self, part: KVPart, count: int) -> None:
-        """From now on `part` takes `count` bytes. Raises UserError where all parts are too much."""
-        self._held[part] = count
-        total = sum(self._held.values())
-        if self._budget is not None and total > self._budget:
+    def reserve(self, part: KVPart, count: int) -> None:
+        """Sets the bytes of `part`. Raises UserError when all parts together exceed the budget."""
+        self._reserved[part] = count
+        total = sum(self._reserved.values())
+        if self._limit is not None and total > self._limit:
             raise UserError(
                 f"keys and values would take {_megabytes(total)}, and the budget is "
-                f"{_megabytes(self._budget)}: take fewer candidates, fewer tokens or 8-bit K/V, "
+                f"{_megabytes(self._limit)}: take fewer candidates, fewer tokens or 8-bit K/V, "
                 "or raise the budget"
             )
         self._usage.kv_bytes = max(self._usage.kv_bytes, total)

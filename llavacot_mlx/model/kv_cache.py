@@ -1,4 +1,4 @@
-"""What a conversation keeps between forward passes: the text's K/V, and the images'."""
+"""Keys and values that stay between forward passes: the text's and the images'."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Protocol
 import mlx.core as mx
 
 from llavacot_mlx.model.attention import attend
-from llavacot_mlx.model.kv_budget import KVMeter
+from llavacot_mlx.model.kv_budget import KVBudget
 from llavacot_mlx.model.quantized_kv import KV, QuantizedKV, arrays_of, tokens_of
 
 _STEP = 256
 _LONG = 64
-"""Tokens from which on a prefix is worth quantizing; a shorter one weighs little."""
+"""A segment of fewer tokens is not quantized: it takes little memory."""
 
 
 class SelfAttentionCache(Protocol):
-    """Where the self-attention layers of a forward pass keep and find the text's K/V."""
+    """Stores the text's K/V for the self-attention layers of a forward pass."""
 
     @property
     def offset(self) -> int | mx.array:
-        """The position of each row's next token: one number, or (rows,)."""
+        """The position of the next token: one number, or (batch,)."""
 
     def attend(self, layer: int, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
         """Appends K/V of new tokens, and lets their queries attend to all up to themselves."""
@@ -31,7 +31,7 @@ class SelfAttentionCache(Protocol):
 
 
 @dataclass(frozen=True)
-class Segment:
+class KVSegment:
     """K/V of consecutive tokens of a path, one pair of arrays a self-attention layer.
 
     Arrays are (1, kv heads, tokens, head_dim) and are never written to again, so any number of
@@ -47,25 +47,27 @@ class Segment:
         return sum(kv.nbytes for kv in (*self.keys, *self.values))
 
     @property
-    def quantized(self) -> bool:
+    def is_quantized(self) -> bool:
         return isinstance(self.keys[0], QuantizedKV)
 
-    def in_bits(self, bits: int | None) -> Segment:
-        """With K/V in so many bits where it is a long one; as it is for None."""
+    def quantized(self, bits: int | None) -> KVSegment:
+        """Quantizes K/V to `bits` if the segment is long; returns it unchanged for None."""
         if bits is None or self.length < _LONG:
             return self
-        return Segment(_in_bits(self.keys, bits), _in_bits(self.values, bits), self.length)
+        return KVSegment(
+            _quantize_all(self.keys, bits), _quantize_all(self.values, bits), self.length
+        )
 
 
-class TextCache:
+class KVCache:
     """K/V of the text in the self-attention layers of one conversation.
 
-    Buffers grow by whole steps, so that most tokens are written in place. A meter, where there is
-    one, is told before they do.
+    Buffers grow by whole steps, so that most tokens are written in place. Growth is reserved in the
+    budget first, if there is one.
     """
 
-    def __init__(self, num_layers: int, meter: KVMeter | None = None) -> None:
-        self._meter = meter
+    def __init__(self, num_layers: int, budget: KVBudget | None = None) -> None:
+        self._budget = budget
         self.length = 0
         """Tokens whose K/V are kept; the position of the next one."""
         self._keys: list[mx.array | None] = [None] * num_layers
@@ -84,9 +86,9 @@ class TextCache:
         """
         return attend(queries, *self.extend(layer, keys, values), mask="causal")
 
-    def segment(self) -> Segment:
+    def segment(self) -> KVSegment:
         """K/V of all tokens, to be shared: nothing may be appended afterwards."""
-        return Segment(
+        return KVSegment(
             tuple(keys[..., : self.length, :] for keys in self._keys if keys is not None),
             tuple(values[..., : self.length, :] for values in self._values if values is not None),
             self.length,
@@ -100,12 +102,12 @@ class TextCache:
         """
         end = self.length + keys.shape[2]
         buffer = self._keys[layer]
-        if layer == 0 and self._meter and (buffer is None or end > buffer.shape[2]):
+        if layer == 0 and self._budget and (buffer is None or end > buffer.shape[2]):
             column = keys.nbytes // keys.shape[2]
             capacity = capacity_for(end, _STEP)
-            self._meter.hold("prefixes", 2 * len(self._keys) * column * capacity)
-        all_keys = written(self._keys[layer], keys, self.length, _STEP)
-        all_values = written(self._values[layer], values, self.length, _STEP)
+            self._budget.reserve("prefixes", 2 * len(self._keys) * column * capacity)
+        all_keys = append_tokens(self._keys[layer], keys, self.length, _STEP)
+        all_values = append_tokens(self._values[layer], values, self.length, _STEP)
         self._keys[layer], self._values[layer] = all_keys, all_values
         return all_keys[..., :end, :], all_values[..., :end, :]
 
@@ -118,14 +120,14 @@ class TextCache:
 
 
 def capacity_for(columns: int, step: int) -> int:
-    """How many columns a buffer for `columns` has: whole steps."""
+    """Rounds `columns` up to a multiple of `step`."""
     return -(-columns // step) * step
 
 
-def written(buffer: mx.array | None, new: mx.array, start: int, step: int) -> mx.array:
-    """A buffer (rows, heads, capacity, head_dim) with `new` tokens from column `start` on.
+def append_tokens(buffer: mx.array | None, new: mx.array, start: int, step: int) -> mx.array:
+    """Writes `new` tokens into a buffer (batch, heads, capacity, head_dim) from column `start` on.
 
-    Where its capacity is too small it grows to a whole number of `step` columns.
+    Returns the buffer, grown to a multiple of `step` columns if it was too small or None.
     """
     end = start + new.shape[2]
     if buffer is None or end > buffer.shape[2]:
@@ -140,65 +142,66 @@ def written(buffer: mx.array | None, new: mx.array, start: int, step: int) -> mx
 
 
 @dataclass(frozen=True)
-class VisionMemory:
-    """K/V of the images of a conversation in the cross-attention layers: computed once, then read.
+class ImageKV:
+    """K/V of a conversation's images in the cross-attention layers, computed once.
 
-    Only real tiles are in it: for a row at or after an image's token, the keys of absent tiles are
-    masked, so leaving them out is exact.
+    Only real tiles are in it. At and after an image's token the keys of absent tiles are masked, so
+    leaving them out is exact.
     """
 
     keys: tuple[KV, ...]
-    """One a cross-attention layer: (1, kv heads, tokens of all images, head_dim), `k_norm` done."""
+    """Per cross-attention layer, after `k_norm`: (1, kv heads, tokens of all images, head_dim)."""
     values: tuple[KV, ...]
     image_lengths: tuple[int, ...]
     """Tokens of each image, in the order of the prompt."""
 
     @property
     def arrays(self) -> list[mx.array]:
-        """Everything that is in memory, to be evaluated together."""
+        """All arrays, to be evaluated together."""
         return [array for kv in (*self.keys, *self.values) for array in arrays_of(kv)]
 
-    def in_bits(self, bits: int | None) -> VisionMemory:
-        """With K/V in so many bits; as it is for None."""
+    def quantized(self, bits: int | None) -> ImageKV:
+        """Quantizes K/V to `bits`; returns it unchanged for None."""
         if bits is None:
             return self
-        return VisionMemory(
-            _in_bits(self.keys, bits), _in_bits(self.values, bits), self.image_lengths
+        return ImageKV(
+            _quantize_all(self.keys, bits), _quantize_all(self.values, bits), self.image_lengths
         )
 
-    def of_images(self, start: int, stop: int) -> VisionMemory:
-        """The part that belongs to images `start` to `stop` (exclusive)."""
+    def slice_images(self, start: int, stop: int) -> ImageKV:
+        """Returns the K/V of images `start` to `stop` (exclusive)."""
         if (start, stop) == (0, len(self.image_lengths)):
             return self
         first = sum(self.image_lengths[:start])
         last = sum(self.image_lengths[:stop])
-        return VisionMemory(
+        return ImageKV(
             tuple(tokens_of(keys, first, last) for keys in self.keys),
             tuple(tokens_of(values, first, last) for values in self.values),
             self.image_lengths[start:stop],
         )
 
 
-def _in_bits(arrays: tuple[KV, ...], bits: int) -> tuple[KV, ...]:
+def _quantize_all(arrays: tuple[KV, ...], bits: int) -> tuple[KV, ...]:
     return tuple(
         array if isinstance(array, QuantizedKV) else QuantizedKV.of(array, bits) for array in arrays
     )
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What some rows of a forward pass see of the images."""
+class ImageSpan:
+    """Positions of a forward pass that attend to the same images."""
 
     start: int
-    """First row of the pass that it holds for."""
+    """First position, counted from the start of the pass."""
     stop: int
-    memory: VisionMemory
-    open: bool
-    """False for rows before the first image. transformers masks such a row in full and then clears
-    that mask, so it attends to every key, absent tiles included, while the output of its MLP is
-    dropped. The weights were trained with it."""
+    """End (exclusive)."""
+    image_kv: ImageKV
+    after_image: bool
+    """False for positions before the first image. transformers masks such a position in full and
+    then clears that mask, so it attends to every key, absent tiles included, while the output of
+    its MLP is dropped. The weights were trained with it."""
 
 
-def sight_of_all(memory: VisionMemory | None, rows: int) -> list[Sight]:
-    """Every one of `rows` new rows sees the whole memory; nothing is seen without an image."""
-    return [] if memory is None else [Sight(0, rows, memory, open=True)]
+def span_of_all(image_kv: ImageKV | None, tokens: int) -> list[ImageSpan]:
+    """Lets all `tokens` new tokens attend to all images; empty without an image."""
+    return [] if image_kv is None else [ImageSpan(0, tokens, image_kv, after_image=True)]

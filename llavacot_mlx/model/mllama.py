@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from llavacot_mlx.model.config import ModelConfig
-from llavacot_mlx.model.kv_cache import SelfAttentionCache, Sight
+from llavacot_mlx.model.kv_cache import ImageSpan, SelfAttentionCache
 from llavacot_mlx.model.linear import Linear
 from llavacot_mlx.model.text import LanguageModel
 from llavacot_mlx.model.vision import LayerRunner, VisionModel, call_layer
@@ -34,9 +34,11 @@ class Mllama(nn.Module):
         """
         return self.multi_modal_projector(self.vision_tower(pixels, aspect_ratio_id, run))[None]
 
-    def hidden(self, ids: mx.array, cache: SelfAttentionCache, sights: Sequence[Sight]) -> mx.array:
+    def hidden(
+        self, ids: mx.array, cache: SelfAttentionCache, spans: Sequence[ImageSpan]
+    ) -> mx.array:
         """(1, tokens) → the normed last hidden states, (1, tokens, hidden)."""
-        return self.language_model.model(ids, cache, sights)
+        return self.language_model.model(ids, cache, spans)
 
     def logits(self, hidden: mx.array) -> mx.array:
         """(…, hidden) → (…, vocab_size)."""

@@ -15,8 +15,8 @@ import mlx.nn as nn
 from llavacot_mlx.model.activations import silu
 from llavacot_mlx.model.attention import attend_to_all
 from llavacot_mlx.model.config import Llama3Scaling, TextConfig
-from llavacot_mlx.model.kv_budget import KVMeter
-from llavacot_mlx.model.kv_cache import SelfAttentionCache, Sight, TextCache, VisionMemory
+from llavacot_mlx.model.kv_budget import KVBudget
+from llavacot_mlx.model.kv_cache import ImageKV, ImageSpan, KVCache, SelfAttentionCache
 from llavacot_mlx.model.linear import Linear
 from llavacot_mlx.model.quantized_kv import KV, kv_bytes
 from llavacot_mlx.model.rope import Rotation
@@ -148,22 +148,22 @@ class TextModel(nn.Module):
         return Rotation(self._wavelengths, offset, tokens)
 
     def __call__(
-        self, ids: mx.array, cache: SelfAttentionCache, sights: Sequence[Sight]
+        self, ids: mx.array, cache: SelfAttentionCache, spans: Sequence[ImageSpan]
     ) -> mx.array:
         """(1, tokens) → (1, tokens, hidden), and appends the tokens to `cache`.
 
-        Without sights there is no image, and the cross-attention layers are skipped.
+        Without spans there is no image, and the cross-attention layers are skipped.
         """
         x = self.embed_tokens(ids)
         rotation = self.rotation(cache.offset, ids.shape[1])
-        before = sum(sight.stop - sight.start for sight in sights if not sight.open)
+        before = sum(span.stop - span.start for span in spans if not span.after_image)
         # Positions before the first image come first.
         after_image = mx.arange(ids.shape[1])[None, :, None] >= before if before else None
         self_index = cross_index = 0
         for layer in self.layers:
             if isinstance(layer, CrossAttentionLayer):
-                if sights:
-                    x = layer(x, partial(_attend_to_images, sights, cross_index), after_image)
+                if spans:
+                    x = layer(x, partial(_attend_to_images, spans, cross_index), after_image)
                 cross_index += 1
             else:
                 x = layer(x, rotation, cache, self_index)
@@ -178,8 +178,8 @@ class LanguageModel(nn.Module):
         self.model = TextModel(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
 
-    def new_cache(self, meter: KVMeter | None = None) -> TextCache:
-        return TextCache(len(self.model.layers) - len(self.model.cross_layers), meter)
+    def new_cache(self, budget: KVBudget | None = None) -> KVCache:
+        return KVCache(len(self.model.layers) - len(self.model.cross_layers), budget)
 
     def memory_bytes(self, tokens: int, bits: int | None) -> int:
         """Bytes that the K/V of `tokens` image tokens take, in `bits` or as computed."""
@@ -187,10 +187,10 @@ class LanguageModel(nn.Module):
         values = 2 * layers * config.num_key_value_heads * config.head_dim * tokens
         return kv_bytes(values, config.head_dim, self.model.norm.weight.dtype, bits)
 
-    def remember(self, features: mx.array, image_lengths: tuple[int, ...]) -> VisionMemory:
+    def project_image_kv(self, features: mx.array, image_lengths: tuple[int, ...]) -> ImageKV:
         """Projects image features (1, tokens, hidden) to the K/V of every cross layer."""
         pairs = [layer.cross_attn.project(features) for layer in self.model.cross_layers]
-        return VisionMemory(
+        return ImageKV(
             tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs), image_lengths
         )
 
@@ -200,15 +200,15 @@ def _split_heads(x: mx.array, heads: int) -> mx.array:
     return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
 
 
-def _attend_to_images(sights: Sequence[Sight], index: int, queries: mx.array) -> mx.array:
+def _attend_to_images(spans: Sequence[ImageSpan], index: int, queries: mx.array) -> mx.array:
     """Attention of each span to its images; `index` counts the cross-attention layers."""
     outputs = [
         _attend_together(
-            queries[:, :, sight.start : sight.stop],
-            sight.memory.keys[index],
-            sight.memory.values[index],
+            queries[:, :, span.start : span.stop],
+            span.image_kv.keys[index],
+            span.image_kv.values[index],
         )
-        for sight in sights
+        for span in spans
     ]
     return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=2)
 

@@ -19,8 +19,8 @@ from llavacot_mlx.prompt.stages import Stage
 PUBLISHED_DEVIATIONS = 0.2533
 """The published cut-off lies so many standard deviations above the mean of the judge's scores."""
 
-MOST_CANDIDATES = 256  # far beyond what helps, and short of what a typing error can ask for
-MOST_RETRACES = 100
+MAX_CANDIDATES = 256  # far beyond what helps, and short of what a typing error can ask for
+MAX_RETRACES = 100
 
 
 class Method(enum.StrEnum):
@@ -219,7 +219,7 @@ _METHODS: Mapping[Method, _Rules] = {
 }
 
 
-def plan_of(settings: Settings) -> Plan:
+def make_plan(settings: Settings) -> Plan:
     """The plan that some settings ask for.
 
     Raises UserError for an unknown method, or an option that the method does not support.
@@ -239,8 +239,8 @@ def plan_of(settings: Settings) -> Plan:
 
 def check_candidates(candidates: int) -> None:
     """Raises UserError for a number of candidates that is too small or absurd."""
-    if not 1 <= candidates <= MOST_CANDIDATES:
-        raise UserError(f"{candidates} candidates: take 1 to {MOST_CANDIDATES}")
+    if not 1 <= candidates <= MAX_CANDIDATES:
+        raise UserError(f"{candidates} candidates: take 1 to {MAX_CANDIDATES}")
 
 
 def check_keep(keep: int, candidates: int) -> None:
@@ -316,8 +316,8 @@ def _retrace(method: Method, settings: Settings, candidates: int, keep: int) -> 
                 raise UserError(f"{method} never goes back, so there is no {name} of {value:g}")
         return None
     most = retracing.most if settings.max_retraces is None else settings.max_retraces
-    if not 0 <= most <= MOST_RETRACES:
-        raise UserError(f"max_retraces {most}: take 0 to {MOST_RETRACES}")
+    if not 0 <= most <= MAX_RETRACES:
+        raise UserError(f"max_retraces {most}: take 0 to {MAX_RETRACES}")
     if threshold is not None and not math.isfinite(threshold):
         raise UserError(f"threshold {threshold}: must be a number")
     if candidates == 1 or most == 0:

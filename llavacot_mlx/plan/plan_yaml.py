@@ -33,7 +33,7 @@ from llavacot_mlx.checked import KeyRules, Range, checked, named, read_yaml
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.generate.sampling_params import PUBLISHED_SAMPLING, Sampling, check_sampling
 from llavacot_mlx.plan.plan import (
-    MOST_RETRACES,
+    MAX_RETRACES,
     PUBLISHED_DEVIATIONS,
     SELF,
     Plan,
@@ -53,7 +53,7 @@ _TO_THE_END = {"answer": Unit.ANSWER, "sentences": Unit.SENTENCE}
 class _Retrace:
     after: str
     to: str
-    most: Annotated[int, Range(min=0, max=MOST_RETRACES)] = 3
+    most: Annotated[int, Range(min=0, max=MAX_RETRACES)] = 3
     rank: int | None = None
     threshold: float | None = None
     deviations: float | None = None
@@ -84,10 +84,10 @@ def read_plan(file: Path) -> Plan:
     """The plan in a YAML file. Raises UserError that names the file and the key for any mistake."""
     value = read_yaml(file)
     with named(file):
-        return plan_from(value)
+        return plan_from_dict(value)
 
 
-def plan_from(value: Any) -> Plan:
+def plan_from_dict(value: Any) -> Plan:
     """The plan that an object says. Raises UserError that names the key for any mistake."""
     read = checked(_Plan, value, KeyRules(float_texts=True))
     if not read.steps:
@@ -105,8 +105,8 @@ def plan_from(value: Any) -> Plan:
     return Plan(read.method, tuple(steps), usual, read.judge, retrace)
 
 
-def plan_object(plan: Plan) -> dict[str, Any]:
-    """The object that `plan_from` reads as this plan."""
+def plan_to_dict(plan: Plan) -> dict[str, Any]:
+    """The object that `plan_from_dict` reads as this plan."""
     names = [_written(step, index) for index, step in enumerate(plan.steps)]
     value: dict[str, Any] = {
         "method": str(plan.method),

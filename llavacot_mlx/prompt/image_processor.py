@@ -40,7 +40,7 @@ class Tiles:
 
 
 @dataclass(frozen=True)
-class TileCutter:
+class ImageProcessor:
     """The checkpoint's own settings of how pictures become tiles."""
 
     tile_size: int
@@ -50,7 +50,7 @@ class TileCutter:
     """(256, channels), float32: what an 8-bit value becomes after rescaling and normalizing."""
 
     @classmethod
-    def load(cls, folder: Path, vision: VisionConfig) -> TileCutter:
+    def load(cls, folder: Path, vision: VisionConfig) -> ImageProcessor:
         """Reads `preprocessor_config.json`, or `processor_config.json` as transformers 5 writes it.
 
         Raises UserError when a setting is missing, disagrees with `config.json`, or asks for what
@@ -68,9 +68,9 @@ class TileCutter:
         if not isinstance(settings, dict):
             raise UserError(f"{file} holds no settings of a picture processor")
         with named(file):
-            return _cutter(settings, vision)
+            return _image_processor(settings, vision)
 
-    def cut(self, image: Image.Image) -> Tiles:
+    def __call__(self, image: Image.Image) -> Tiles:
         """Cuts an upright picture of any mode and size."""
         rgb = to_rgb(image)
         width, height = rgb.size
@@ -153,7 +153,7 @@ class _Settings:
 _RULES = KeyRules(unknown=None, missing=", and the result depends on it")
 
 
-def _cutter(values: dict[str, Any], vision: VisionConfig) -> TileCutter:
+def _image_processor(values: dict[str, Any], vision: VisionConfig) -> ImageProcessor:
     settings = checked(_Settings, values, _RULES)
     size, max_tiles = settings.size, settings.max_image_tiles
     if not size.height == size.width == vision.image_size:
@@ -174,7 +174,7 @@ def _cutter(values: dict[str, Any], vision: VisionConfig) -> TileCutter:
         raise UserError("rescale_factor must be one number")
     rescaled = (np.arange(256, dtype=np.float64) * factor).astype(np.float32)
     levels = (rescaled[:, None] - mean.astype(np.float32)) / std.astype(np.float32)
-    return TileCutter(vision.image_size, max_tiles, settings.resample, levels)
+    return ImageProcessor(vision.image_size, max_tiles, settings.resample, levels)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -185,7 +185,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def open_picture(source: ImageSource, name: str = "the picture") -> Image.Image:
+def open_image(source: ImageSource, name: str = "the picture") -> Image.Image:
     """Reads a picture completely and turns it upright as its EXIF data says; frame one of several.
 
     `name` is what errors call one that is no path. Raises UserError when there is no such file or
@@ -194,7 +194,7 @@ def open_picture(source: ImageSource, name: str = "the picture") -> Image.Image:
     if isinstance(source, Image.Image):
         return _with_pixels(ImageOps.exif_transpose(source), name)
     if not isinstance(source, bytes):
-        name, source = str(source), picture_file(Path(source))
+        name, source = str(source), read_image_file(Path(source))
     data = source
     if not data:
         raise UserError(f"{name} is empty (0 bytes)")
@@ -230,7 +230,7 @@ def _with_pixels(image: Image.Image, name: str) -> Image.Image:
     return image
 
 
-def picture_file(path: Path, max_bytes: int = _MAX_FILE_BYTES) -> bytes:
+def read_image_file(path: Path, max_bytes: int = _MAX_FILE_BYTES) -> bytes:
     """The bytes of a file that may be a picture. Raises UserError when it cannot be read."""
     try:
         with path.open("rb") as stream:

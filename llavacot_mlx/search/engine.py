@@ -20,7 +20,7 @@ from llavacot_mlx.generate.batch_decode import (
     decode_batch,
 )
 from llavacot_mlx.plan.plan import Plan, Retrace, Step, Unit
-from llavacot_mlx.plan.plan_yaml import plan_object
+from llavacot_mlx.plan.plan_yaml import plan_to_dict
 from llavacot_mlx.prompt.stages import Stage, StageRecord, ends_sentence
 from llavacot_mlx.search.context import SearchContext
 from llavacot_mlx.search.judges.base import Judge, JudgeError
@@ -36,7 +36,7 @@ from llavacot_mlx.trace.events import (
     SearchEvent,
 )
 from llavacot_mlx.trace.record import ChoiceRecord, SearchRecord
-from llavacot_mlx.trace.stage_reader import Reader
+from llavacot_mlx.trace.stage_reader import StageReader
 
 
 class Search:
@@ -64,7 +64,7 @@ class Search:
     def run(self, prompt: DecodeState) -> Iterator[SearchEvent]:
         """Runs the plan, from a prompt that was read.
 
-        Raises UserError when K/V would take more than the meter's budget.
+        Raises UserError when K/V would exceed the budget.
         """
         # Step i extends frontiers[i], and what it keeps becomes frontiers[i + 1]. In swires:
         #
@@ -131,7 +131,7 @@ class Search:
             retraces=self.retraces,
             nodes=tuple(node.record() for node in self.nodes),
             choices=tuple(self._choices),
-            plan=plan_object(self._plan),
+            plan=plan_to_dict(self._plan),
             notices=tuple(self._notices),
         )
 
@@ -164,7 +164,7 @@ class Search:
     def _decode_nodes(self, new: Sequence[Node], step: Step) -> Iterator[SearchEvent]:
         """Decodes the new nodes together until each has what the step asks for."""
         context = self._context
-        readers = [Reader.after(context.tokenizer, node.path_ids) for node in new]
+        readers = [StageReader.after(context.tokenizer, node.path_ids) for node in new]
         begins = [len(reader.text) for reader in readers]
         for node, reader in zip(new, readers, strict=True):
             yield CandidateStarted(node.id, node.parent_id, reader.next_stage, node.round)
@@ -194,8 +194,8 @@ class Search:
                 yield from _append_text(node, reader, begins[index])
             else:
                 assert isinstance(event, Ended)
-                branch = event.state.branch.in_bits(context.kv_meter.bits)
-                node.state = DecodeState(branch, event.state.logits)
+                path = event.state.path.quantized(context.kv_budget.bits)
+                node.state = DecodeState(path, event.state.logits)
                 full = len(node.path_ids) >= self._max_tokens
                 node.ended = reader.turn_ended or full or not complete(index)
                 if node.ended:
@@ -203,13 +203,13 @@ class Search:
                     yield from _append_text(node, reader, begins[index])
                 _set_stage(node, reader)
                 yield CandidateEnded(node.id, node.stage, node.closed, len(node.token_ids))
-        context.kv_meter.hold("rows", 0)
+        context.kv_budget.reserve("candidates", 0)
 
     def _child(self, parent: Node, step: int) -> Node:
         key = f"{parent.key}/{parent.children}" if parent.parent else str(parent.children)
         assert parent.state is not None
         if self.nodes:  # whatever begins later begins with work that was done already
-            self._context.usage.reused_tokens += parent.state.branch.length
+            self._context.usage.reused_tokens += parent.state.path.length
         parent.children += 1
         node = Node(
             id=len(self.nodes),
@@ -223,14 +223,14 @@ class Search:
         return node
 
     def _hold_prefixes(self) -> None:
-        """Tells the meter what the prompt and everything that may yet be read take."""
+        """Reserves the bytes of the prompt and of every node that may still be read."""
         segments = {
             id(segment): segment.nbytes
             for node in (self._root, *self.nodes)
             if node.state is not None
-            for segment in node.state.branch.segments
+            for segment in node.state.path.segments
         }
-        self._context.kv_meter.hold("prefixes", sum(segments.values()))
+        self._context.kv_budget.reserve("prefixes", sum(segments.values()))
 
     def _score(self, candidates: Sequence[Node], step: Step) -> Iterator[SearchEvent]:
         """Asks the step's judge about those without a score; twins are judged once."""
@@ -327,7 +327,7 @@ def _start(node: Node, step: Step, max_tokens: int) -> CandidateStart:
     return CandidateStart(node.state, node.key, min(left, step.max_tokens or left))
 
 
-def _append_text(node: Node, reader: Reader, begin: int) -> Iterator[SearchEvent]:
+def _append_text(node: Node, reader: StageReader, begin: int) -> Iterator[SearchEvent]:
     """Gives the node the text that the reader has from `begin` on, and tells what is new of it."""
     new = reader.text[begin + len(node.text) :]
     if new:
@@ -335,7 +335,7 @@ def _append_text(node: Node, reader: Reader, begin: int) -> Iterator[SearchEvent
         yield CandidateText(node.id, new)
 
 
-def _set_stage(node: Node, reader: Reader) -> None:
+def _set_stage(node: Node, reader: StageReader) -> None:
     """Writes down which stage a node has come to, and whether it was cut off in it."""
     assert node.parent is not None
     node.stages = list(reader.records)

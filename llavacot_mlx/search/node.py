@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from llavacot_mlx.generate.batch_decode import DecodeState
-from llavacot_mlx.model.shared_prefix import Branch
+from llavacot_mlx.model.shared_prefix import KVPath
 from llavacot_mlx.prompt.stages import Stage, StageRecord
 from llavacot_mlx.trace.record import NodeRecord
 
@@ -42,10 +42,10 @@ class Node:
     children: int = 0
 
     @property
-    def branch(self) -> Branch:
+    def path(self) -> KVPath:
         """K/V of its path. There as long as something may follow, and while it is judged."""
         assert self.state is not None
-        return self.state.branch
+        return self.state.path
 
     @property
     def answer(self) -> str:

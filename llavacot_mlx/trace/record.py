@@ -9,7 +9,7 @@ from typing import Any
 
 from llavacot_mlx.checked import KeyRules, checked
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.plan.plan_yaml import plan_from
+from llavacot_mlx.plan.plan_yaml import plan_from_dict
 from llavacot_mlx.prompt.stages import Closed, Stage, StageParser, StageRecord
 from llavacot_mlx.trace.event_log import event_from, event_object
 from llavacot_mlx.trace.events import (
@@ -181,7 +181,7 @@ def _check_tree(search: SearchRecord) -> None:
     steps = None
     if search.plan:
         try:
-            steps = len(plan_from(search.plan).steps)
+            steps = len(plan_from_dict(search.plan).steps)
         except UserError as problem:
             raise UserError(f"search.plan: {problem}") from None
     for index, node in enumerate(search.nodes):

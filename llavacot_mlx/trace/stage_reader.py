@@ -16,7 +16,7 @@ from llavacot_mlx.prompt.stages import (
 from llavacot_mlx.prompt.tokenizer import Tokenizer
 
 
-class Reader:
+class StageReader:
     """Reads one path while it is generated."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -33,7 +33,7 @@ class Reader:
         self._counted = 0  # tokens that belong to the stages that ended
 
     @classmethod
-    def after(cls, tokenizer: Tokenizer, token_ids: Sequence[int]) -> Reader:
+    def after(cls, tokenizer: Tokenizer, token_ids: Sequence[int]) -> StageReader:
         """A reader that has read `token_ids` already."""
         reader = cls(tokenizer)
         for token_id in token_ids:

@@ -17,7 +17,7 @@ from llavacot_mlx.checkpoint.weights import load_model
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.generate.device import memory_of_this_machine
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.prompt.image_processor import TileCutter
+from llavacot_mlx.prompt.image_processor import ImageProcessor
 from llavacot_mlx.prompt.tokenizer import Tokenizer
 from llavacot_mlx.train.checkpoint import FILE_NAME, Checkpoint, differences, load_checkpoint
 from llavacot_mlx.train.data.batches import steps_of
@@ -79,13 +79,13 @@ class TrainingBase:
     """The model's name as the person gave it."""
     folder: Path
     tokenizer: Tokenizer
-    cutter: TileCutter
+    image_processor: ImageProcessor
 
     @classmethod
     def of(cls, name: str, folder: Path) -> TrainingBase:
         config = load_config(folder)
         return cls(
-            name, folder, Tokenizer.load(folder, config), TileCutter.load(folder, config.vision)
+            name, folder, Tokenizer.load(folder, config), ImageProcessor.load(folder, config.vision)
         )
 
     def sample(self, dataset: Dataset, row: int) -> Sample:
@@ -106,7 +106,7 @@ class _Split:
     notes: tuple[str, ...]
 
     def inputs_for(self, base: TrainingBase, features: FeatureCache | None) -> InputsLoader:
-        loader = Loader(self.dataset, base.tokenizer, base.cutter)
+        loader = Loader(self.dataset, base.tokenizer, base.image_processor)
         return InputsLoader(loader, self.rows, self.lengths, features)
 
 
@@ -258,7 +258,7 @@ def _origin(settings: TrainSettings, base: Base, train: Dataset) -> dict[str, An
 def _check_split(
     dataset: Dataset, base: TrainingBase, settings: TrainSettings, progress: Progress
 ) -> _Split:
-    rows = check_rows(dataset, base.tokenizer, base.cutter, settings.max_seq_length)
+    rows = check_rows(dataset, base.tokenizer, base.image_processor, settings.max_seq_length)
     checked = Checked.of(progress(f"checking {dataset.file.name}", dataset, rows))
     bad = len(dataset) - len(checked.rows)
     if bad and not settings.skip_bad:
@@ -316,7 +316,7 @@ def _validation(
         inputs=inputs,
         batches=count if settings.val_batches == -1 else min(count, settings.val_batches),
         questions=[_question(split.dataset, row) for row in split.rows[: settings.val_answers]],
-        loaded=LoadedModel(model, base.tokenizer, base.cutter, {}, base.name, None, 0.0),
+        loaded=LoadedModel(model, base.tokenizer, base.image_processor, {}, base.name, None, 0.0),
         max_tokens=_ANSWER_TOKENS,
     )
 

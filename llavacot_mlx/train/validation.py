@@ -12,7 +12,7 @@ import numpy as np
 
 from llavacot_mlx.answer import AnswerStream, LoadedModel
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.plan.plan import Settings, plan_of
+from llavacot_mlx.plan.plan import Settings, make_plan
 from llavacot_mlx.prompt.stages import Stage, StageParser, Text
 from llavacot_mlx.request import Request
 from llavacot_mlx.train.data.sample import TokenKind
@@ -76,7 +76,7 @@ class Validation:
         return LossSums(*arrays)
 
     def _answer(self, question: ValidationQuestion) -> Answer:
-        request = Request(question.image, question.text, plan_of(Settings()), self.max_tokens)
+        request = Request(question.image, question.text, make_plan(Settings()), self.max_tokens)
         trace = AnswerStream(self.loaded, request).result()
         wanted = conclusion_of(question.reference)
         return Answer(

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from llavacot_mlx.cli.main import app
 from llavacot_mlx.convert.recipes import DEFAULTS
-from llavacot_mlx.plan.plan import Settings, plan_of
+from llavacot_mlx.plan.plan import Settings, make_plan
 from llavacot_mlx.train.settings import TrainSettings, settings_of
 
 # Options of one name that mean another thing in these commands.
@@ -111,15 +111,18 @@ def test_lora_train_states_the_defaults_of_its_settings() -> None:
 
 def test_ask_states_the_defaults_of_its_searches() -> None:
     def steps(search: str) -> Any:
-        return plan_of(Settings(search)).steps
+        return make_plan(Settings(search)).steps
 
     assert stated("ask", "--candidates") == "4; beams: 2"
     assert stated("ask", "--keep") == "1; swires: half"
-    default, other = plan_of(Settings("best-of-n")).judge, plan_of(Settings("stage-beam")).judge
+    default, other = (
+        make_plan(Settings("best-of-n")).judge,
+        make_plan(Settings("stage-beam")).judge,
+    )
     assert stated("ask", "--judge") == f"{default}; stage-beam: {other}"
-    most = [plan_of(Settings(name)).retrace.most for name in ("swires", "swires-code")]
+    most = [make_plan(Settings(name)).retrace.most for name in ("swires", "swires-code")]
     assert stated("ask", "--max-retraces") == f"{most[0]}; swires-code: {most[1]}"
-    assert stated("ask", "--search") == plan_of(Settings()).method
+    assert stated("ask", "--search") == make_plan(Settings()).method
     for search, candidates, keep in (
         ("best-of-n", 4, 1), ("sentence-beam", 2, 1), ("stage-beam", 2, 1)
     ):  # fmt: skip

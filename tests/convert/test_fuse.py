@@ -22,7 +22,7 @@ from llavacot_mlx.convert.fuse import fuse
 from llavacot_mlx.convert.output_folder import OutputFolder
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import Quantization
-from llavacot_mlx.model.kv_cache import sight_of_all
+from llavacot_mlx.model.kv_cache import span_of_all
 from llavacot_mlx.model.linear import plain_weight
 from llavacot_mlx.model.lora import LoRALinear
 from llavacot_mlx.model.mllama import Mllama
@@ -53,10 +53,10 @@ def logits(model: Mllama) -> np.ndarray:
     shape = (1, vision.image_size, vision.image_size, vision.num_channels)
     pixels = mx.random.normal(shape, key=mx.random.key(1))
     features = model.image_features(pixels, 1)[:, : vision.tokens_per_tile]
-    memory = model.language_model.remember(features, (vision.tokens_per_tile,))
+    memory = model.language_model.project_image_kv(features, (vision.tokens_per_tile,))
     ids = mx.array([[5, 6, 7, 300, 20]])
     cache = model.language_model.new_cache()
-    return np.array(model.logits(model.hidden(ids, cache, sight_of_all(memory, 5)))[0])
+    return np.array(model.logits(model.hidden(ids, cache, span_of_all(memory, 5)))[0])
 
 
 def adapted(base: Path, adapter: Path) -> Mllama:

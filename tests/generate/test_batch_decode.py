@@ -120,8 +120,8 @@ def test_every_token_passes_the_model_once(model: Mllama, monkeypatch: pytest.Mo
         written, ended = write(context, starts, {"0": 3, "1": 9, "2": 5})
         starts = [CandidateStart(ended["1"], "1/0", 30), CandidateStart(ended["2"], "2/0", 30)]
         more, ended = write(context, starts, {"1/0": 2, "2/0": 4})
-        branches = [ended["1/0"].branch, ended["2/0"].branch]
-        ask_each(context, branches, [[5, 6, 7]] * 2)
+        paths = [ended["1/0"].path, ended["2/0"].path]
+        ask_each(context, paths, [[5, 6, 7]] * 2)
     assert usage.prefilled_tokens == len(QUESTION.token_ids)
     assert usage.decoded_tokens == sum(map(len, (written | more).values())) == 23
     assert usage.judge_tokens == 6

@@ -38,7 +38,7 @@ def uncached(model: Mllama, question: Prompt, count: int) -> list[int]:
     """Greedy decoding that reads everything again for each token."""
     ids = list(question.token_ids)
     for _ in range(count):
-        again = Prompt(tuple(ids), question.pictures)
+        again = Prompt(tuple(ids), question.images)
         ids.append(int(mx.argmax(prefill(model, again, Usage(), Timings()).logits).item()))
     return ids[len(question.token_ids) :]
 
@@ -88,7 +88,7 @@ def test_what_is_done_is_counted(model: Mllama) -> None:
     question = PROMPTS["two"]
     ids, usage = answer(model, question, 20)
     assert len(ids) == 20
-    # A meter counts the bytes; tests/model/test_kv_budget.py holds it to them.
+    # A budget counts the bytes; tests/model/test_kv_budget.py holds it to them.
     assert replace(usage, kv_bytes=0) == Usage(
         images_encoded=2, prefilled_tokens=len(question.token_ids), decoded_tokens=20
     )

@@ -1,4 +1,4 @@
-"""The branch of the other device: what a GPU computes is run on the CPU, and says the same."""
+"""The path of the other device: what a GPU computes is run on the CPU, and says the same."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from random_model import IMAGE_TOKEN_ID
 from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.generate.prefill import prefill
 from llavacot_mlx.model.kernels import CPU, GPU, Kernels, kernels, use
-from llavacot_mlx.model.kv_cache import sight_of_all
+from llavacot_mlx.model.kv_cache import span_of_all
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.prompt.image_processor import Tiles
 from llavacot_mlx.prompt.image_spans import Prompt
@@ -53,8 +53,8 @@ def logits(model: Mllama, question: Prompt, chosen: Kernels) -> list[np.ndarray]
     """Logits after the prompt, and after one more token that is decoded from the cache."""
     with use(chosen):
         context = prefill(model, question, Usage(), Timings())
-        sights = sight_of_all(context.image_kv, 1)
-        hidden = model.hidden(mx.array([[7]]), context.cache, sights)
+        spans = span_of_all(context.image_kv, 1)
+        hidden = model.hidden(mx.array([[7]]), context.cache, spans)
         return [np.array(context.logits), np.array(model.logits(hidden[:, -1]))]
 
 

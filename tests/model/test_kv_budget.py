@@ -8,9 +8,9 @@ import pytest
 from llavacot_mlx import demo
 from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.model.kv_budget import KVLimits, KVMeter
-from llavacot_mlx.model.kv_cache import Segment, TextCache
-from llavacot_mlx.model.shared_prefix import Branch, BranchBatch
+from llavacot_mlx.model.kv_budget import KVBudget, KVLimits
+from llavacot_mlx.model.kv_cache import KVCache, KVSegment
+from llavacot_mlx.model.shared_prefix import KVPath, SharedPrefixCache
 from llavacot_mlx.usage import Usage
 
 QUESTION = "Is there a small red triangle?"  # its answer is short
@@ -23,26 +23,26 @@ def assistant() -> Assistant:
 
 def test_the_parts_are_added_up_and_the_most_is_remembered() -> None:
     usage = Usage()
-    meter = KVMeter(usage, KVLimits(budget=2_000_000_000))
-    meter.hold("images", 800_000_000)
-    meter.hold("prefixes", 400_000_000)
-    meter.hold("rows", 600_000_000)
-    meter.hold("rows", 0)
-    meter.hold("prefixes", 900_000_000)
+    budget = KVBudget(usage, KVLimits(budget=2_000_000_000))
+    budget.reserve("images", 800_000_000)
+    budget.reserve("prefixes", 400_000_000)
+    budget.reserve("candidates", 600_000_000)
+    budget.reserve("candidates", 0)
+    budget.reserve("prefixes", 900_000_000)
     assert usage.kv_bytes == 1_800_000_000
     too_much = r"would take 2,010.25 MB, and the budget is 2,000.00 MB: take fewer"
     with pytest.raises(UserError, match=too_much):
-        meter.hold("rows", 310_250_000)
+        budget.reserve("candidates", 310_250_000)
     assert usage.kv_bytes == 1_800_000_000
 
 
 def test_a_batch_tells_what_its_buffers_take() -> None:
     """At the beginning, when they grow, and with what rows that left took along."""
     usage = Usage()
-    prompt = Segment((mx.zeros((1, 2, 5, 8)),), (mx.zeros((1, 2, 5, 8)),), 5)
-    own = Segment((mx.zeros((1, 2, 70, 8)),), (mx.zeros((1, 2, 70, 8)),), 70)
-    branches = [Branch((prompt,)), Branch((prompt, own))]
-    batch = BranchBatch(branches, KVMeter(usage))
+    prompt = KVSegment((mx.zeros((1, 2, 5, 8)),), (mx.zeros((1, 2, 5, 8)),), 5)
+    own = KVSegment((mx.zeros((1, 2, 70, 8)),), (mx.zeros((1, 2, 70, 8)),), 70)
+    paths = [KVPath((prompt,)), KVPath((prompt, own))]
+    batch = SharedPrefixCache(paths, KVBudget(usage))
     buffers = [*batch._keys, *batch._values]
     assert usage.kv_bytes == sum(buffer.nbytes for buffer in buffers)
     new = [mx.zeros((2, heads, 1, 8)) for heads in (4, 2, 2)]
@@ -58,7 +58,7 @@ def test_a_batch_tells_what_its_buffers_take() -> None:
 
 
 def test_a_text_cache_tells_before_it_grows() -> None:
-    cache = TextCache(3, KVMeter(Usage(), KVLimits(budget=1000)))
+    cache = KVCache(3, KVBudget(Usage(), KVLimits(budget=1000)))
     with pytest.raises(UserError, match=r"would take .* MB, and the budget is 0.00 MB"):
         cache.extend(0, mx.zeros((1, 2, 4, 8)), mx.zeros((1, 2, 4, 8)))
     assert cache.state() == []

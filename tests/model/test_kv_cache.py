@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llavacot_mlx.model import kv_cache as cache
-from llavacot_mlx.model.kv_cache import TextCache, VisionMemory
+from llavacot_mlx.model.kv_cache import ImageKV, KVCache
 from llavacot_mlx.model.mllama import Mllama
 
 
@@ -19,7 +19,7 @@ def rows(count: int, seed: int) -> mx.array:
 @pytest.mark.parametrize("lengths", [[5], [1, 1, 1], [255, 1, 1, 255, 1], [300, 1, 700, 2], [256]])
 def test_what_was_appended_comes_back_in_order(lengths: list[int]) -> None:
     """Whether a piece fits the buffer, fills it to the brim, or makes it grow."""
-    kept = TextCache(num_layers=2)
+    kept = KVCache(num_layers=2)
     so_far: list[list[mx.array]] = [[], []]
     for number, length in enumerate(lengths):
         for layer in range(2):
@@ -35,7 +35,7 @@ def test_what_was_appended_comes_back_in_order(lengths: list[int]) -> None:
 
 def test_most_tokens_are_written_in_place() -> None:
     """Buffers grow by whole steps, so a token seldom costs a copy of all that is kept."""
-    kept = TextCache(num_layers=1)
+    kept = KVCache(num_layers=1)
     sizes = set()
     for token in range(2 * cache._STEP):
         kept.extend(0, rows(1, token), rows(1, token))
@@ -76,10 +76,10 @@ def test_two_conversations_do_not_disturb_each_other(model: Mllama) -> None:
 def test_the_part_of_some_images() -> None:
     lengths = (2, 3, 4)
     keys, values = rows(9, 0), rows(9, 1)
-    memory = VisionMemory((keys, keys * 2), (values, values * 2), lengths)
-    assert memory.of_images(0, 3) is memory
-    part = memory.of_images(1, 3)
+    memory = ImageKV((keys, keys * 2), (values, values * 2), lengths)
+    assert memory.slice_images(0, 3) is memory
+    part = memory.slice_images(1, 3)
     assert part.image_lengths == (3, 4)
     assert mx.array_equal(part.keys[1], keys[..., 2:9, :] * 2)
     assert mx.array_equal(part.values[0], values[..., 2:9, :])
-    assert mx.array_equal(memory.of_images(1, 2).keys[0], keys[..., 2:5, :])
+    assert mx.array_equal(memory.slice_images(1, 2).keys[0], keys[..., 2:5, :])

@@ -14,11 +14,11 @@ from llavacot_mlx.errors import UserError
 from llavacot_mlx.generate.prefill import PrefilledPrompt, prefill
 from llavacot_mlx.model.attention import attend, attend_to_all
 from llavacot_mlx.model.kernels import CPU, use
-from llavacot_mlx.model.kv_budget import KVLimits, KVMeter
-from llavacot_mlx.model.kv_cache import Segment, VisionMemory
+from llavacot_mlx.model.kv_budget import KVBudget, KVLimits
+from llavacot_mlx.model.kv_cache import ImageKV, KVSegment
 from llavacot_mlx.model.quantized_kv import KV, QuantizedKV, joined, kv_bytes, tokens_of, unpacked
-from llavacot_mlx.model.shared_prefix import Branch, BranchBatch
-from llavacot_mlx.prompt.image_processor import open_picture
+from llavacot_mlx.model.shared_prefix import KVPath, SharedPrefixCache
+from llavacot_mlx.prompt.image_processor import open_image
 from llavacot_mlx.prompt.image_spans import Prompt
 from llavacot_mlx.prompt.tokenizer import Turn
 from llavacot_mlx.usage import Timings, Usage
@@ -81,31 +81,32 @@ def test_a_head_that_has_no_groups_is_refused() -> None:
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_batch_reads_a_quantized_prefix_where_it_lies(bits: int) -> None:
     """Two rows on one long prefix in few bits, one of them with a part of its own in few bits."""
-    prompt = Segment((noise(1, 2, 70, 32),), (noise(1, 2, 70, 32, seed=1),), 70).in_bits(bits)
-    own = Segment((noise(1, 2, 65, 32, seed=2),), (noise(1, 2, 65, 32, seed=3),), 65).in_bits(bits)
-    assert prompt.quantized
-    assert own.quantized
+    prompt = KVSegment((noise(1, 2, 70, 32),), (noise(1, 2, 70, 32, seed=1),), 70).quantized(bits)
+    own = KVSegment((noise(1, 2, 65, 32, seed=2),), (noise(1, 2, 65, 32, seed=3),), 65).quantized(
+        bits
+    )
+    assert prompt.is_quantized
+    assert own.is_quantized
     whole = [
-        Branch(tuple(_whole(segment) for segment in branch))
-        for branch in ((prompt,), (prompt, own))
+        KVPath(tuple(_whole(segment) for segment in path)) for path in ((prompt,), (prompt, own))
     ]
-    few = [Branch((prompt,)), Branch((prompt, own))]
+    few = [KVPath((prompt,)), KVPath((prompt, own))]
     new = [noise(2, heads, 1, 32, seed=seed) for heads, seed in ((6, 4), (2, 5), (2, 6))]
-    close(BranchBatch(few).attend(0, *new), _rows_alone(whole, new))
+    close(SharedPrefixCache(few).attend(0, *new), _rows_alone(whole, new))
 
 
-def _whole(segment: Segment) -> Segment:
-    return Segment(
+def _whole(segment: KVSegment) -> KVSegment:
+    return KVSegment(
         tuple(map(unpacked, segment.keys)), tuple(map(unpacked, segment.values)), segment.length
     )
 
 
-def _rows_alone(branches: list[Branch], new: list[mx.array]) -> mx.array:
+def _rows_alone(paths: list[KVPath], new: list[mx.array]) -> mx.array:
     rows = []
-    for row, branch in enumerate(branches):
+    for row, path in enumerate(paths):
         queries, keys, values = (array[row : row + 1] for array in new)
         before = zip(
-            *((segment.keys[0], segment.values[0]) for segment in branch.segments), strict=True
+            *((segment.keys[0], segment.values[0]) for segment in path.segments), strict=True
         )
         own_keys, own_values = (
             mx.concatenate([*map(unpacked, parts), last], axis=2)
@@ -116,11 +117,11 @@ def _rows_alone(branches: list[Branch], new: list[mx.array]) -> mx.array:
 
 
 def test_a_short_prefix_stays_as_it_is() -> None:
-    segment = Segment((noise(1, 2, 20, 32),), (noise(1, 2, 20, 32),), 20)
-    assert segment.in_bits(8) is segment
-    memory = VisionMemory(segment.keys, segment.values, (20,))
-    assert memory.in_bits(None) is memory
-    assert isinstance(memory.in_bits(8).keys[0], QuantizedKV)
+    segment = KVSegment((noise(1, 2, 20, 32),), (noise(1, 2, 20, 32),), 20)
+    assert segment.quantized(8) is segment
+    memory = ImageKV(segment.keys, segment.values, (20,))
+    assert memory.quantized(None) is memory
+    assert isinstance(memory.quantized(8).keys[0], QuantizedKV)
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +132,10 @@ def assistant() -> Assistant:
 def read(assistant: Assistant, bits: int | None) -> PrefilledPrompt:
     loaded = assistant._loaded
     ids = loaded.tokenizer.prompt([Turn("user", LONG_QUESTION, images=1)])
-    tiles = loaded.cutter.cut(open_picture(demo.example_path("tall")))
+    tiles = loaded.image_processor(open_image(demo.example_path("tall")))
     usage = Usage()
-    kv_meter = KVMeter(usage, KVLimits(bits))
-    return prefill(loaded.model, Prompt(tuple(ids), (tiles,)), usage, Timings(), kv_meter)
+    kv_budget = KVBudget(usage, KVLimits(bits))
+    return prefill(loaded.model, Prompt(tuple(ids), (tiles,)), usage, Timings(), kv_budget)
 
 
 def test_the_first_token_already_sees_few_bits(assistant: Assistant) -> None:
@@ -147,7 +148,7 @@ def test_the_first_token_already_sees_few_bits(assistant: Assistant) -> None:
     context = read(assistant, 8)
     assert context.image_kv is not None
     assert isinstance(context.image_kv.keys[0], QuantizedKV)
-    assert context.state().branch.segments[0].quantized
+    assert context.state().path.segments[0].is_quantized
 
 
 @pytest.mark.parametrize("search", ["greedy", "stage-beam"])

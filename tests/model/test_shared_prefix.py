@@ -1,4 +1,4 @@
-"""K/V of many paths at once: every row as if it were alone, and what is shared is not copied."""
+"""K/V of many paths at once: each as if it were alone, and what is shared is not copied."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from random_model import prompt, tiles, words
 
 from llavacot_mlx.generate.batch_decode import DecodeState
 from llavacot_mlx.generate.prefill import prefill
-from llavacot_mlx.model.kv_cache import Sight, VisionMemory
+from llavacot_mlx.model.kv_cache import ImageKV, ImageSpan
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.model.shared_prefix import Branch, BranchBatch
+from llavacot_mlx.model.shared_prefix import KVPath, SharedPrefixCache
 from llavacot_mlx.usage import Timings, Usage
 
 QUESTION = prompt(words(5), tiles(1), words(9, 1))
 LENGTHS = (3, 8, 5)
 
 
-def read(model: Mllama) -> tuple[DecodeState, VisionMemory]:
+def read(model: Mllama) -> tuple[DecodeState, ImageKV]:
     context = prefill(model, QUESTION, Usage(), Timings())
     assert context.image_kv is not None
     return context.state(), context.image_kv
 
 
-def run(model: Mllama, cache: object, ids: list[list[int]], memory: VisionMemory) -> np.ndarray:
+def run(model: Mllama, cache: object, ids: list[list[int]], image_kv: ImageKV) -> np.ndarray:
     """Logits (rows, tokens, vocabulary) of the same number of new tokens in every row."""
-    sights = [Sight(0, len(ids[0]), memory, open=True)]
-    return np.array(model.logits(model.hidden(mx.array(ids), cache, sights)))  # type: ignore[arg-type]
+    spans = [ImageSpan(0, len(ids[0]), image_kv, after_image=True)]
+    return np.array(model.logits(model.hidden(mx.array(ids), cache, spans)))  # type: ignore[arg-type]
 
 
 def alone(model: Mllama, ids: list[int]) -> np.ndarray:
@@ -38,70 +38,70 @@ def alone(model: Mllama, ids: list[int]) -> np.ndarray:
 
 
 @pytest.fixture
-def paths(model: Mllama) -> list[list[int]]:
+def token_rows(model: Mllama) -> list[list[int]]:
     return [words(length + 2, seed=length) for length in LENGTHS]
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_rows_of_different_lengths_are_as_if_alone(
-    model: Mllama, paths: list[list[int]], at_once: int
+    model: Mllama, token_rows: list[list[int]], at_once: int
 ) -> None:
-    """Branches of 3, 8 and 5 tokens go on together, a token or two at a time."""
-    state, memory = read(model)
-    branches = []
-    for ids in paths:
-        batch = BranchBatch([state.branch])
-        run(model, batch, [ids[:-2]], memory)
-        branches.append(state.branch.followed_by(batch.segment(0, len(ids) - 2)))
-    batch = BranchBatch(branches)
+    """Paths of 3, 8 and 5 tokens go on together, a token or two at a time."""
+    state, image_kv = read(model)
+    paths = []
+    for ids in token_rows:
+        batch = SharedPrefixCache([state.path])
+        run(model, batch, [ids[:-2]], image_kv)
+        paths.append(state.path.extended_by(batch.segment(0, len(ids) - 2)))
+    batch = SharedPrefixCache(paths)
     for start in range(-2, 0, at_once):
         stop = start + at_once or None
-        logits = run(model, batch, [ids[start:stop] for ids in paths], memory)
-        for row, ids in enumerate(paths):
+        logits = run(model, batch, [ids[start:stop] for ids in token_rows], image_kv)
+        for row, ids in enumerate(token_rows):
             np.testing.assert_allclose(logits[row], alone(model, ids)[start:stop], atol=2e-4)
 
 
-def test_rows_leave_and_change_places(model: Mllama, paths: list[list[int]]) -> None:
-    state, memory = read(model)
-    batch = BranchBatch([state.branch] * 3)
-    run(model, batch, [ids[:3] for ids in paths], memory)
+def test_rows_leave_and_change_places(model: Mllama, token_rows: list[list[int]]) -> None:
+    state, image_kv = read(model)
+    batch = SharedPrefixCache([state.path] * 3)
+    run(model, batch, [ids[:3] for ids in token_rows], image_kv)
     batch.keep([2, 0])
-    logits = run(model, batch, [paths[2][3:4], paths[0][3:4]], memory)
-    for row, ids in enumerate((paths[2], paths[0])):
+    logits = run(model, batch, [token_rows[2][3:4], token_rows[0][3:4]], image_kv)
+    for row, ids in enumerate((token_rows[2], token_rows[0])):
         np.testing.assert_allclose(logits[row, 0], alone(model, ids[:4])[-1], atol=2e-4)
 
 
-def test_siblings_do_not_disturb_each_other(model: Mllama, paths: list[list[int]]) -> None:
+def test_siblings_do_not_disturb_each_other(model: Mllama, token_rows: list[list[int]]) -> None:
     """What a batch writes changes no segment that another one begins with.
 
     `cache[a:b] = x` changes the handle that MLX gave out, so a shallow copy of a cache would be
     corrupted by its sibling's writes.
     """
-    state, memory = read(model)
-    first, second = BranchBatch([state.branch]), BranchBatch([state.branch])
-    run(model, first, [paths[0]], memory)
-    segment = first.segment(0, len(paths[0]))
-    run(model, first, [paths[2]], memory)  # goes on after the segment was taken
-    run(model, second, [paths[1]], memory)
-    again = BranchBatch([state.branch.followed_by(segment)])
-    logits = run(model, again, [[7]], memory)
-    np.testing.assert_allclose(logits[0, 0], alone(model, [*paths[0], 7])[-1], atol=2e-4)
+    state, image_kv = read(model)
+    first, second = SharedPrefixCache([state.path]), SharedPrefixCache([state.path])
+    run(model, first, [token_rows[0]], image_kv)
+    segment = first.segment(0, len(token_rows[0]))
+    run(model, first, [token_rows[2]], image_kv)  # goes on after the segment was taken
+    run(model, second, [token_rows[1]], image_kv)
+    again = SharedPrefixCache([state.path.extended_by(segment)])
+    logits = run(model, again, [[7]], image_kv)
+    np.testing.assert_allclose(logits[0, 0], alone(model, [*token_rows[0], 7])[-1], atol=2e-4)
 
 
 def test_what_all_rows_share_is_not_copied(model: Mllama) -> None:
-    """Eight candidates take little more memory than one, apart from what is their own."""
+    """Eight candidates take little more image_kv than one, apart from what is their own."""
     state, _ = read(model)
-    mx.eval(state.branch.segments[0].keys, state.branch.segments[0].values)
+    mx.eval(state.path.segments[0].keys, state.path.segments[0].values)
     before = mx.get_active_memory()
-    batch = BranchBatch([state.branch] * 8)
+    batch = SharedPrefixCache([state.path] * 8)
     mx.eval(batch.offset)
-    assert mx.get_active_memory() - before < sum(k.nbytes for k in state.branch.segments[0].keys)
+    assert mx.get_active_memory() - before < sum(k.nbytes for k in state.path.segments[0].keys)
 
 
 def test_the_length_of_a_branch(model: Mllama) -> None:
-    state, memory = read(model)
-    batch = BranchBatch([state.branch])
-    run(model, batch, [[1, 2, 3]], memory)
-    longer = state.branch.followed_by(batch.segment(0, 3))
-    assert (state.branch.length, longer.length) == (15, 18)
-    assert isinstance(longer, Branch)
+    state, image_kv = read(model)
+    batch = SharedPrefixCache([state.path])
+    run(model, batch, [[1, 2, 3]], image_kv)
+    longer = state.path.extended_by(batch.segment(0, 3))
+    assert (state.path.length, longer.length) == (15, 18)
+    assert isinstance(longer, KVPath)

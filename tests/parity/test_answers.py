@@ -75,7 +75,7 @@ def test_one_picture_in_every_arrangement(
 ) -> None:
     """Every number of tiles in every arrangement, for every geometry."""
     image = picture_of(geometry, rows, columns)
-    cut = ours(geometry).cutter.cut(image)
+    cut = ours(geometry).image_processor(image)
     assert (cut.rows, cut.columns) == (rows, columns)
     check(oracle(geometry), ours(geometry), [image, QUESTION])
 

@@ -26,7 +26,7 @@ from llavacot_mlx.convert.export import export
 from llavacot_mlx.convert.output_folder import OutputFolder
 from llavacot_mlx.convert.peft import read_peft, write_peft
 from llavacot_mlx.model.config import Quantization
-from llavacot_mlx.prompt.image_processor import TileCutter
+from llavacot_mlx.prompt.image_processor import ImageProcessor
 
 # Widths that a quantization's groups divide.
 GEOMETRY = Geometry(seed=2, width=64, heads=4, kv_heads=2, mlp=128)
@@ -59,8 +59,8 @@ def ours_with(base: Path, adapter: Path, token_ids: list[int]) -> np.ndarray:
     """The logits of every row of the prompt, by our model in `base` with an adapter on it."""
     model = load_model(base, "float32")
     load_adapter(model, adapter, base)
-    cutter = TileCutter.load(base, model.config.vision)
-    return Ours(model, cutter).complete(token_ids, PICTURES)[0]
+    image_processor = ImageProcessor.load(base, model.config.vision)
+    return Ours(model, image_processor).complete(token_ids, PICTURES)[0]
 
 
 def theirs_with(hf: Path, adapter: Path) -> np.ndarray:

@@ -14,13 +14,13 @@ from PIL import Image, ImageOps
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
 from llavacot_mlx.checkpoint.config_json import load_config
-from llavacot_mlx.prompt.image_processor import TileCutter, open_picture
+from llavacot_mlx.prompt.image_processor import ImageProcessor, open_image
 
 PICTURES_PER_MODE = 24
 
 
 class Both:
-    """Our tile cutter and transformers' processor with the settings of one geometry."""
+    """Our tile image_processor and transformers' processor with the settings of one geometry."""
 
     def __init__(
         self, folder: Path, geometry: Geometry, change: Mapping[str, object] = MappingProxyType({})
@@ -28,7 +28,7 @@ class Both:
         hf_config(geometry).save_pretrained(folder)
         settings = picture_settings(geometry) | change
         write_json(folder / "preprocessor_config.json", settings)
-        self.ours = TileCutter.load(folder, load_config(folder).vision)
+        self.ours = ImageProcessor.load(folder, load_config(folder).vision)
         self.theirs = MllamaImageProcessorPil.from_pretrained(folder)
 
     def check(self, image: Image.Image, ours: Image.Image | None = None) -> tuple[int, int]:
@@ -36,7 +36,7 @@ class Both:
 
         Returns rows and columns.
         """
-        cut = self.ours.cut(image if ours is None else ours)
+        cut = self.ours(image if ours is None else ours)
         expected = self.theirs(image, return_tensors="np")
         tiles = cut.rows * cut.columns
         real = expected["pixel_values"][0, 0, :tiles].transpose(0, 2, 3, 1)
@@ -143,7 +143,7 @@ def test_settings_as_transformers_5_saves_them(
     processor.save_pretrained(tmp_path)
     assert not (tmp_path / "preprocessor_config.json").exists()
     image = picture(50, 20)
-    cut = TileCutter.load(tmp_path, load_config(tmp_path).vision).cut(image)
+    cut = ImageProcessor.load(tmp_path, load_config(tmp_path).vision)(image)
     expected = processor.image_processor(image, return_tensors="np")["pixel_values"][0, 0]
     assert np.array_equal(cut.pixels, expected.transpose(0, 2, 3, 1))
 
@@ -157,8 +157,8 @@ def test_a_photograph_lying_on_its_side(orientation: int, both: dict[int, Both])
     data = saved(image, "JPEG", exif=exif)
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     assert (upright.size == image.size) == (orientation < 5)
-    both[4].check(upright, ours=open_picture(data))
-    both[4].check(upright, ours=open_picture(Image.open(io.BytesIO(data))))
+    both[4].check(upright, ours=open_image(data))
+    both[4].check(upright, ours=open_image(Image.open(io.BytesIO(data))))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
@@ -168,7 +168,7 @@ def test_the_first_frame_of_an_animation(kind: str, both: dict[int, Both]) -> No
     data = saved(frames[0], kind, save_all=True, append_images=frames[1:], duration=100)
     image = Image.open(io.BytesIO(data))
     assert image.n_frames == 3
-    both[4].check(image, ours=open_picture(data))
+    both[4].check(image, ours=open_image(data))
 
 
 ALPHAS = bytes(range(256))  # one for each entry of a palette
@@ -194,7 +194,7 @@ def test_transparency_beside_the_pixels(
     with Image.open(file) as opened:
         assert opened.info["transparency"] is not None
         assert np.asarray(opened.convert("RGBA"))[20, 20, 3] < 255
-        both[4].check(opened, ours=open_picture(file))
+        both[4].check(opened, ours=open_image(file))
 
 
 def test_a_grey_png_of_16_bits(both: dict[int, Both], tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_grey_png_of_16_bits(both: dict[int, Both], tmp_path: Path) -> None:
     in_mode("I;16", (90, 33), seed=0).save(file)
     with Image.open(file) as opened:
         assert opened.mode == "I;16"
-        both[4].check(opened, ours=open_picture(file))
+        both[4].check(opened, ours=open_image(file))
 
 
 def saved(image: Image.Image, kind: str, **settings: object) -> bytes:

@@ -91,7 +91,7 @@ class Encoded:
     def inputs(self, ours: Ours, train_vision: bool) -> Inputs:
         pictures = []
         for row in self.rows:
-            tiles = None if row.picture is None else ours.cutter.cut(row.picture)
+            tiles = None if row.picture is None else ours.image_processor(row.picture)
             known = train_vision or tiles is None
             pictures.append(tiles if known else compute_features(ours.model, tiles))
         return Inputs.of(*self.padded(), pictures, ours.model.config)

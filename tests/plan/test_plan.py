@@ -19,13 +19,13 @@ from llavacot_mlx.plan.plan import (
     Settings,
     Step,
     Unit,
-    plan_of,
+    make_plan,
 )
 
 
 def test_swires_has_its_published_numbers() -> None:
     """arXiv 2411.10440v6, appendix D: M = 4, N = 2, C = 3, temperature 0.6, top-p 0.9."""
-    assert plan_of(Settings("swires")) == Plan(
+    assert make_plan(Settings("swires")) == Plan(
         Method.SWIRES,
         (
             Step(Unit.STAGE, 1, 1),
@@ -42,30 +42,30 @@ def test_swires_has_its_published_numbers() -> None:
 def test_swires_code_has_the_numbers_of_its_authors_program() -> None:
     """4 captions, 2 kept, 2 reasonings each, five rounds, three conclusions; the second best of all
     rounds decides."""
-    plan = plan_of(Settings("swires-code"))
+    plan = make_plan(Settings("swires-code"))
     assert [step.candidates for step in plan.steps] == [1, 4, 4, 3]
     assert [step.keep for step in plan.steps] == [1, 2, 3, 1]
     assert plan.retrace == Retrace(after=2, to=1, most=4, rank=2)
 
 
 def test_the_first_version_of_the_paper_judges_in_pairs() -> None:
-    plan = plan_of(Settings("stage-beam"))
+    plan = make_plan(Settings("stage-beam"))
     assert plan.judge == PAIRWISE
     assert plan.steps == (*[Step(Unit.STAGE, 2)] * 3, Step(Unit.ANSWER, 2))
     assert plan.retrace is None
 
 
 def test_without_a_method_the_temperature_decides() -> None:
-    assert plan_of(Settings()).method is Method.GREEDY
-    assert plan_of(Settings(temperature=0.0)).method is Method.GREEDY
-    drawn = plan_of(Settings(temperature=0.3))
-    assert drawn == plan_of(Settings("sample", temperature=0.3))
+    assert make_plan(Settings()).method is Method.GREEDY
+    assert make_plan(Settings(temperature=0.0)).method is Method.GREEDY
+    drawn = make_plan(Settings(temperature=0.3))
+    assert drawn == make_plan(Settings("sample", temperature=0.3))
     assert drawn.sampling == Sampling(0.3, 0.9)
 
 
 @pytest.mark.parametrize("method", list(Method))
 def test_one_candidate_has_nothing_to_choose(method: Method) -> None:
-    plan = plan_of(Settings(method, candidates=1))
+    plan = make_plan(Settings(method, candidates=1))
     assert plan.single
     assert plan.retrace is None
     assert plan.judges == ()
@@ -87,19 +87,19 @@ def test_one_candidate_has_nothing_to_choose(method: Method) -> None:
 def test_candidates_and_keep_change_a_plan(
     settings: Settings, candidates: list[int], kept: list[int]
 ) -> None:
-    plan = plan_of(settings)
+    plan = make_plan(settings)
     assert [step.candidates for step in plan.steps] == candidates
     assert [step.keep for step in plan.steps] == kept
 
 
 def test_judge_retraces_and_threshold_change_a_plan() -> None:
-    assert plan_of(Settings("best-of-n", judge=LOGPROB)).judge == LOGPROB
-    assert plan_of(Settings("best-of-n", judge=MAJORITY)).judge == MAJORITY
-    assert plan_of(Settings("swires", judge="/models/reward")).judges == ("/models/reward",)
-    retrace = plan_of(Settings("swires", max_retraces=7, threshold=-0.243)).retrace
+    assert make_plan(Settings("best-of-n", judge=LOGPROB)).judge == LOGPROB
+    assert make_plan(Settings("best-of-n", judge=MAJORITY)).judge == MAJORITY
+    assert make_plan(Settings("swires", judge="/models/reward")).judges == ("/models/reward",)
+    retrace = make_plan(Settings("swires", max_retraces=7, threshold=-0.243)).retrace
     assert retrace is not None
     assert (retrace.most, retrace.threshold) == (7, -0.243)
-    assert plan_of(Settings("swires", max_retraces=0)).retrace is None
+    assert make_plan(Settings("swires", max_retraces=0)).retrace is None
 
 
 def test_the_judges_of_a_plan_are_those_that_it_asks() -> None:
@@ -150,4 +150,4 @@ def wrong(**settings: Any) -> Any:
 )
 def test_what_makes_no_sense_is_said(settings: Settings, named: str) -> None:
     with pytest.raises(UserError, match=named):
-        plan_of(settings)
+        make_plan(settings)

@@ -10,8 +10,8 @@ import pytest
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.generate.sampling_params import Sampling
 from llavacot_mlx.plan import plan_yaml as plan_file
-from llavacot_mlx.plan.plan import Method, Plan, Retrace, Settings, Step, Unit, plan_of
-from llavacot_mlx.plan.plan_yaml import plan_from, plan_object, read_plan
+from llavacot_mlx.plan.plan import Method, Plan, Retrace, Settings, Step, Unit, make_plan
+from llavacot_mlx.plan.plan_yaml import plan_from_dict, plan_to_dict, read_plan
 
 MINE = """
 method: mine
@@ -57,19 +57,19 @@ def test_the_example_in_the_documentation_is_a_plan(tmp_path: Path) -> None:
     example = plan_file.__doc__.partition("trace.\n")[2].partition("A step writes")[0]
     plan = read_plan(written(tmp_path, example))
     assert plan.steps[2].max_tokens == 600
-    assert plan.retrace == plan_of(Settings("swires")).retrace
+    assert plan.retrace == make_plan(Settings("swires")).retrace
 
 
 @pytest.mark.parametrize("method", list(Method))
 def test_every_method_can_be_written_down(method: Method) -> None:
     """And read again, which a trace is replayed with; through JSON as well."""
-    plan = plan_of(Settings(method))
-    assert plan_from(json.loads(json.dumps(plan_object(plan)))) == plan
+    plan = make_plan(Settings(method))
+    assert plan_from_dict(json.loads(json.dumps(plan_to_dict(plan)))) == plan
 
 
 def test_a_plan_of_ones_own_can_be_written_down(tmp_path: Path) -> None:
     plan = read_plan(written(tmp_path, MINE))
-    assert plan_from(plan_object(plan)) == plan
+    assert plan_from_dict(plan_to_dict(plan)) == plan
 
 
 STEPS = "steps: [{write: summary}, {write: caption, candidates: 4, keep: 2}, {write: answer}]"

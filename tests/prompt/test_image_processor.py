@@ -16,7 +16,12 @@ from random_model import CONFIG
 
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.prompt import image_processor as pictures
-from llavacot_mlx.prompt.image_processor import TileCutter, open_picture, tile_arrangements, to_rgb
+from llavacot_mlx.prompt.image_processor import (
+    ImageProcessor,
+    open_image,
+    tile_arrangements,
+    to_rgb,
+)
 
 SETTINGS: dict[str, Any] = {
     "size": {"height": 8, "width": 8},
@@ -39,11 +44,11 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def cutter(folder: Path, **change: object) -> TileCutter:
-    """The cutter of a folder with `SETTINGS`, changed; `...` leaves a key out."""
+def image_processor(folder: Path, **change: object) -> ImageProcessor:
+    """The image_processor of a folder with `SETTINGS`, changed; `...` leaves a key out."""
     values = {key: value for key, value in {**SETTINGS, **change}.items() if value is not ...}
     (folder / "preprocessor_config.json").write_text(json.dumps(values), encoding="utf-8")
-    return TileCutter.load(folder, CONFIG.vision)
+    return ImageProcessor.load(folder, CONFIG.vision)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -53,7 +58,7 @@ def test_a_path_its_bytes_and_its_picture_are_the_same(kind: str, tmp_path: Path
     file.write_bytes(data)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     for source in (file, str(file), data, Image.open(io.BytesIO(data))):
-        assert np.array_equal(np.asarray(to_rgb(open_picture(source))), expected)
+        assert np.array_equal(np.asarray(to_rgb(open_image(source))), expected)
 
 
 def test_a_picture_given_as_such_is_not_changed() -> None:
@@ -62,7 +67,7 @@ def test_a_picture_given_as_such_is_not_changed() -> None:
     exif[0x0112] = 6
     image.info["exif"] = exif.tobytes()
     before = image.tobytes()
-    open_picture(image)
+    open_image(image)
     assert (image.size, image.tobytes()) == ((9, 7), before)
 
 
@@ -112,7 +117,7 @@ def test_a_damaged_picture_is_a_user_error(
         del data[int(cut * len(data)) :]
     said = ""
     try:
-        to_rgb(open_picture(bytes(data)))
+        to_rgb(open_image(bytes(data)))
     except UserError as error:
         said = str(error)
     assert said == "" or said.startswith("the picture ")
@@ -122,7 +127,7 @@ def test_a_damaged_picture_is_a_user_error(
 def test_a_picture_without_pixels() -> None:
     """PIL can make them; there is nothing to look at."""
     with pytest.raises(UserError, match="no pixels"):
-        open_picture(Image.new("RGB", (0, 5)))
+        open_image(Image.new("RGB", (0, 5)))
 
 
 def test_postscript_is_not_run() -> None:
@@ -130,7 +135,7 @@ def test_postscript_is_not_run() -> None:
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
     assert Image.open(io.BytesIO(eps)).format == "EPS"
     with pytest.raises(UserError, match="is not a picture"):
-        open_picture(eps)
+        open_image(eps)
 
 
 def test_arrangements_are_numbered_as_in_transformers() -> None:
@@ -143,7 +148,7 @@ def test_arrangements_are_numbered_as_in_transformers() -> None:
 
 def test_cutting(tmp_path: Path) -> None:
     """A wide picture: two tiles side by side, below it a border that is normalized black."""
-    cut = cutter(tmp_path).cut(picture(16, 6))
+    cut = image_processor(tmp_path)(picture(16, 6))
     assert (cut.rows, cut.columns, cut.aspect_ratio_id) == (1, 2, 2)
     assert cut.pixels.shape == (2, 8, 8, 3)
     assert cut.pixels.dtype == np.float32
@@ -157,7 +162,7 @@ def test_cutting(tmp_path: Path) -> None:
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(width=st.integers(1, 60), height=st.integers(1, 60))
 def test_any_size_can_be_cut(width: int, height: int, tmp_path: Path) -> None:
-    cut = cutter(tmp_path).cut(Image.new("L", (width, height)))
+    cut = image_processor(tmp_path)(Image.new("L", (width, height)))
     assert len(cut.pixels) == cut.rows * cut.columns <= 2
     assert tile_arrangements(2)[cut.aspect_ratio_id - 1] == (cut.rows, cut.columns)
 
@@ -167,7 +172,7 @@ def test_any_size_can_be_cut(width: int, height: int, tmp_path: Path) -> None:
 )
 def test_a_missing_setting_is_named(key: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"preprocessor_config\.json: {key} is missing"):
-        cutter(tmp_path, **{key: ...})
+        image_processor(tmp_path, **{key: ...})
 
 
 @pytest.mark.parametrize(
@@ -187,7 +192,7 @@ def test_a_missing_setting_is_named(key: str, tmp_path: Path) -> None:
 )
 def test_a_setting_that_cannot_be_run_is_named(key: str, value: object, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=key):
-        cutter(tmp_path, **{key: value})
+        image_processor(tmp_path, **{key: value})
 
 
 def test_nonsense_in_the_settings_is_a_user_error(tmp_path: Path) -> None:
@@ -196,7 +201,7 @@ def test_nonsense_in_the_settings_is_a_user_error(tmp_path: Path) -> None:
         for nonsense in ("text", -1, 0, 3.5, [], {}, [None] * 3, ["a", "b", "c"], True, 10**30):
             said = key
             try:
-                cut = cutter(tmp_path, **{key: nonsense}).cut(picture(20, 10))
+                cut = image_processor(tmp_path, **{key: nonsense})(picture(20, 10))
                 assert np.isfinite(cut.pixels).all()
             except UserError as error:
                 said = str(error)
@@ -209,22 +214,22 @@ def test_settings_inside_those_of_a_processor(tmp_path: Path) -> None:
     """transformers 5 saves them in processor_config.json; the older file, if there, comes first."""
     file = tmp_path / "processor_config.json"
     file.write_text(json.dumps({"image_processor": {**SETTINGS, "resample": 3}}))
-    assert TileCutter.load(tmp_path, CONFIG.vision).resample == 3
-    assert cutter(tmp_path).resample == 2
+    assert ImageProcessor.load(tmp_path, CONFIG.vision).resample == 3
+    assert image_processor(tmp_path).resample == 2
 
 
 @pytest.mark.parametrize("content", ["[]", "3", '{"image_processor": 3}', "{}", "{"])
 def test_a_processor_without_picture_settings(content: str, tmp_path: Path) -> None:
     (tmp_path / "processor_config.json").write_text(content)
     with pytest.raises(UserError, match=r"processor_config\.json"):
-        TileCutter.load(tmp_path, CONFIG.vision)
+        ImageProcessor.load(tmp_path, CONFIG.vision)
 
 
 def test_heic_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says what to install."""
     monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
     with pytest.raises(UserError, match=r"pip install 'llavacot-mlx\[heic\]'"):
-        open_picture(b"\0\0\0\x18ftypheic" + b"\0" * 40)
+        open_image(b"\0\0\0\x18ftypheic" + b"\0" * 40)
 
 
 def test_a_warning_of_a_large_picture_is_no_line_on_stderr(
@@ -232,14 +237,14 @@ def test_a_warning_of_a_large_picture_is_no_line_on_stderr(
 ) -> None:
     """Up to twice PIL's limit a picture is large, and read; beyond it is refused."""
     monkeypatch.setattr(pictures.Image, "MAX_IMAGE_PIXELS", 30 * 20 - 1)
-    assert open_picture(SAMPLES[0]).size == (30, 20)
+    assert open_image(SAMPLES[0]).size == (30, 20)
     assert not recwarn.list
     monkeypatch.setattr(pictures.Image, "MAX_IMAGE_PIXELS", 30 * 20 // 2 - 1)
     with pytest.raises(UserError, match="million pixels; scale it down"):
-        open_picture(SAMPLES[0])
+        open_image(SAMPLES[0])
 
 
 def test_a_file_without_an_end_is_no_picture() -> None:
     """`/dev/zero` was read until the memory was full."""
     with pytest.raises(UserError, match="/dev/zero is no picture: it holds more than 1 MB"):
-        pictures.picture_file(Path("/dev/zero"), max_bytes=10**6)
+        pictures.read_image_file(Path("/dev/zero"), max_bytes=10**6)

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llavacot_mlx.prompt.image_spans import OpenImages, open_images
+from llavacot_mlx.prompt.image_spans import VisibleImages, visible_images
 
 IMAGE = 7
 
 
-def seen(runs: list[OpenImages], length: int) -> list[set[int]]:
+def seen(runs: list[VisibleImages], length: int) -> list[set[int]]:
     """The images that each row sees; the runs must cover all rows, in order."""
     rows: list[set[int]] = []
     for run in runs:
@@ -36,12 +36,12 @@ def seen(runs: list[OpenImages], length: int) -> list[set[int]]:
 )
 def test_examples(ids: list[int], rows: list[set[int]]) -> None:
     """An image is open up to the next one; images side by side are open together."""
-    assert seen(open_images(ids, IMAGE), len(ids)) == rows
+    assert seen(visible_images(ids, IMAGE), len(ids)) == rows
 
 
 def test_no_image() -> None:
-    assert open_images([1, 2, 3], IMAGE) == []
-    assert open_images([], IMAGE) == []
+    assert visible_images([1, 2, 3], IMAGE) == []
+    assert visible_images([], IMAGE) == []
 
 
 @settings(deadline=None, max_examples=300)
@@ -55,7 +55,7 @@ def test_the_same_as_transformers(ids: list[int]) -> None:
     for image, (start, stop) in enumerate(get_cross_attention_token_mask(ids, IMAGE)):
         for row in range(start, len(ids) if stop == -1 else stop):
             rows[row].add(image)
-    runs = open_images(ids, IMAGE)
+    runs = visible_images(ids, IMAGE)
     if IMAGE not in ids:
         assert runs == []
     else:

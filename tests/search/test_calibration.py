@@ -14,7 +14,7 @@ from llavacot_mlx import demo
 from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.cli.main import app
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.plan.plan import Settings, plan_of
+from llavacot_mlx.plan.plan import Settings, make_plan
 from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.search.calibration import (
     FILE_NAME,
@@ -74,7 +74,7 @@ def model(tmp_path: Path) -> Path:
 
 def asked(folder: Path, judge: str) -> tuple[float, tuple[str, ...]]:
     """The threshold that a search has, and what was said about it."""
-    plan = plan_of(Settings("swires", 2, judge=judge))
+    plan = make_plan(Settings("swires", 2, judge=judge))
     trace = Assistant.load(folder, dtype="float32").ask(
         demo.example_path(), QUESTION, search=plan, max_tokens=3
     )
@@ -127,7 +127,7 @@ def test_the_command_measures_what_the_search_would_see(model: Path, tmp_path: P
         assert notes.endswith(f"written to {model / FILE_NAME}\n")
     known = load_calibration(model)
     assert set(known) == {"logprob", "self"}
-    plan = plan_of(Settings("swires", judge="logprob", max_retraces=0))
+    plan = make_plan(Settings("swires", judge="logprob", max_retraces=0))
     trace = Assistant.load(model).ask(images / row["image"], QUESTION, search=plan, seed=3)
     scores = [node.score for node in trace.search.nodes if node.stage is Stage.REASONING]
     assert len(scores) == 4

@@ -20,12 +20,12 @@ from llavacot_mlx.generate.batch_decode import DecodeState
 from llavacot_mlx.generate.prefill import prefill
 from llavacot_mlx.generate.sampling_params import Sampling
 from llavacot_mlx.model.config import Quantization
-from llavacot_mlx.model.kv_budget import KVLimits, KVMeter
-from llavacot_mlx.model.kv_cache import VisionMemory
+from llavacot_mlx.model.kv_budget import KVBudget, KVLimits
+from llavacot_mlx.model.kv_cache import ImageKV
 from llavacot_mlx.model.text import TextModel
 from llavacot_mlx.model.vision import VisionModel
-from llavacot_mlx.plan.plan import Method, Plan, Settings, Step, Unit, plan_of
-from llavacot_mlx.prompt.image_processor import open_picture
+from llavacot_mlx.plan.plan import Method, Plan, Settings, Step, Unit, make_plan
+from llavacot_mlx.prompt.image_processor import open_image
 from llavacot_mlx.prompt.image_spans import Prompt
 from llavacot_mlx.prompt.stages import Stage, StageRecord
 from llavacot_mlx.prompt.tokenizer import Turn
@@ -58,7 +58,7 @@ def assistant() -> Assistant:
 
 
 def planned(method: Method, sampling: Sampling, candidates: int | None) -> Plan:
-    plan = plan_of(Settings(method, candidates))
+    plan = make_plan(Settings(method, candidates))
     return dataclasses.replace(plan, sampling=sampling)
 
 
@@ -75,10 +75,10 @@ class NoVerdict:
 
 
 @functools.cache  # nothing in it is ever written to, so all searches may begin from one
-def read_prompt(assistant: Assistant) -> tuple[VisionMemory | None, DecodeState]:
+def read_prompt(assistant: Assistant) -> tuple[ImageKV | None, DecodeState]:
     loaded = assistant._loaded
     ids = loaded.tokenizer.prompt([Turn("user", QUESTION, images=1)])
-    picture = loaded.cutter.cut(open_picture(demo.example_path()))
+    picture = loaded.image_processor(open_image(demo.example_path()))
     context = prefill(loaded.model, Prompt(tuple(ids), (picture,)), Usage(), Timings())
     return context.image_kv, context.state()
 
@@ -101,7 +101,7 @@ def search(
         model=loaded.model,
         image_kv=memory,
         usage=usage,
-        kv_meter=KVMeter(usage, KVLimits(budget=budget)),
+        kv_budget=KVBudget(usage, KVLimits(budget=budget)),
         tokenizer=loaded.tokenizer,
         timings=Timings(),
         image=None,
@@ -191,7 +191,7 @@ def test_nothing_is_computed_twice(
     method: Method, size: tuple[int, int], random_assistant: Assistant, passes: Counter[str]
 ) -> None:
     """Counted where the model is called, beside what `usage` says, whatever the retraces."""
-    plan = plan_of(Settings(method, 3, judge=None if method is Method.MAJORITY else "self"))
+    plan = make_plan(Settings(method, 3, judge=None if method is Method.MAJORITY else "self"))
     if plan.retrace is not None:
         plan = dataclasses.replace(plan, retrace=dataclasses.replace(plan.retrace, threshold=2.0))
     picture = Image.effect_noise(size, 90).convert("RGB")
@@ -211,7 +211,7 @@ def test_one_candidate_without_chance_is_greedy_on_a_random_model(
     """Through the engine, with the last step of each plan forked from one path."""
     picture = Image.effect_noise((60, 30), 90).convert("RGB")
     greedy = random_assistant.ask(picture, "How many?", max_tokens=40)
-    plan = plan_of(Settings(method, 1, temperature=0.0))
+    plan = make_plan(Settings(method, 1, temperature=0.0))
     several = (*plan.steps[:-1], dataclasses.replace(plan.steps[-1], candidates=2))
     forked = dataclasses.replace(plan, steps=several, judge="logprob")
     trace = random_assistant.ask(picture, "How many?", search=forked, max_tokens=40)
@@ -380,9 +380,9 @@ def test_a_quantized_model_is_searched(quantizable: Path, tmp_path: Path) -> Non
     convert(quantizable, tmp_path / "few", quantization=Quantization(32, 4))
     assistant = Assistant.load(tmp_path / "few", dtype="float32")
     picture = Image.effect_noise((60, 30), 90).convert("RGB")
-    plan = plan_of(Settings("best-of-n", 8, judge="logprob"))
+    plan = make_plan(Settings("best-of-n", 8, judge="logprob"))
     trace = assistant.ask(picture, "How many?", search=plan, max_tokens=20)
-    alone = plan_of(Settings("best-of-n", 2, judge="logprob"))
+    alone = make_plan(Settings("best-of-n", 2, judge="logprob"))
     two = assistant.ask(picture, "How many?", search=alone, max_tokens=20)
     texts = [node.text for node in trace.search.nodes]
     assert texts[:2] == [node.text for node in two.search.nodes]
@@ -392,7 +392,9 @@ def test_a_quantized_model_is_searched(quantizable: Path, tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_a_trace_is_replayed(assistant: Assistant) -> None:
     """From what stands in its file: the same tokens, and the same tree."""
-    plan = plan_of(Settings("swires", 3, temperature=1.3, top_p=1.0, threshold=2.0, max_retraces=1))
+    plan = make_plan(
+        Settings("swires", 3, temperature=1.3, top_p=1.0, threshold=2.0, max_retraces=1)
+    )
     picture = demo.example_path()
     first = assistant.ask(picture, QUESTION, search=plan, seed=5, max_tokens=150)
     kept = Trace.from_dict(json.loads(first.to_json()))

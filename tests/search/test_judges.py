@@ -21,10 +21,10 @@ from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.generate.batch_decode import DecodeState
 from llavacot_mlx.generate.prefill import prefill
-from llavacot_mlx.model.kv_budget import KVMeter
-from llavacot_mlx.model.kv_cache import Segment
+from llavacot_mlx.model.kv_budget import KVBudget
+from llavacot_mlx.model.kv_cache import KVSegment
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.model.shared_prefix import Branch
+from llavacot_mlx.model.shared_prefix import KVPath
 from llavacot_mlx.plan.plan import OWN_JUDGES
 from llavacot_mlx.prompt.stages import Stage, StageRecord
 from llavacot_mlx.prompt.tokenizer import Tokenizer
@@ -56,19 +56,19 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.load(demo.model_path(), load_config(demo.model_path()))
 
 
-def segment(tokens: int) -> Segment:
+def segment(tokens: int) -> KVSegment:
     blank = mx.zeros((1, 1, tokens, 2))
-    return Segment((blank,), (blank,), tokens)
+    return KVSegment((blank,), (blank,), tokens)
 
 
 def root() -> Node:
-    return Node(-1, None, "", -1, 0, DecodeState(Branch((segment(5),)), mx.zeros((1, 1))))
+    return Node(-1, None, "", -1, 0, DecodeState(KVPath((segment(5),)), mx.zeros((1, 1))))
 
 
 def written(parent: Node, number: int, stage: Stage | None, text: str) -> Node:
     """A node that ended `stage` with `text`, three tokens long."""
     node = Node(number, parent, str(number), 0, 0, parent.state)
-    node.state = DecodeState(parent.branch.followed_by(segment(3)), mx.zeros((1, 1)))
+    node.state = DecodeState(parent.path.extended_by(segment(3)), mx.zeros((1, 1)))
     node.stages = list(parent.stages)
     node.text = text
     if stage is not None:
@@ -85,7 +85,7 @@ def context_of(model: Any, tokenizer: Tokenizer, usage: Usage | None = None) -> 
         model=model,
         image_kv=None,
         usage=usage,
-        kv_meter=KVMeter(usage),
+        kv_budget=KVBudget(usage),
         tokenizer=tokenizer,
         timings=Timings(),
         image=RED,
@@ -102,13 +102,13 @@ def test_each_question_is_answered_as_if_it_were_alone(
     """Whatever their lengths and however many passes they take; only their own tokens count."""
     usage = Usage()
     context = prefill(model, prompt(words(5), tiles(1), words(9, 1)), usage, Timings())
-    branch = context.state().branch
+    path = context.state().path
     questions = [words(4, 2), words(11, 3), words(1, 4), words(7, 5)]
-    alone = [ask_each(context, [branch], [question]) for question in questions]
+    alone = [ask_each(context, [path], [question]) for question in questions]
     for most in (2048, 12):
         monkeypatch.setattr(asking, "MOST_TOKENS", most)
         usage = Usage()
-        together = ask_each(replace(context, usage=usage), [branch] * 4, questions)
+        together = ask_each(replace(context, usage=usage), [path] * 4, questions)
         assert usage.judge_tokens == 4 + 11 + 1 + 7
         assert np.allclose(np.array(together), np.array(mx.concatenate(alone)), atol=1e-4)
 
@@ -126,9 +126,9 @@ class Opinionated:
         self.config = SimpleNamespace(text=SimpleNamespace(max_position_embeddings=context))
         self.asked: list[str] = []
         self.lengths: list[int] = []
-        """Of the branches below the questions, row by row."""
+        """Of the paths below the questions, row by row."""
 
-    def hidden(self, ids: mx.array, batch: Any, sights: Any) -> mx.array:
+    def hidden(self, ids: mx.array, batch: Any, spans: Any) -> mx.array:
         self.lengths += batch.offset.tolist()
         return ids[:, :, None] * mx.ones((1, 1, ids.shape[1])) * 0 + ids[:, None, :]
 
@@ -236,9 +236,9 @@ def test_a_candidates_text_opens_no_turn(tokenizer: Tokenizer) -> None:
     seen: list[Sequence[int]] = []
 
     class Watching(Opinionated):
-        def hidden(self, ids: mx.array, batch: Any, sights: Any) -> mx.array:
+        def hidden(self, ids: mx.array, batch: Any, spans: Any) -> mx.array:
             seen.extend(ids.tolist())
-            return super().hidden(ids, batch, sights)
+            return super().hidden(ids, batch, spans)
 
     judge = PairwiseJudge(context_of(Watching(tokenizer, longer), tokenizer))
     judge.scores(captions(sign, "A sign."))
@@ -446,7 +446,7 @@ def test_a_turn_is_ended_once(
     """A whole answer has ended its turn already: the question was put after a second end of it."""
     asked: list[list[int]] = []
 
-    def answered(context: Any, branches: Any, questions: list[list[int]]) -> mx.array:
+    def answered(context: Any, paths: Any, questions: list[list[int]]) -> mx.array:
         asked.extend(questions)
         return mx.zeros((len(questions), 1000))
 

@@ -16,7 +16,7 @@ from typing import TypedDict
 from rich.cells import cell_len
 
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.plan.plan_yaml import plan_object
+from llavacot_mlx.plan.plan_yaml import plan_to_dict
 from llavacot_mlx.prompt.stages import Closed, Opened, Stage, StageEvent, StageParser, StageRecord
 from llavacot_mlx.request import Request
 from llavacot_mlx.trace.event_log import EventLog
@@ -210,7 +210,7 @@ class FakeAnswerStream:
                 tree.retraces,
                 tuple(tree.nodes),
                 tuple(tree.choices),
-                plan_object(plan),
+                plan_to_dict(plan),
                 self._script.notices,
             ),
             max_tokens=self._request.max_tokens,

@@ -9,7 +9,7 @@ from dataclasses import replace
 from fakes import GOOD_ANSWER, RETRACING, FakeAnswerStream, Script, ScriptedRound
 from PIL import Image
 
-from llavacot_mlx.plan.plan import Settings, plan_of
+from llavacot_mlx.plan.plan import Settings, make_plan
 from llavacot_mlx.request import Request
 from llavacot_mlx.trace.events import Answered, CandidatesKept, Event, Interrupted
 from llavacot_mlx.trace.record import Trace
@@ -24,7 +24,7 @@ def events_of(
     notices: tuple[str, ...] = (),
 ) -> list[Event]:
     """All that the fake engine tells of an answer; of a single path without rounds."""
-    plan = plan_of(Settings(search=search if rounds else "greedy"))
+    plan = make_plan(Settings(search=search if rounds else "greedy"))
     script = Script(text=text, rounds=tuple(rounds), notices=notices)
     picture = Image.new("RGB", (8, 8))
     return list(FakeAnswerStream(script, "demo", Request(picture, question, plan)))

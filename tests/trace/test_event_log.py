@@ -21,7 +21,7 @@ from llavacot_mlx.cli.views.answer_view import ShowLevel
 from llavacot_mlx.cli.views.plain import PlainView
 from llavacot_mlx.cli.views.search_view import unit_of
 from llavacot_mlx.generate.sampling_params import Sampling
-from llavacot_mlx.plan.plan import Plan, Retrace, Settings, Step, Unit, plan_of
+from llavacot_mlx.plan.plan import Plan, Retrace, Settings, Step, Unit, make_plan
 from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.trace.event_log import EventLog, event_from, event_object
 from llavacot_mlx.trace.events import (
@@ -121,15 +121,15 @@ def stages(temperature: float, retrace: Retrace | None, judge: str = "logprob") 
 
 
 PLANS = {
-    "best-of-n": plan_of(Settings("best-of-n", candidates=3, judge="logprob")),
-    "majority": plan_of(Settings("majority", candidates=3)),
-    "sentence-beam": plan_of(Settings("sentence-beam", judge="logprob", temperature=1.5)),
-    "stage-beam": plan_of(Settings("stage-beam", judge="logprob", temperature=1.5)),
-    "swires": plan_of(Settings("swires", judge="logprob", threshold=0.0, max_retraces=2)),
+    "best-of-n": make_plan(Settings("best-of-n", candidates=3, judge="logprob")),
+    "majority": make_plan(Settings("majority", candidates=3)),
+    "sentence-beam": make_plan(Settings("sentence-beam", judge="logprob", temperature=1.5)),
+    "stage-beam": make_plan(Settings("stage-beam", judge="logprob", temperature=1.5)),
+    "swires": make_plan(Settings("swires", judge="logprob", threshold=0.0, max_retraces=2)),
     "short": stages(1.2, Retrace(after=2, to=1, most=2, rank=2, threshold=0.0)),
     "to the beginning": stages(1.2, Retrace(after=1, to=0, most=1, rank=1, threshold=0.0)),
     "no choice": stages(0.0, None),
-    "greedy": plan_of(Settings()),
+    "greedy": make_plan(Settings()),
 }
 
 
@@ -147,7 +147,7 @@ def demo_assistant() -> Assistant:
     return Assistant.load(demo.model_path())
 
 
-SWIRES = plan_of(
+SWIRES = make_plan(
     Settings("swires", judge="logprob", threshold=0.0, max_retraces=1, temperature=1.5)
 )
 

@@ -19,7 +19,7 @@ from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.demo import model_path
 from llavacot_mlx.prompt.stages import Closed, Opened, Stage, StageEvent, StageParser, Text
 from llavacot_mlx.prompt.tokenizer import Tokenizer
-from llavacot_mlx.trace.stage_reader import Reader
+from llavacot_mlx.trace.stage_reader import StageReader
 
 SUMMARY, CAPTION, REASONING, CONCLUSION = Stage
 SPELLING = ByteLevel(add_prefix_space=False, use_regex=False)
@@ -98,18 +98,18 @@ def vocabulary(
     return Vocabulary.of(Tokenizer.load(model_path(), load_config(model_path())), model_path())
 
 
-def pushed(reader: Reader, ids: Sequence[int]) -> list[StageEvent]:
+def pushed(reader: StageReader, ids: Sequence[int]) -> list[StageEvent]:
     """The events of `ids` and of the end, adjacent text of one stage joined."""
     return joined([*(event for token in ids for event in reader.push(token)), *reader.finish()])
 
 
-def read(vocabulary: Vocabulary, ids: Sequence[int]) -> Reader:
-    reader = Reader(vocabulary.tokenizer)
+def read(vocabulary: Vocabulary, ids: Sequence[int]) -> StageReader:
+    reader = StageReader(vocabulary.tokenizer)
     pushed(reader, ids)
     return reader
 
 
-def found(reader: Reader) -> Found:
+def found(reader: StageReader) -> Found:
     return [(record.stage, record.text, record.closed) for record in reader.records]
 
 
@@ -147,7 +147,7 @@ def test_any_tokenisation_gives_the_same_stages(
 ) -> None:
     """Its own, a token for each byte, one character after the other, and any mixture of these."""
     for ids in [*vocabulary.ways(text), vocabulary.cut(text, choices)]:
-        reader = Reader(vocabulary.tokenizer)
+        reader = StageReader(vocabulary.tokenizer)
         assert pushed(reader, ids) == events_of(text)
         assert found(reader) == stages_of(text)
         assert reader.text == text
@@ -178,7 +178,7 @@ def test_any_ids_at_all(ids: list[int], vocabulary: Vocabulary) -> None:
     ids = [token % size for token in ids]
     ends = [place for place, token in enumerate(ids) if token in vocabulary.stops]
     text = vocabulary.tokenizer.decode(ids[: ends[0]] if ends else ids)
-    reader = Reader(vocabulary.tokenizer)
+    reader = StageReader(vocabulary.tokenizer)
     assert pushed(reader, ids) == events_of(text)
     assert reader.text == text
     assert found(reader) == stages_of(text)
@@ -195,9 +195,9 @@ def test_a_reader_goes_on_where_another_was(
     del ids[lost : lost + 1]
     ids.insert(end, vocabulary.stops[0])  # behind all of them, more often than not
     place %= len(ids) + 1
-    whole, part = Reader(vocabulary.tokenizer), Reader(vocabulary.tokenizer)
+    whole, part = StageReader(vocabulary.tokenizer), StageReader(vocabulary.tokenizer)
     before = [event for token in ids[:place] for event in part.push(token)]
-    reader = Reader.after(vocabulary.tokenizer, ids[:place])
+    reader = StageReader.after(vocabulary.tokenizer, ids[:place])
     assert reader.next_stage == part.next_stage
     assert reader.text == part.text
     assert reader.turn_ended == part.turn_ended
@@ -251,7 +251,7 @@ def test_nothing_after_the_end_of_the_turn_is_read(
     ids = vocabulary.cut(text, choices)
     place %= len(ids) + 1
     before, stop = ids[:place], vocabulary.stops[which % len(vocabulary.stops)]
-    reader = Reader.after(vocabulary.tokenizer, before)
+    reader = StageReader.after(vocabulary.tokenizer, before)
     assert not reader.turn_ended
     assert reader.push(stop) == []
     assert reader.turn_ended
@@ -272,7 +272,7 @@ def test_other_special_tokens_change_nothing(
     ids = vocabulary.cut(text, choices)
     for place, which in more:
         ids.insert(place % (len(ids) + 1), vocabulary.special[which % len(vocabulary.special)])
-    reader = Reader(vocabulary.tokenizer)
+    reader = StageReader(vocabulary.tokenizer)
     assert pushed(reader, ids) == events_of(text)
     assert found(reader) == stages_of(text)
     assert reader.text == text
@@ -463,7 +463,7 @@ def test_a_token_that_ends_one_tag_and_begins_another(
         "<SUMMARY|CAPTION>b</SUMMARY>": [(SUMMARY, "</CAPTION>b", True)],
     }.items():
         first, second = text.split("|")
-        reader = Reader.after(tokenizer, [*encode(first), both, *encode(second)])
+        reader = StageReader.after(tokenizer, [*encode(first), both, *encode(second)])
         reader.finish()
         assert found(reader) == expected
         assert reader.text == text.replace("|", "></")
@@ -484,7 +484,7 @@ def test_a_token_that_ends_one_tag_and_begins_another(
 def test_which_stage_is_next(text: str, stages: list[Stage | None], vocabulary: Vocabulary) -> None:
     """The open one, or the one that should follow; before the first the first, at last none."""
     for ids in vocabulary.ways(text):
-        reader = Reader(vocabulary.tokenizer)
+        reader = StageReader(vocabulary.tokenizer)
         seen = [reader.next_stage]
         for token in ids:
             reader.push(token)

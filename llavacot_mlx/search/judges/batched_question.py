@@ -8,19 +8,19 @@ import mlx.core as mx
 
 from llavacot_mlx.generate.context import DecodeContext
 from llavacot_mlx.generate.device import on_generation_stream
-from llavacot_mlx.model.kv_cache import sight_of_all
-from llavacot_mlx.model.shared_prefix import Branch, BranchBatch
+from llavacot_mlx.model.kv_cache import span_of_all
+from llavacot_mlx.model.shared_prefix import KVPath, SharedPrefixCache
 
 MOST_TOKENS = 2048
 """In one forward pass, as in a prefill, to bound its memory; one long question may have more."""
 
 
 def ask_each(
-    context: DecodeContext, branches: Sequence[Branch], questions: Sequence[Sequence[int]]
+    context: DecodeContext, paths: Sequence[KVPath], questions: Sequence[Sequence[int]]
 ) -> mx.array:
-    """The logits after each question's token ids on top of its branch: (questions, vocabulary).
+    """The logits after each question's token ids on top of its path: (questions, vocabulary).
 
-    As many together as one forward pass may have; the branches stay as they are. There must be a
+    As many together as one forward pass may have; the paths stay as they are. There must be a
     question, and no question is empty.
     """
     model = context.model
@@ -31,8 +31,8 @@ def ask_each(
         ids = [[*questions[row], *[0] * (longest - len(questions[row]))] for row in rows]
         last = [len(questions[row]) - 1 for row in rows]
         with on_generation_stream():
-            batch = BranchBatch([branches[row] for row in rows])
-            hidden = model.hidden(mx.array(ids), batch, sight_of_all(context.image_kv, longest))
+            batch = SharedPrefixCache([paths[row] for row in rows])
+            hidden = model.hidden(mx.array(ids), batch, span_of_all(context.image_kv, longest))
             parts.append(model.logits(hidden[mx.arange(len(rows)), mx.array(last)]))
             mx.eval(parts[-1])
         context.usage.judge_tokens += sum(len(questions[row]) for row in rows)

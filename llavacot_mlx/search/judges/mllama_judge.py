@@ -14,8 +14,8 @@ from llavacot_mlx.generate.context import DecodeContext
 from llavacot_mlx.generate.device import on_generation_stream
 from llavacot_mlx.generate.prefill import prefill
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.model.shared_prefix import Branch
-from llavacot_mlx.prompt.image_processor import TileCutter
+from llavacot_mlx.model.shared_prefix import KVPath
+from llavacot_mlx.prompt.image_processor import ImageProcessor
 from llavacot_mlx.prompt.image_spans import Prompt
 from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
@@ -33,7 +33,7 @@ class _Read:
     picture: Image.Image | None
     token_ids: list[int]
     context: DecodeContext
-    branch: Branch
+    path: KVPath
 
 
 class MllamaJudge:
@@ -42,8 +42,10 @@ class MllamaJudge:
     The picture and the question are read once, for all stages of an answer.
     """
 
-    def __init__(self, model: Mllama, tokenizer: Tokenizer, cutter: TileCutter) -> None:
-        self._model, self._tokenizer, self._cutter = model, tokenizer, cutter
+    def __init__(
+        self, model: Mllama, tokenizer: Tokenizer, image_processor: ImageProcessor
+    ) -> None:
+        self._model, self._tokenizer, self._image_processor = model, tokenizer, image_processor
         self._words = YesOrNo.of(tokenizer.encode)
         self._read: _Read | None = None
 
@@ -52,8 +54,8 @@ class MllamaJudge:
         """Raises UserError when the folder is no whole Mllama."""
         config = load_config(folder)
         tokenizer = Tokenizer.load(folder, config)
-        cutter = TileCutter.load(folder, config.vision)
-        return cls(load_model(folder, "auto"), tokenizer, cutter)
+        image_processor = ImageProcessor.load(folder, config.vision)
+        return cls(load_model(folder, "auto"), tokenizer, image_processor)
 
     def scores(
         self, picture: Image.Image | None, question: str, candidates: Sequence[Candidate]
@@ -68,8 +70,8 @@ class MllamaJudge:
         if asked:
             read = self._reading(picture, question, [prompts[row] for row in asked])
             rest = [prompts[row][len(read.token_ids) :] for row in asked]
-            branches = [read.branch] * len(asked)
-            logits = ask_each(read.context, branches, rest)
+            paths = [read.path] * len(asked)
+            logits = ask_each(read.context, paths, rest)
             for row, chance in zip(asked, self._words.chances(logits), strict=True):
                 scores[row] = chance
         return scores
@@ -92,11 +94,11 @@ class MllamaJudge:
         ):
             others = [self._prompt(picture, question, stage, "") for stage in (None, *Stage)]
             beginning = _common(prompts + others)
-            pictures = () if picture is None else (self._cutter.cut(picture),)
+            pictures = () if picture is None else (self._image_processor(picture),)
             with on_generation_stream():
                 prompt = Prompt(tuple(beginning), pictures)
                 context = prefill(self._model, prompt, Usage(), Timings())
-            read = _Read(picture, beginning, context, context.state().branch)
+            read = _Read(picture, beginning, context, context.state().path)
             self._read = read
         return read
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from llavacot_mlx.model.shared_prefix import Branch
+from llavacot_mlx.model.shared_prefix import KVPath
 from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.search.context import SearchContext
 from llavacot_mlx.search.judges.batched_question import ask_each
@@ -21,7 +21,7 @@ class _Comparison:
     """Two candidates, on top of the path that they have in common."""
 
     nodes: tuple[Node, Node]
-    branch: Branch
+    path: KVPath
     orders: tuple[list[int], list[int]]
     """The question's token ids, with the first of `nodes` as text 1 and as text 2."""
 
@@ -50,7 +50,7 @@ class PairwiseJudge:
         won: dict[int, list[bool]] = {node.id: [] for node in nodes}
         pairs = [self._comparison(*pair) for pair in itertools.combinations(nodes, 2)]
         context = self._context.model.config.text.max_position_embeddings
-        fitting = [pair for pair in pairs if pair.branch.length + pair.longest <= context]
+        fitting = [pair for pair in pairs if pair.path.length + pair.longest <= context]
         for pair, winner in zip(fitting, self._winners(fitting), strict=True):
             if winner is not None:
                 for index, node in enumerate(pair.nodes):
@@ -72,16 +72,16 @@ class PairwiseJudge:
             for first, second in (texts, reversed(texts))
         )
         # Each on the path added a segment; the ancestor itself may have let go of its own.
-        branch = Branch(one.branch.segments[:shared])
-        return _Comparison((one, other), branch, (straight, swapped))
+        path = KVPath(one.path.segments[:shared])
+        return _Comparison((one, other), path, (straight, swapped))
 
     def _winners(self, pairs: Sequence[_Comparison]) -> Iterator[int | None]:
         """Which of each pair wins; None without a verdict."""
         if not pairs:
             return
-        branches = [pair.branch for pair in pairs for _ in pair.orders]
+        paths = [pair.path for pair in pairs for _ in pair.orders]
         questions = [order for pair in pairs for order in pair.orders]
-        logits = ask_each(self._context, branches, questions)
+        logits = ask_each(self._context, paths, questions)
         said: list[int] = mx.argmax(logits, axis=-1).tolist()  # type: ignore[assignment]
         for straight, swapped in zip(said[::2], said[1::2], strict=True):
             yield self._winner.get((straight, swapped))

@@ -25,9 +25,9 @@ class SelfJudge:
         asked = [(node, node.stage) for node in nodes if node.stage is not None]
         if not asked:
             return [None for _ in nodes]
-        branches = [node.branch for node, _ in asked]
+        paths = [node.path for node, _ in asked]
         questions = [self._question(node, stage) for node, stage in asked]
-        logits = ask_each(self._context, branches, questions)
+        logits = ask_each(self._context, paths, questions)
         chances = mx.softmax(logits[:, self._verdicts].astype(mx.float32), axis=-1)[:, 0]
         scores = {node.id: chances[row].item() for row, (node, _) in enumerate(asked)}
         return [scores.get(node.id) for node in nodes]  # type: ignore[misc]

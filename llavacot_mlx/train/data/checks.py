@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.prompt.image_processor import TileCutter, open_picture
+from llavacot_mlx.prompt.image_processor import ImageProcessor, open_image
 from llavacot_mlx.prompt.tokenizer import Tokenizer
 from llavacot_mlx.train.data.conversation import Conversation
 from llavacot_mlx.train.data.dataset import Dataset
@@ -72,7 +72,7 @@ class Checked:
 def check_rows(
     dataset: Dataset,
     tokenizer: Tokenizer,
-    cutter: TileCutter,
+    image_processor: ImageProcessor,
     max_tokens: int,
     threads: int = THREADS,
 ) -> Generator[CheckedRow]:
@@ -82,13 +82,17 @@ def check_rows(
     """
 
     def check(index: int) -> CheckedRow:
-        return _check_row(dataset, index, tokenizer, cutter, max_tokens)
+        return _check_row(dataset, index, tokenizer, image_processor, max_tokens)
 
     return prefetch(check, range(len(dataset)), threads)
 
 
 def _check_row(
-    dataset: Dataset, index: int, tokenizer: Tokenizer, cutter: TileCutter, max_tokens: int
+    dataset: Dataset,
+    index: int,
+    tokenizer: Tokenizer,
+    image_processor: ImageProcessor,
+    max_tokens: int,
 ) -> CheckedRow:
     line = dataset.line(index)
     try:
@@ -101,8 +105,8 @@ def _check_row(
     tiles = 0
     if sample.image is not None:
         try:
-            image = open_picture(sample.image)
-            tiles = math.prod(cutter.arrangement(image.height, image.width))
+            image = open_image(sample.image)
+            tiles = math.prod(image_processor.arrangement(image.height, image.width))
         except UserError as error:
             there = _is_there(sample.image)
             kind = ProblemKind.PICTURE_UNREADABLE if there else ProblemKind.PICTURE_MISSING

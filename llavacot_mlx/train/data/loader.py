@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.prompt.image_processor import TileCutter, Tiles, open_picture
+from llavacot_mlx.prompt.image_processor import ImageProcessor, Tiles, open_image
 from llavacot_mlx.prompt.tokenizer import Tokenizer
 from llavacot_mlx.train.data.batches import Batch, pad_batch
 from llavacot_mlx.train.data.dataset import Dataset
@@ -28,7 +28,7 @@ class Loader:
 
     dataset: Dataset
     tokenizer: Tokenizer
-    cutter: TileCutter
+    image_processor: ImageProcessor
     threads: int = THREADS
 
     def batches(self, order: Iterable[tuple[int, ...]]) -> Generator[Batch]:
@@ -52,6 +52,6 @@ class Loader:
 
     def _tiles(self, image: Path, where: str) -> Tiles:
         try:
-            return self.cutter.cut(open_picture(image))
+            return self.image_processor(open_image(image))
         except UserError as problem:
             raise UserError(f"{where}: {problem}") from None

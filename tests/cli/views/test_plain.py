@@ -13,7 +13,7 @@ from PIL import Image
 from llavacot_mlx.cli.printable import printable, printable_line
 from llavacot_mlx.cli.views.answer_view import ShowLevel
 from llavacot_mlx.cli.views.plain import PlainView
-from llavacot_mlx.plan.plan import Settings, Unit, plan_of
+from llavacot_mlx.plan.plan import Settings, Unit, make_plan
 from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.request import Request
 from llavacot_mlx.trace.events import CandidateStarted, CandidateText
@@ -25,7 +25,9 @@ def plain(monkeypatch: pytest.MonkeyPatch, text: str, show: ShowLevel = ShowLeve
     monkeypatch.setattr(FakeAssistant, "script", Script(text))
     out = io.StringIO()
     with PlainView(out, show) as view:
-        for event in FakeAssistant.load("demo").stream(Request(PICTURE, "?", plan_of(Settings()))):
+        for event in FakeAssistant.load("demo").stream(
+            Request(PICTURE, "?", make_plan(Settings()))
+        ):
             view.show(event)
     return out.getvalue()
 
@@ -77,7 +79,7 @@ def test_an_answer_without_stages_is_shown_as_it_is(monkeypatch: pytest.MonkeyPa
 def test_text_is_written_as_soon_as_it_is_known() -> None:
     out = io.StringIO()
     view = PlainView(out, ShowLevel.ALL)
-    events = FakeAssistant.load("demo").stream(Request(PICTURE, "?", plan_of(Settings())))
+    events = FakeAssistant.load("demo").stream(Request(PICTURE, "?", make_plan(Settings())))
     while "I need" not in out.getvalue():
         view.show(next(events))
     assert out.getvalue() in ("SUMMARY\nI need", "SUMMARY\nI need to")
@@ -106,7 +108,9 @@ def searched(
     monkeypatch.setattr(FakeAssistant, "script", Script(rounds=tuple(rounds)))
     out = io.StringIO()
     with PlainView(out, show, unit) as view:
-        for event in FakeAssistant.load("demo").stream(Request(PICTURE, "?", plan_of(Settings()))):
+        for event in FakeAssistant.load("demo").stream(
+            Request(PICTURE, "?", make_plan(Settings()))
+        ):
             view.show(event)
     return out.getvalue()
 

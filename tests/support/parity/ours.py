@@ -12,9 +12,9 @@ from llavacot_mlx.checkpoint.weights import load_model
 from llavacot_mlx.generate.decode import decode
 from llavacot_mlx.generate.prefill import prefill
 from llavacot_mlx.generate.sampling_params import Sampling
-from llavacot_mlx.model.kv_cache import Sight, TextCache
+from llavacot_mlx.model.kv_cache import ImageSpan, KVCache
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.prompt.image_processor import TileCutter
+from llavacot_mlx.prompt.image_processor import ImageProcessor
 from llavacot_mlx.prompt.image_spans import Prompt
 from llavacot_mlx.usage import Timings, Usage
 from parity.oracle import Answer, difference
@@ -25,22 +25,22 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Ours:
-    """Our model and tile cutter of one folder."""
+    """Our model and tile image_processor of one folder."""
 
     model: Mllama
-    cutter: TileCutter
+    image_processor: ImageProcessor
     tokens_per_pass: int = 2048
 
     @classmethod
     def open(cls, folder: Path) -> "Ours":
         """Read `folder` in float32."""
         model = load_model(folder, dtype="float32")
-        return cls(model, TileCutter.load(folder, model.config.vision))
+        return cls(model, ImageProcessor.load(folder, model.config.vision))
 
     def memory(self, pictures: Sequence[Image.Image]) -> np.ndarray:
         """(images, max_tiles, tokens a tile, width): what the text sees of `pictures`."""
         vision = self.model.config.vision
-        cuts = [self.cutter.cut(picture) for picture in pictures]
+        cuts = [self.image_processor(picture) for picture in pictures]
         seen = [self.model.image_features(mx.array(c.pixels), c.aspect_ratio_id) for c in cuts]
         shape = (len(seen), vision.max_num_tiles, vision.tokens_per_tile, -1)
         return np.array(mx.concatenate(seen)).reshape(shape)
@@ -53,7 +53,7 @@ class Ours:
         Returns the logits of every row of the prefill, (prompt tokens, vocabulary), and the new
         tokens' ids.
         """
-        prompt = Prompt(tuple(token_ids), tuple(self.cutter.cut(p) for p in pictures))
+        prompt = Prompt(tuple(token_ids), tuple(self.image_processor(p) for p in pictures))
         watched = _Watched(self.model)
         usage = Usage()
         context = prefill(watched, prompt, usage, Timings(), tokens_per_pass=self.tokens_per_pass)
@@ -75,8 +75,8 @@ class _Watched:
         self.rows: list[mx.array] = []  # each (1, rows of a pass, width)
         self._model = model
 
-    def hidden(self, ids: mx.array, cache: TextCache, sights: Sequence[Sight]) -> mx.array:
-        rows = self._model.hidden(ids, cache, sights)
+    def hidden(self, ids: mx.array, cache: KVCache, spans: Sequence[ImageSpan]) -> mx.array:
+        rows = self._model.hidden(ids, cache, spans)
         self.rows.append(rows)
         return rows
 

@@ -12,7 +12,7 @@ from demo_rows import write_rows
 
 from llavacot_mlx import demo
 from llavacot_mlx.checkpoint.config_json import load_config
-from llavacot_mlx.prompt.image_processor import TileCutter, open_picture
+from llavacot_mlx.prompt.image_processor import ImageProcessor, open_image
 from llavacot_mlx.prompt.tokenizer import Tokenizer
 from llavacot_mlx.train.data.checks import Checked, CheckedRow, check_rows
 from llavacot_mlx.train.data.dataset import Dataset
@@ -21,13 +21,13 @@ from llavacot_mlx.train.data.problem import Problem, ProblemKind
 
 CONFIG = load_config(demo.model_path())
 TOKENIZER = Tokenizer.load(demo.model_path(), CONFIG)
-CUTTER = TileCutter.load(demo.model_path(), CONFIG.vision)
+IMAGE_PROCESSOR = ImageProcessor.load(demo.model_path(), CONFIG.vision)
 
 
 def looked_at(file: Path, max_tokens: int = 1000, threads: int = 2) -> list[CheckedRow]:
     images = file.parent / "images"
     dataset = Dataset.open(file, images if images.is_dir() else None)
-    return list(check_rows(dataset, TOKENIZER, CUTTER, max_tokens, threads))
+    return list(check_rows(dataset, TOKENIZER, IMAGE_PROCESSOR, max_tokens, threads))
 
 
 def problems_of(tmp_path: Path, *rows: Any) -> list[Problem]:
@@ -57,7 +57,7 @@ def test_good_rows_and_what_they_take(tmp_path: Path, threads: int) -> None:
         sample = encode(dataset.conversation(row.index), TOKENIZER, dataset.images)
         assert found.lengths[row.index] == len(sample.ids)
         assert sample.image is not None
-        assert row.tiles == len(CUTTER.cut(open_picture(sample.image)).pixels)
+        assert row.tiles == len(IMAGE_PROCESSOR(open_image(sample.image)).pixels)
 
 
 def test_the_most_tokens_are_allowed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from demo_rows import write_rows
 from llavacot_mlx import demo
 from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.prompt.image_processor import TileCutter, open_picture
+from llavacot_mlx.prompt.image_processor import ImageProcessor, open_image
 from llavacot_mlx.prompt.tokenizer import Tokenizer
 from llavacot_mlx.train.data.batches import Batch, batch_order
 from llavacot_mlx.train.data.dataset import Dataset
@@ -24,7 +24,7 @@ from llavacot_mlx.train.data.prefetch import prefetch
 
 CONFIG = load_config(demo.model_path())
 TOKENIZER = Tokenizer.load(demo.model_path(), CONFIG)
-CUTTER = TileCutter.load(demo.model_path(), CONFIG.vision)
+IMAGE_PROCESSOR = ImageProcessor.load(demo.model_path(), CONFIG.vision)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def loader(dataset: Dataset, threads: int) -> Loader:
-    return Loader(dataset, TOKENIZER, CUTTER, threads)
+    return Loader(dataset, TOKENIZER, IMAGE_PROCESSOR, threads)
 
 
 def order_of(dataset: Dataset) -> list[tuple[int, ...]]:
@@ -73,7 +73,7 @@ def test_batches_hold_the_rows_they_are_asked_for(dataset: Dataset) -> None:
             tiles = batch.pictures[place]
             assert (tiles is None) == (row == 12)
             if tiles is not None and sample.image is not None:
-                expected = CUTTER.cut(open_picture(sample.image))
+                expected = IMAGE_PROCESSOR(open_image(sample.image))
                 np.testing.assert_array_equal(tiles.pixels, expected.pixels)
 
 

@@ -10,7 +10,7 @@ from demo_rows import row
 
 from llavacot_mlx import demo
 from llavacot_mlx.checkpoint.config_json import load_config
-from llavacot_mlx.prompt.image_processor import TileCutter
+from llavacot_mlx.prompt.image_processor import ImageProcessor
 from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.prompt.tokenizer import Tokenizer
 from llavacot_mlx.train.data.checks import check_rows
@@ -19,7 +19,7 @@ from llavacot_mlx.train.data.stats import NO_FOLDER, NO_PICTURE, Stats
 
 CONFIG = load_config(demo.model_path())
 TOKENIZER = Tokenizer.load(demo.model_path(), CONFIG)
-CUTTER = TileCutter.load(demo.model_path(), CONFIG.vision)
+IMAGE_PROCESSOR = ImageProcessor.load(demo.model_path(), CONFIG.vision)
 
 
 def reply(conclusion: str) -> str:
@@ -49,7 +49,7 @@ def stats(tmp_path_factory: pytest.TempPathFactory) -> Stats:
     ]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     dataset = Dataset.open(folder / "rows.jsonl", None)
-    return Stats.of(check_rows(dataset, TOKENIZER, CUTTER, 10_000))
+    return Stats.of(check_rows(dataset, TOKENIZER, IMAGE_PROCESSOR, 10_000))
 
 
 def test_rows_and_answers(stats: Stats) -> None:

@@ -15,12 +15,12 @@ from random_model import CONFIG, IMAGE_TOKEN_ID
 from llavacot_mlx.checkpoint.adapter_config import FineTuneType
 from llavacot_mlx.generate.prefill import PromptImages
 from llavacot_mlx.model.kernels import CPU, use
-from llavacot_mlx.model.kv_budget import KVMeter
+from llavacot_mlx.model.kv_budget import KVBudget
 from llavacot_mlx.model.linear import plain_weight
 from llavacot_mlx.model.lora import LoRALinear
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.prompt.image_processor import Tiles
-from llavacot_mlx.prompt.image_spans import open_images
+from llavacot_mlx.prompt.image_spans import visible_images
 from llavacot_mlx.train.data.sample import TokenKind
 from llavacot_mlx.train.lora_setup import AdapterSettings, apply_lora
 from llavacot_mlx.train.loss import blocked_attention as attention
@@ -97,10 +97,10 @@ def alone(model: Mllama, row: Row) -> np.ndarray:
     ids, _, pictures = batch([row], padding=0)
     cut = tuple(picture for picture in pictures if picture is not None)
     usage = Usage()
-    images = PromptImages.encode(model, cut, usage, KVMeter(usage))
-    sights = images.sights(open_images(ids[0].tolist(), IMAGE_TOKEN_ID), 0, ids.shape[1])
+    images = PromptImages.encode(model, cut, usage, KVBudget(usage))
+    spans = images.spans(visible_images(ids[0].tolist(), IMAGE_TOKEN_ID), 0, ids.shape[1])
     cache = model.language_model.new_cache()
-    return np.array(model.logits(model.hidden(mx.array(ids), cache, sights))[0])
+    return np.array(model.logits(model.hidden(mx.array(ids), cache, spans))[0])
 
 
 def by_name(gradients: Gradients) -> dict[str, np.ndarray]:
