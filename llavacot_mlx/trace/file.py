@@ -109,7 +109,7 @@ def parse_trace(data: bytes, name: str) -> StoredTrace:
     try:
         picture = _picture(value)
         trace = Trace.from_dict(value)
-        if "events" not in value:
+        if not trace.events:
             trace = replace(trace, events=tuple(events_of_old_trace(trace)))
         return StoredTrace(trace, picture)
     except UserError as problem:

@@ -162,22 +162,22 @@ class Trace:
 
 
 def _check_stages(trace: Trace) -> None:
-    """Raises UserError where the stages are not those of the text."""
+    """Raises UserError if the stages are not those of the text."""
     parser = StageParser()
     found = [
         (event.stage, event.by_tag)
         for event in parser.feed(trace.text) + parser.finish()
         if isinstance(event, Closed)
     ]
-    told = [(record.stage, record.closed) for record in trace.stages]
-    if trace.interrupted and len(told) < len(found) and not found[-1][1]:
-        found.pop()  # a stage that was stopped in the middle need not be told
-    if told != found:
+    recorded = [(record.stage, record.closed) for record in trace.stages]
+    if trace.interrupted and len(recorded) < len(found) and not found[-1][1]:
+        found.pop()  # a stage that was stopped in the middle need not be recorded
+    if recorded != found:
         raise UserError("stages: not those that the tags in text say")
 
 
 def _check_tree(search: SearchRecord) -> None:
-    """Raises UserError where candidates, choices and plan do not fit each other."""
+    """Raises UserError if candidates, choices and plan contradict each other."""
     steps = None
     if search.plan:
         try:
@@ -190,23 +190,23 @@ def _check_tree(search: SearchRecord) -> None:
             raise UserError(f"{where}.id: {node.id}, but nodes are numbered from 0 in their order")
         if node.parent is not None and not 0 <= node.parent < index:
             raise UserError(f"{where}.parent: {node.parent} is no node before it")
-    told = 0
+    count = 0  # nodes of the choices so far
     for index, choice in enumerate(search.choices):
         where = f"search.choices[{index}]"
         if choice.step < 0 or (steps is not None and choice.step >= steps):
             raise UserError(f"{where}.step: {choice.step} is no step of the plan")
-        if choice.nodes != tuple(range(told, told + len(choice.nodes))):
+        if choice.nodes != tuple(range(count, count + len(choice.nodes))):
             raise UserError(f"{where}.nodes: not the next ones after those of the choices before")
-        told += len(choice.nodes)
-        if told > len(search.nodes):
+        count += len(choice.nodes)
+        if count > len(search.nodes):
             raise UserError(f"{where}.nodes: {choice.nodes[-1]} does not exist")
         for kept in choice.kept:
-            if not 0 <= kept < told:
+            if not 0 <= kept < count:
                 raise UserError(f"{where}.kept: {kept} is no node that was written by then")
 
 
 def _check_log(trace: Trace) -> None:
-    """Raises UserError where the log names a candidate before its start, or has other texts."""
+    """Raises UserError if the log names a candidate before its start, or contradicts the tree."""
     nodes = trace.search.nodes
     texts: list[str] = []
     for index, event in enumerate(trace.events):
@@ -228,8 +228,10 @@ def _check_log(trace: Trace) -> None:
                 raise UserError(f"{where}: candidate {node} has not started")
         if isinstance(event, CandidateText):
             texts[event.node] += event.text
+    # An answer may be stopped after a node was recorded and before the log has it.
+    if len(texts) < len(nodes) and not trace.interrupted:
+        raise UserError(f"events: {len(texts)} of the {len(nodes)} candidates of search.nodes")
     for node, text in enumerate(texts):
-        # An answer may be stopped after a node has its text and before the log has it.
         expected = nodes[node].text
         if text != expected and not (trace.interrupted and expected.startswith(text)):
             raise UserError(f"events: not the text of search.nodes[{node}]")

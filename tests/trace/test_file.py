@@ -172,6 +172,23 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         read_trace(tmp_path)
 
 
+def test_a_log_that_ends_early_is_refused_unless_the_answer_was_stopped() -> None:
+    value = json.loads(retracing().to_json())
+    started = [n for n, each in enumerate(value["events"]) if each["event"] == "candidate_started"]
+    value["events"] = value["events"][: started[-1]]
+    with pytest.raises(UserError, match="events: 10 of the 11 candidates"):
+        Trace.from_dict(value)
+    value["interrupted"] = True
+    assert Trace.from_dict(value).interrupted
+
+
+def test_a_trace_that_lost_its_log_gets_one() -> None:
+    for trace in (retracing(), greedy()):
+        stored = parse_trace(replace(trace, events=()).to_json().encode(), "t.json")
+        assert set(map(type, stored.trace.events)) <= set(map(type, trace.events))
+        assert stored.trace.events
+
+
 def test_a_log_of_other_stages_is_refused() -> None:
     value = json.loads(greedy().to_json())
     value["events"] = [each for each in value["events"] if each["event"] != "stage_ended"]
