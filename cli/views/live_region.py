@@ -26,36 +26,39 @@ class Line:
 
 
 class LiveRegion:
-    """The region; its owner keeps it lower than the screen and its lines narrower."""
+    """The last lines of a terminal.
+
+    Its owner keeps the region lower than the screen, and its lines narrower.
+    """
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._lines: Sequence[Line] = ()  # what is on the screen; the cursor is in the last one
         self._width = 0  # of the terminal, when they were written
-        self._away = False
+        self._suspended = False
 
     def open(self) -> None:
         self._write(_HIDE_CURSOR)
 
     def close(self) -> None:
-        """Gives the cursor back. What is in the region stays, so draw what should stay first."""
+        """Gives the cursor back. What the region shows stays on the screen."""
         self._write(("\r\n" if self._lines else "") + _SHOW_CURSOR)
         self._lines = ()
 
     def suspend(self) -> None:
-        """Gives the cursor back until `resume`; nothing is drawn in between.
+        """Gives the cursor back, and draws nothing until `resume`.
 
-        May be called in a signal handler, so it writes past the stream, which another write may
-        be using at this moment.
+        It may be called in a signal handler, while another write is using the stream, so it writes
+        past the stream.
         """
-        self._away = True
+        self._suspended = True
         os.write(self._out.fileno(), f"\r\n{_SHOW_CURSOR}".encode())
 
     def resume(self) -> None:
-        """Goes on drawing, below what others have written since. For signal handlers as well."""
+        """Draws again, below what others have written since; may be called in a signal handler."""
         self._lines = ()
         os.write(self._out.fileno(), _HIDE_CURSOR.encode())
-        self._away = False
+        self._suspended = False
 
     def draw(
         self, lines: Sequence[Line], *, width: int, height: int, above: Sequence[Line] = ()
@@ -64,7 +67,7 @@ class LiveRegion:
 
         `width` and `height` are the terminal's, now.
         """
-        if self._away:
+        if self._suspended:
             return
         # A window that became narrower has folded the lines that no longer fit, and one that
         # became lower has pushed the first ones out.

@@ -37,7 +37,7 @@ class NodeRecord:
 
     id: int
     parent: int | None
-    """The candidate that it goes on from; None for the prompt."""
+    """The candidate that it continues; None for the prompt."""
     stage: Stage | None
     """The stage that it wrote last; None where it opened none."""
     text: str
@@ -79,7 +79,7 @@ class SearchRecord:
     plan: dict[str, Any] = field(default_factory=dict)
     """The plan with all its numbers, in the form of a plan file (`plan_file.py`)."""
     notices: tuple[str, ...] = ()
-    """What the person was told about the search."""
+    """What the user was told about the search, such as a judge that came to no verdict."""
 
 
 @dataclass(frozen=True)
