@@ -8,6 +8,7 @@ given. What `--json` printed is read as well; it has no picture.
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -128,8 +129,10 @@ def events_of_old_trace(trace: Trace) -> Iterator[LoggedEvent]:
         yield from stage_events(trace.text, trace.stages)
         return
     search, choices = trace.search, trace.search.choices
-    for choice, following in zip(choices, (*choices[1:], None), strict=True):
-        yield from _events_of_old_round(search, choice.nodes, stopped=False)
+    for choice, following in itertools.zip_longest(choices, choices[1:]):
+        # A judge was asked where candidates were dropped, even if it came to no verdict on any.
+        dropped = not set(choice.nodes) <= set(choice.kept)
+        yield from _events_of_old_round(search, choice.nodes, judged=dropped)
         yield CandidatesKept(choice.kept)
         next_round = choice.round if following is None else following.round
         if choice.back_to is not None or next_round > choice.round:
@@ -140,20 +143,22 @@ def events_of_old_trace(trace: Trace) -> Iterator[LoggedEvent]:
 
 
 def _events_of_old_round(
-    search: SearchRecord, numbers: tuple[int, ...], *, stopped: bool
+    search: SearchRecord, numbers: tuple[int, ...], *, judged: bool = False, stopped: bool = False
 ) -> Iterator[LoggedEvent]:
+    """`judged`: all were scored, also those without a score; `stopped`: not all have ended."""
     nodes = [search.nodes[number] for number in numbers]
     for node in nodes:
         yield CandidateStarted(node.id, node.parent, _next_stage(search, node.parent), node.round)
     for node in nodes:
         if node.text:
             yield CandidateText(node.id, node.text)
-        # A node gets its stage when it ends; in a round that was stopped, not all have.
+        # A node gets its stage when it ends.
         if not stopped or node.stage is not None:
             yield CandidateEnded(node.id, node.stage, node.closed, node.tokens)
-    judged = not stopped and any(node.score is not None for node in nodes)
+    if not stopped:  # a round is judged as a whole
+        judged = judged or any(node.score is not None for node in nodes)
     for node in nodes:
-        if judged or node.score is not None:  # a round is judged as a whole
+        if judged or node.score is not None:
             yield CandidateScored(node.id, node.score)
 
 

@@ -232,9 +232,13 @@ def test_an_event_is_stored_under_a_name_that_stays() -> None:
 OLD = Path(__file__).parent / "old_traces"
 
 
-@pytest.mark.parametrize("name", ["plain", "swires", "interrupted"])
+@pytest.mark.parametrize("name", ["plain", "swires", "interrupted", "first_round", "no_verdict"])
 def test_a_trace_without_a_log_is_shown_as_it_was(name: str) -> None:
-    """The text beside each file is what the version that wrote the file showed of it."""
+    """The text beside each file is what the version that wrote the file showed of it.
+
+    `first_round` was stopped before anything was chosen, which once ended in a traceback; in
+    `no_verdict` a judge came to no verdict on a whole round, which once looked unjudged.
+    """
     file = OLD / f"{name}.json"
     assert "events" not in json.loads(file.read_text(encoding="utf-8"))
     trace = read_trace(file).trace
