@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,15 +12,20 @@ from llavacot_mlx.checked import KeyRules, checked
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.plan.plan_yaml import plan_from_dict
 from llavacot_mlx.prompt.stages import Closed, Stage, StageParser, StageRecord
-from llavacot_mlx.trace.event_log import event_from, event_object
+from llavacot_mlx.trace.event_log import EventLog, event_from, event_object, stage_events
 from llavacot_mlx.trace.events import (
     CandidateEnded,
     CandidateScored,
     CandidatesKept,
     CandidateStarted,
     CandidateText,
+    FreeText,
     LoggedEvent,
+    Noticed,
+    Retraced,
     StageEnded,
+    StageStarted,
+    StageText,
 )
 from llavacot_mlx.usage import Timings, Usage
 
@@ -77,7 +83,7 @@ class SearchRecord:
     choices: tuple[ChoiceRecord, ...] = ()
     """What was chosen, in the order in which it happened."""
     plan: dict[str, Any] = field(default_factory=dict)
-    """The plan with all its numbers, in the form of a plan file (`plan_file.py`)."""
+    """The plan with all its numbers, in the form of a plan file (`plan_yaml.py`)."""
     notices: tuple[str, ...] = ()
     """What the user was told about the search, such as a judge that came to no verdict."""
 
@@ -109,8 +115,8 @@ class Trace:
     timings: Timings = field(default_factory=Timings)
     peak_memory_bytes: int = 0
     events: tuple[LoggedEvent, ...] = ()
-    """What happened, in order, as `event_log.EventLog` joins it. Empty in what was written before
-    traces had a log; `trace_file` fills it in."""
+    """What happened, in order, as `event_log.EventLog` joins it. Empty where `from_dict` read what
+    was written before traces had a log; `file.parse_trace` fills it in."""
 
     @property
     def answer(self) -> str | None:
@@ -206,16 +212,24 @@ def _check_tree(search: SearchRecord) -> None:
 
 
 def _check_log(trace: Trace) -> None:
-    """Raises UserError if the log names a candidate before its start, or contradicts the tree."""
+    """Raises UserError if the log is not that of the record."""
+    _check_candidates_named(trace)
+    _check_log_of_search(trace)
+    if not trace.search.nodes:
+        _check_log_of_stages(trace)
+
+
+def _check_candidates_named(trace: Trace) -> None:
+    """Raises UserError if the log names a candidate before its start."""
     nodes = trace.search.nodes
-    texts: list[str] = []
+    started = 0
     for index, event in enumerate(trace.events):
         where = f"events[{index}]"
         match event:
             case CandidateStarted(node, parent):
-                if node != len(texts) or node >= len(nodes) or parent != nodes[node].parent:
+                if node != started or node >= len(nodes) or parent != nodes[node].parent:
                     raise UserError(f"{where}: not the next candidate of search.nodes")
-                texts.append("")
+                started += 1
                 continue
             case CandidateText(node) | CandidateEnded(node) | CandidateScored(node):
                 named: tuple[int, ...] = (node,)
@@ -224,18 +238,76 @@ def _check_log(trace: Trace) -> None:
             case _:
                 continue
         for node in named:
-            if not 0 <= node < len(texts):
+            if not 0 <= node < started:
                 raise UserError(f"{where}: candidate {node} has not started")
-        if isinstance(event, CandidateText):
-            texts[event.node] += event.text
-    # An answer may be stopped after a node was recorded and before the log has it.
-    if len(texts) < len(nodes) and not trace.interrupted:
-        raise UserError(f"events: {len(texts)} of the {len(nodes)} candidates of search.nodes")
-    for node, text in enumerate(texts):
-        expected = nodes[node].text
-        if text != expected and not (trace.interrupted and expected.startswith(text)):
-            raise UserError(f"events: not the text of search.nodes[{node}]")
+    if started < len(nodes) and not trace.interrupted:
+        raise UserError(f"events: {started} of the {len(nodes)} candidates of search.nodes")
+
+
+def _check_log_of_search(trace: Trace) -> None:
+    """Raises UserError if the log of a search differs from its record.
+
+    The engine changes the record before it reports, so the log of an interrupted answer may lack
+    the last of what the record has.
+    """
+
+    def differ(logged: Sequence[Any], recorded: Sequence[Any]) -> bool:
+        return logged != (recorded[: len(logged)] if trace.interrupted else recorded)
+
+    search = trace.search
+    texts = ["" for _ in search.nodes]
+    ends: list[list[tuple[Stage | None, bool, int]]] = [[] for _ in search.nodes]
+    scores: dict[int, float | None] = {}
+    kept: list[tuple[int, ...]] = []
+    retraces: list[int] = []
+    notices: list[str] = []
+    for event in trace.events:
+        match event:
+            case CandidateText(node, text):
+                texts[node] += text
+            case CandidateEnded(node, stage, closed, tokens):
+                ends[node].append((stage, closed, tokens))
+            case CandidateScored(node, score):
+                scores[node] = score  # one without a verdict may be judged again
+            case CandidatesKept(nodes):
+                kept.append(nodes)
+            case Retraced(round=number):
+                retraces.append(number)
+            case Noticed(text):
+                notices.append(text)
+    for record, written, end in zip(search.nodes, texts, ends, strict=True):
+        where = f"search.nodes[{record.id}]"
+        if differ(written, record.text):
+            raise UserError(f"events: not the text of {where}")
+        if differ(end, [(record.stage, record.closed, record.tokens)]):
+            raise UserError(f"events: not the end of {where}")
+        last_score = scores.get(record.id)
+        if last_score != record.score and not (trace.interrupted and last_score is None):
+            raise UserError(f"events: not the score of {where}")
+    if differ(kept, [choice.kept for choice in search.choices]):
+        raise UserError("events: not the choices of search.choices")
+    if differ(retraces, list(range(1, search.retraces + 1))):
+        raise UserError("events: not the retraces of search.retraces")
+    if differ(notices, list(search.notices)):
+        raise UserError("events: not the notices of search.notices")
+
+
+def _check_log_of_stages(trace: Trace) -> None:
+    """Raises UserError if the stages of a single path differ from those of the record."""
     ended = [(event.stage, event.closed) for event in trace.events if isinstance(event, StageEnded)]
     stages = [(record.stage, record.closed) for record in trace.stages]
-    if not nodes and ended != (stages[: len(ended)] if trace.interrupted else stages):
+    if ended != (stages[: len(ended)] if trace.interrupted else stages):
         raise UserError("events: not the stages of this trace")
+    if not trace.interrupted and _joined(trace.events) != _joined(
+        stage_events(trace.text, trace.stages)
+    ):
+        raise UserError("events: not the text of this trace")
+
+
+def _joined(events: Iterable[LoggedEvent]) -> tuple[LoggedEvent, ...]:
+    """The events that tell a single path, their texts joined across the others."""
+    log = EventLog()
+    for event in events:
+        if isinstance(event, StageStarted | StageText | StageEnded | FreeText):
+            log.add(event)
+    return log.events

@@ -91,6 +91,11 @@ def put(value: Any, *keys: str | int) -> Change:
     return change
 
 
+def drop(key: str, index: int) -> Change:
+    """A change that removes an element of a list."""
+    return lambda trace: trace[key].pop(index)
+
+
 CHANGES: list[tuple[Change, str]] = [
     (lambda trace: trace.pop("seed"), "seed is missing"),
     (lambda trace: trace["usage"].pop("kv_bytes"), "usage.kv_bytes is missing"),
@@ -128,6 +133,14 @@ CHANGES: list[tuple[Change, str]] = [
     (put(-1, "events", 3, "node"), "events[3]: candidate -1 has not started"),
     (put([0, 1], "events", 5, "nodes"), "events[5]: candidate 1 has not started"),
     (put("<SUMMARY> I", "events", 3, "text"), "events: not the text of search.nodes[0]"),
+    (drop("events", 19), "events: not the end of search.nodes[4]"),
+    (put(5, "events", 19, "tokens"), "events: not the end of search.nodes[4]"),
+    (put(0.5, "events", 22, "score"), "events: not the score of search.nodes[3]"),
+    (drop("events", 22), "events: not the score of search.nodes[3]"),
+    (drop("events", 24), "events: not the choices of search.choices"),
+    (put([3, 7], "events", 43, "nodes"), "events: not the choices of search.choices"),
+    (drop("events", 25), "events: not the retraces of search.retraces"),
+    (drop("events", 0), "events: not the notices of search.notices"),
     (put("picture.png", "picture"), "picture: expected an object"),
     (put({"media_type": "image/png"}, "picture"), "picture.base64 is missing"),
     (put({"media_type": "image/png", "base64": "%"}, "picture"), "picture.base64: "),
@@ -194,3 +207,22 @@ def test_a_log_of_other_stages_is_refused() -> None:
     value["events"] = [each for each in value["events"] if each["event"] != "stage_ended"]
     with pytest.raises(UserError, match="events: not the stages of this trace"):
         Trace.from_dict(value)
+
+
+def test_a_log_of_another_text_is_refused() -> None:
+    value = json.loads(greedy().to_json())
+    index = next(n for n, each in enumerate(value["events"]) if each["event"] == "stage_text")
+    value["events"][index]["text"] += "!"
+    with pytest.raises(UserError, match="events: not the text of this trace"):
+        Trace.from_dict(value)
+
+
+def test_the_log_of_an_interrupted_answer_may_end_before_its_record() -> None:
+    """The engine changes the record before it reports, and may be stopped in between."""
+    whole = json.loads(retracing().to_json())
+    whole["interrupted"] = True
+    for length in range(1, len(whole["events"])):
+        Trace.from_dict({**whole, "events": whole["events"][:length]})
+    whole["events"][22]["score"] = 0.5
+    with pytest.raises(UserError, match="events: not the score of search"):
+        Trace.from_dict(whole)
