@@ -69,15 +69,16 @@ def _ours(arguments: argparse.Namespace) -> dict[str, Callable[[], None]]:
     from llavacot_mlx.checkpoint.weights import load_model
     from llavacot_mlx.prompt.image_processor import ImageProcessor, open_image
     from llavacot_mlx.train.data.sample import TokenKind
-    from llavacot_mlx.train.lora_setup import AdapterSettings, apply_lora
+    from llavacot_mlx.train.lora_setup import apply_lora
     from llavacot_mlx.train.loss.feature_cache import Features, compute_features
     from llavacot_mlx.train.loss.loss_and_grad import loss_and_gradients
     from llavacot_mlx.train.loss.step_inputs import Inputs
+    from llavacot_mlx.train.settings import LoRASettings, TrainSettings
 
     model = load_model(arguments.model)
     image_processor = ImageProcessor.load(arguments.model, model.config.vision)
     tiles = image_processor(open_image(arguments.picture))
-    apply_lora(model, AdapterSettings(rank=RANK, scale=ALPHA / RANK))
+    apply_lora(model, TrainSettings(lora_parameters=LoRASettings(rank=RANK, scale=ALPHA / RANK)))
     ids = _ids(arguments, model.config.image_token_id)
     token_kinds = np.full(ids.shape, TokenKind.REASONING, dtype=np.uint8)
     token_kinds[:, :PROMPT_TOKENS] = TokenKind.MASKED

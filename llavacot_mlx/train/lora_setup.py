@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
@@ -13,44 +11,25 @@ from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.linear import dims_of
 from llavacot_mlx.model.lora import DoRALinear, LoRALinear
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.train.settings import LoRASettings, TrainSettings
-
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""All linear layers of the text layers, by suffix."""
+from llavacot_mlx.train.settings import LINEARS, TrainSettings
 
 _TEXT = "language_model.model.layers."
 _VISION = ("vision_tower.", "multi_modal_projector")
 _LINEAR = (nn.Linear, nn.QuantizedLinear)
 
 
-@dataclass(frozen=True)
-class AdapterSettings:
-    """What to train."""
-
-    fine_tune_type: FineTuneType = FineTuneType.LORA
-    rank: int = LoRASettings.rank
-    scale: float = LoRASettings.scale
-    """LoRA scale (PEFT's alpha / rank)."""
-    dropout: float = LoRASettings.dropout
-    num_layers: int = TrainSettings.num_layers
-    """Number of text layers to train, counted from the last; -1 for all."""
-    keys: tuple[str, ...] = LINEARS
-    """The linear layers to adapt, by the ends of their paths, such as `self_attn.q_proj`. Full
-    fine-tuning trains whole layers instead."""
-    train_vision: bool = False
-    """Train the vision tower and the projector as well: their linear layers, or all with "full"."""
-
-
-def apply_lora(model: Mllama, settings: AdapterSettings, seed: int = 0) -> None:
+def apply_lora(model: Mllama, settings: TrainSettings) -> None:
     """Freezes `model` except for what the settings select, and inserts LoRA or DoRA layers there.
 
-    A LoRA layer keeps a quantized layer as it is (QLoRA, arXiv 2305.14314). `seed` determines the
-    initial LoRA matrices. Raises UserError when the model lacks what the settings select.
+    A LoRA layer keeps a quantized layer as it is (QLoRA, arXiv 2305.14314). `settings.seed`
+    determines the initial LoRA matrices. With `settings.train_vision`, the vision tower and the
+    projector are trained as well. Raises UserError when the model lacks what the settings select.
     """
-    if settings.rank < 1:
-        raise UserError(f"rank {settings.rank}: it must be 1 or more")
-    if not 0 <= settings.dropout < 1:
-        raise UserError(f"dropout {settings.dropout:g}: it must be 0 or more, and below 1")
+    lora = settings.lora_parameters
+    if lora.rank < 1:
+        raise UserError(f"rank {lora.rank}: it must be 1 or more")
+    if not 0 <= lora.dropout < 1:
+        raise UserError(f"dropout {lora.dropout:g}: it must be 0 or more, and below 1")
     chosen = _chosen_layers(model, settings.num_layers)
     if settings.fine_tune_type == FineTuneType.FULL:
         _unfreeze(model, chosen, settings)
@@ -59,12 +38,13 @@ def apply_lora(model: Mllama, settings: AdapterSettings, seed: int = 0) -> None:
     modules = dict(model.named_modules())
     for path in paths:
         max_rank = min(dims_of(modules[path]))
-        if settings.rank > max_rank:
-            raise UserError(f"rank {settings.rank} is more than {path} has: at most {max_rank}")
+        if lora.rank > max_rank:
+            raise UserError(f"rank {lora.rank} is more than {path} has: at most {max_rank}")
     model.freeze()
     kind = DoRALinear if settings.fine_tune_type == FineTuneType.DORA else LoRALinear
-    for path, key in zip(paths, mx.random.split(mx.random.key(seed), len(paths)), strict=True):
-        layer = kind(modules[path], settings.rank, settings.scale, settings.dropout, key)
+    keys = mx.random.split(mx.random.key(settings.seed), len(paths))
+    for path, key in zip(paths, keys, strict=True):
+        layer = kind(modules[path], lora.rank, lora.scale, lora.dropout, key)
         model.update_modules(tree_unflatten([(path, layer)]))
 
 
@@ -86,8 +66,8 @@ def _chosen_layers(model: Mllama, num_layers: int) -> range:
     return range(count - num_layers, count)
 
 
-def _unfreeze(model: Mllama, chosen: range, settings: AdapterSettings) -> None:
-    if settings.keys != LINEARS:
+def _unfreeze(model: Mllama, chosen: range, settings: TrainSettings) -> None:
+    if settings.lora_parameters.adapted != LINEARS:
         raise UserError("keys choose what LoRA adapts; full fine-tuning trains whole layers")
     text = model.language_model.model
     trained: list[nn.Module] = [text.layers[index] for index in chosen]
@@ -107,11 +87,12 @@ def _unfreeze(model: Mllama, chosen: range, settings: AdapterSettings) -> None:
         module.unfreeze()
 
 
-def _chosen_linears(model: Mllama, chosen: range, settings: AdapterSettings) -> list[str]:
+def _chosen_linears(model: Mllama, chosen: range, settings: TrainSettings) -> list[str]:
     """The paths of the linear layers that are adapted."""
     linears = [path for path, part in model.named_modules() if isinstance(part, _LINEAR)]
     text = [path for path in linears if path.startswith(_TEXT)]
-    for key in settings.keys:
+    keys = settings.lora_parameters.adapted
+    for key in keys:
         if not any(_ends(path, key) for path in text):
             there = sorted({path.removeprefix(_TEXT).partition(".")[2] for path in text})
             raise UserError(f"no text layer has a {key!r}; there are {', '.join(there)}")
@@ -119,13 +100,13 @@ def _chosen_linears(model: Mllama, chosen: range, settings: AdapterSettings) -> 
         path
         for path in text
         if int(path.removeprefix(_TEXT).partition(".")[0]) in chosen
-        and any(_ends(path, key) for key in settings.keys)
+        and any(_ends(path, key) for key in keys)
     ]
     if settings.train_vision:
         paths += [path for path in linears if path.startswith(_VISION)]
     if not paths:
         raise UserError(
-            f"none of {', '.join(settings.keys) or 'no keys'} is in the last {len(chosen)} text "
+            f"none of {', '.join(keys)} is in the last {len(chosen)} text "
             "layers: take more layers (num_layers) or other keys"
         )
     return sorted(paths)

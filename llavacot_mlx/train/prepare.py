@@ -28,7 +28,7 @@ from llavacot_mlx.train.data.loader import Loader
 from llavacot_mlx.train.data.problem import Problem
 from llavacot_mlx.train.data.sample import Sample
 from llavacot_mlx.train.distributed import Workers
-from llavacot_mlx.train.lora_setup import LINEARS, AdapterSettings, apply_lora, trainable_count
+from llavacot_mlx.train.lora_setup import apply_lora, trainable_count
 from llavacot_mlx.train.loss.feature_cache import FeatureCache
 from llavacot_mlx.train.loss.inputs_loader import InputsLoader
 from llavacot_mlx.train.memory import MemoryEstimate, advice, estimate
@@ -200,7 +200,7 @@ def _check_inputs(
 def _load_model(settings: TrainSettings, base: TrainingBase) -> Mllama:
     """Loads the model and selects what is trained of it."""
     model = load_model(base.folder, settings.dtype)
-    apply_lora(model, _adapter_settings(settings), settings.seed)
+    apply_lora(model, settings)
     model.train()
     return model
 
@@ -269,19 +269,6 @@ def _check_split(
     return _Split(dataset, checked.rows, checked.lengths, notes)
 
 
-def _adapter_settings(settings: TrainSettings) -> AdapterSettings:
-    lora = settings.lora_parameters
-    return AdapterSettings(
-        fine_tune_type=FineTuneType(settings.fine_tune_type),
-        rank=lora.rank,
-        scale=lora.scale,
-        dropout=lora.dropout,
-        num_layers=settings.num_layers,
-        keys=lora.keys or LINEARS,
-        train_vision=settings.train_vision,
-    )
-
-
 def _features(settings: TrainSettings, base: Base, model: Mllama) -> FeatureCache | None:
     if not settings.cache_features:
         return None
@@ -296,7 +283,7 @@ def _adapter_config(settings: TrainSettings, base: Base) -> AdapterConfig:
     return AdapterConfig(
         FineTuneType(settings.fine_tune_type),
         settings.num_layers,
-        None if full else LoRAParameters(lora.rank, lora.scale, lora.dropout, lora.keys or LINEARS),
+        None if full else LoRAParameters(lora.rank, lora.scale, lora.dropout, lora.adapted),
         base,
     )
 

@@ -80,9 +80,13 @@ class LRSchedule:
     """Learning rate at the first warm-up step."""
 
 
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""All linear layers of the text layers, by suffix."""
+
+
 @dataclass(frozen=True)
 class LoRASettings:
-    """The low-rank adapters."""
+    """The settings of the low-rank adapters. Full fine-tuning uses none of them."""
 
     rank: Annotated[int, About("LoRA rank.", check=POSITIVE)] = 8
     scale: Annotated[float, About("LoRA scale (PEFT's alpha / rank).", check=POSITIVE)] = 20.0
@@ -95,6 +99,11 @@ class LoRASettings:
             default_text="all linear layers of the text layers",
         ),
     ] = ()
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """The linear layers to adapt, by the ends of their paths; `keys`, or all by default."""
+        return self.keys or LINEARS
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ from PIL import Image
 
 from llavacot_mlx.checkpoint.adapter_config import FineTuneType
 from llavacot_mlx.model.lora import LoRALinear
-from llavacot_mlx.train.lora_setup import AdapterSettings, apply_lora
+from llavacot_mlx.train.lora_setup import apply_lora
 from llavacot_mlx.train.loss.feature_cache import compute_features
 from llavacot_mlx.train.loss.loss_and_grad import loss_and_gradients
 from llavacot_mlx.train.loss.step_inputs import Inputs
+from llavacot_mlx.train.settings import LoRASettings, TrainSettings
 
 GEOMETRY = GEOMETRIES["llama3-rope"]
 RANK, SCALE = 4, 3.0
@@ -169,7 +170,11 @@ def check_low_rank(
     ours, oracle = sides
     apply_lora(
         ours.model,
-        AdapterSettings(FineTuneType(kind), RANK, SCALE, train_vision=train_vision),
+        TrainSettings(
+            fine_tune_type=FineTuneType(kind),
+            lora_parameters=LoRASettings(rank=RANK, scale=SCALE),
+            train_vision=train_vision,
+        ),
     )
     layers = low_rank_layers(ours.model)
     encoded = Encoded.of(rows, oracle)
@@ -230,7 +235,7 @@ def test_lora_of_the_vision_tower_too(sides: tuple[Ours, Oracle]) -> None:
 def test_full(sides: tuple[Ours, Oracle]) -> None:
     """Every weight of the language model: embedding, norms, gates and output head as well."""
     ours, oracle = sides
-    apply_lora(ours.model, AdapterSettings(FineTuneType.FULL))
+    apply_lora(ours.model, TrainSettings(fine_tune_type=FineTuneType.FULL))
     encoded = Encoded.of(BATCHES["five rows"], oracle)
     sums, gradients = loss_and_gradients(ours.model, encoded.inputs(ours, train_vision=False))
     loss = encoded.loss(oracle, oracle.model)

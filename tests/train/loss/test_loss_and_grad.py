@@ -22,12 +22,13 @@ from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.prompt.image_processor import Tiles
 from llavacot_mlx.prompt.image_spans import visible_images
 from llavacot_mlx.train.data.sample import TokenKind
-from llavacot_mlx.train.lora_setup import AdapterSettings, apply_lora
+from llavacot_mlx.train.lora_setup import apply_lora
 from llavacot_mlx.train.loss import blocked_attention as attention
 from llavacot_mlx.train.loss import loss_and_grad as forward
 from llavacot_mlx.train.loss.feature_cache import compute_features
 from llavacot_mlx.train.loss.loss_and_grad import Gradients, loss_and_gradients, loss_sums
 from llavacot_mlx.train.loss.step_inputs import Inputs
+from llavacot_mlx.train.settings import LoRASettings, TrainSettings
 from llavacot_mlx.usage import Usage
 
 # Length of a row, where its image token stands, and its picture's tiles; None without a picture.
@@ -73,7 +74,12 @@ def fresh(model: Mllama) -> Mllama:
 
 def changed(model: Mllama, kind: FineTuneType = FineTuneType.LORA, dropout: float = 0.0) -> Mllama:
     """With LoRA layers whose changes are not zero."""
-    apply_lora(model, AdapterSettings(kind, rank=3, scale=2.0, dropout=dropout))
+    apply_lora(
+        model,
+        TrainSettings(
+            fine_tune_type=kind, lora_parameters=LoRASettings(rank=3, scale=2.0, dropout=dropout)
+        ),
+    )
     for path, layer in model.named_modules():
         if isinstance(layer, LoRALinear):
             key = mx.random.key(len(path))
@@ -194,7 +200,7 @@ def test_checkpointing_changes_no_gradient(fresh: Mllama, kind: FineTuneType) ->
 
 
 def test_checkpointing_of_the_vision_tower(fresh: Mllama) -> None:
-    apply_lora(fresh, AdapterSettings(rank=3, train_vision=True))
+    apply_lora(fresh, TrainSettings(lora_parameters=LoRASettings(rank=3), train_vision=True))
     read = Inputs.of(*batch(ROWS), CONFIG)
     kept, again = (loss_and_gradients(fresh, read, checkpoint=c)[1] for c in (False, True))
     # lora_a has no gradient while lora_b is zero.
