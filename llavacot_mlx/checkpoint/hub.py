@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import io
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llavacot_mlx.checkpoint.safetensors import INDEX_NAME, read_weight_map
 from llavacot_mlx.errors import UserError
 
 if TYPE_CHECKING:
@@ -80,14 +80,14 @@ def downloaded(model: str) -> Path | None:
 
 def _is_whole(folder: Path) -> bool:
     """Whether all weights are there: an interrupted download leaves some of the files."""
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX_NAME
     if not (folder / "config.json").is_file():
         return False
     if not index.is_file():
         return any(folder.glob("*.safetensors"))
     try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError):
+        shards = set(read_weight_map(index).values())
+    except UserError:
         return True  # damaged is not missing: reading the model will say what is wrong
     return all((folder / shard).is_file() for shard in shards)
 

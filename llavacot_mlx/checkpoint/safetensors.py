@@ -155,10 +155,18 @@ class _Index:
     weight_map: dict[str, str]
 
 
-def _list_indexed(folder: Path, index_file: Path) -> dict[str, TensorEntry]:
-    index = read_json(index_file, "")
+def read_weight_map(index_file: Path) -> dict[str, str]:
+    """The file of each tensor, by the tensor's name, as an index file lists them.
+
+    Raises UserError when the index is missing or damaged.
+    """
+    index = read_json(index_file)
     with named(index_file):
-        weight_map = checked(_Index, index, KeyRules(unknown=None)).weight_map
+        return checked(_Index, index, KeyRules(unknown=None)).weight_map
+
+
+def _list_indexed(folder: Path, index_file: Path) -> dict[str, TensorEntry]:
+    weight_map = read_weight_map(index_file)
     headers: dict[str, dict[str, TensorEntry]] = {}
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard or not shard.endswith(".safetensors"):

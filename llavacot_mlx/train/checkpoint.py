@@ -16,6 +16,7 @@ from typing import Any, cast
 import mlx.core as mx
 
 from llavacot_mlx.atomic import replace_file
+from llavacot_mlx.checked import checked
 from llavacot_mlx.errors import UserError
 
 FILE_NAME = "checkpoint.safetensors"
@@ -65,8 +66,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         arrays, metadata = cast(
             "tuple[dict[str, mx.array], dict[str, str]]", mx.load(str(file), return_metadata=True)
         )
-        step, origin = int(metadata["step"]), json.loads(metadata["origin"])
-    except (RuntimeError, KeyError, ValueError):
+        step = int(metadata["step"])
+        origin = checked(dict[str, Any], json.loads(metadata["origin"]))
+    except (RuntimeError, KeyError, ValueError, UserError):
         raise UserError(f"{file} is damaged: a training cannot go on from it") from None
     return Checkpoint(
         step,
