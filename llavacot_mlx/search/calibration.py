@@ -1,8 +1,9 @@
-"""What scores a judge usually gives: `calibration.json` beside a model, and cut-offs from it.
+"""Statistics of a judge's scores, in `calibration.json` beside a model, and thresholds from them.
 
-A judge's scores mean something beside other scores of the same judge alone. Their mean and standard
-deviation, measured on data that is no benchmark (`llavacot calibrate`), turn the published cut-off
-of SWIRES (arXiv 2411.10440v6, appendix D: so many standard deviations above the mean) into a score.
+A judge's scores are only comparable with other scores of the same judge. Their mean and standard
+deviation, measured on data that is not a benchmark (`llavacot calibrate`), turn the published
+threshold of SWIRES into a score (arXiv 2411.10440v6, appendix D: the mean plus a number of standard
+deviations).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ FILE_NAME = "calibration.json"
 
 @dataclass(frozen=True)
 class ScoreStats:
-    """Of the scores that a judge gave one stage."""
+    """Mean and spread of the scores that a judge gave one stage."""
 
     mean: float
     std: Annotated[float, Range(min=0)]
@@ -33,7 +34,7 @@ class ScoreStats:
 
     @classmethod
     def of(cls, scores: Sequence[float]) -> ScoreStats:
-        """`std` is the population's, as in the published cut-off."""
+        """Computes them from `scores`. `std` is the population's, as in the published threshold."""
         return cls(statistics.fmean(scores), statistics.pstdev(scores), len(scores))
 
     def threshold(self, deviations: float) -> float:
@@ -41,7 +42,7 @@ class ScoreStats:
 
 
 Calibration = Mapping[str, Mapping[Stage, ScoreStats]]
-"""By the judge's name and by stage."""
+"""Statistics by the judge's name and by stage."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class _CalibrationFile:
 
 
 def load_calibration(folder: Path) -> Calibration:
-    """What was measured for the model in `folder`; empty where nothing was.
+    """Reads the calibration of the model in `folder`; empty without a file.
 
     Raises UserError that names what is wrong with the file.
     """
@@ -65,7 +66,7 @@ def load_calibration(folder: Path) -> Calibration:
 
 
 def save_calibration(folder: Path, calibration: Calibration) -> Path:
-    """Writes the file, whole or not at all, and returns where it is."""
+    """Writes the file atomically, and returns its path."""
     value = {
         "judges": {
             judge: {stage.value: asdict(stats) for stage, stats in stages.items()}
@@ -78,7 +79,7 @@ def save_calibration(folder: Path, calibration: Calibration) -> Path:
 
 
 def scores_of(trace: Trace) -> dict[Stage, list[float]]:
-    """What the judge gave the candidates of a search, by the stage that they wrote."""
+    """Returns the scores of a search's candidates, by the stage that they wrote."""
     scores: dict[Stage, list[float]] = {}
     for node in trace.search.nodes:
         if node.stage is not None and node.score is not None:

@@ -1,4 +1,4 @@
-"""What a search and its judges compute with, for one question."""
+"""The state that a search and its judges share, for one question."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""The engine that runs a plan: fork, extend, score, keep, and go back.
+"""The engine that runs a plan: expand, decode, score, keep, and retrace.
 
-It computes with `candidates.py`, yields what happens, and prints nothing. An image is encoded once,
-a prompt read once, and a generated token computed once, however many candidates and retraces.
+It decodes with `generate/batch_decode.py`, yields what happens as events, and prints nothing. An
+image is encoded once, a prompt read once, and a generated token computed once, however many
+candidates and retraces there are.
 """
 
 from __future__ import annotations
@@ -50,11 +51,11 @@ class Search:
         seed: int,
         max_tokens: int,
     ) -> None:
-        """`judges` holds those that the plan names, `max_tokens` limits a whole path."""
+        """`judges` has the judges that the plan names; `max_tokens` limits a whole path."""
         self._context, self._plan, self._judges = context, plan, judges
         self._seed, self._max_tokens = seed, max_tokens
         self.nodes: list[Node] = []
-        """Every candidate, in the order in which they began."""
+        """Every candidate, in the order in which they started."""
         self.retraces = 0
         self._choices: list[ChoiceRecord] = []
         self._notices: list[str] = []
@@ -105,12 +106,12 @@ class Search:
 
     @property
     def best_ids(self) -> list[int]:
-        """The generated ids of the chosen path; before the end, of the best path so far."""
+        """Returns the token ids of the chosen path; before the end, of the best path so far."""
         return self._best.path_ids if self._best is not None else []
 
     @property
     def best_stages(self) -> list[StageRecord]:
-        """The ended stages of the chosen path, with the scores and numbers of their candidates."""
+        """Returns the chosen path's ended stages, with their scores and numbers of candidates."""
         path: list[Node] = []
         node = self._best
         while node is not None and node.parent is not None:
@@ -125,7 +126,7 @@ class Search:
         return records
 
     def record(self) -> SearchRecord:
-        """The whole tree, as far as it has grown."""
+        """Returns the tree as it is now."""
         return SearchRecord(
             method=self._plan.method,
             retraces=self.retraces,
@@ -138,7 +139,7 @@ class Search:
     def _expand(
         self, parents: Sequence[Node], index: int
     ) -> Generator[SearchEvent, None, list[Node]]:
-        """Lets the step's candidates write, all together; what has ended stays as it is."""
+        """Decodes the step's candidates together; a node that has ended stands as it is."""
         step = self._plan.steps[index]
         sampling = self._plan.sampling_of(step)
         going = [parent for parent in parents if not parent.ended]
@@ -162,7 +163,7 @@ class Search:
         return ended + new
 
     def _decode_nodes(self, new: Sequence[Node], step: Step) -> Iterator[SearchEvent]:
-        """Decodes the new nodes together until each has what the step asks for."""
+        """Decodes the new nodes together until each one has the unit that the step asks for."""
         context = self._context
         readers = [StageReader.after(context.tokenizer, node.path_ids) for node in new]
         begins = [len(reader.text) for reader in readers]
@@ -233,7 +234,7 @@ class Search:
         self._context.kv_budget.reserve("prefixes", sum(segments.values()))
 
     def _score(self, candidates: Sequence[Node], step: Step) -> Iterator[SearchEvent]:
-        """Asks the step's judge about those without a score; twins are judged once."""
+        """Scores the candidates that have none; identical candidates are judged once."""
         unscored = [node for node in candidates if node.score is None]
         first: dict[tuple[int, tuple[int, ...]], Node] = {}
         for node in unscored:
@@ -273,7 +274,7 @@ class Search:
         step: int,
         back_to: Stage | None = None,
     ) -> Iterator[SearchEvent]:
-        """Records a choice, and lets go of what nothing will follow."""
+        """Records a choice, and frees the K/V of nodes that nothing will continue."""
         self._best = kept[0]
         told = {node for choice in self._choices for node in choice.nodes}
         new = tuple(node.id for node in self.nodes if node.id not in told)
@@ -288,7 +289,7 @@ class Search:
     def _should_retrace(
         self, retrace: Retrace, pool: Sequence[Node], frontiers: Sequence[Sequence[Node]]
     ) -> bool:
-        """Whether the candidate that decides is not good enough, and there is a round left."""
+        """Returns whether the deciding candidate is not good enough and a retrace is left."""
         if all(node.ended for node in frontiers[retrace.to]):
             return False  # nothing could be written anew
         assert retrace.threshold is not None, "the assistant fills in what is calibrated"
@@ -300,16 +301,16 @@ class Search:
         return not good and self.retraces < retrace.most
 
     def _notice(self, text: str) -> Iterator[SearchEvent]:
-        """Tells the person something, once."""
+        """Yields a notice, each text once."""
         if text not in self._notices:
             self._notices.append(text)
             yield Noticed(text)
 
 
 def best(candidates: Sequence[Node], count: int) -> list[Node]:
-    """Marks the best as kept and returns them, best first.
+    """Marks the best candidates as kept, and returns them, best first.
 
-    A candidate that was cut off comes after all that were not, whatever its score.
+    A candidate that was cut off ranks below all that were not, whatever its score.
     """
     kept = sorted(candidates, key=_merit, reverse=True)[:count]
     for node in candidates:
@@ -328,7 +329,7 @@ def _start(node: Node, step: Step, max_tokens: int) -> CandidateStart:
 
 
 def _append_text(node: Node, reader: StageReader, begin: int) -> Iterator[SearchEvent]:
-    """Gives the node the text that the reader has from `begin` on, and tells what is new of it."""
+    """Appends the reader's text from `begin` on to the node, and yields what is new."""
     new = reader.text[begin + len(node.text) :]
     if new:
         node.text += new
@@ -336,7 +337,7 @@ def _append_text(node: Node, reader: StageReader, begin: int) -> Iterator[Search
 
 
 def _set_stage(node: Node, reader: StageReader) -> None:
-    """Writes down which stage a node has come to, and whether it was cut off in it."""
+    """Sets the stage that a node has reached, and whether it was cut off in it."""
     assert node.parent is not None
     node.stages = list(reader.records)
     if len(node.stages) > len(node.parent.stages):

@@ -17,33 +17,34 @@ class Node:
     id: int
     parent: Node | None
     key: str
-    """Its place in the tree, such as `0/2`; its random numbers depend on it and on the seed."""
+    """Its position in the tree, such as `0/2`, on which (with the seed) its random numbers
+    depend."""
     step: int
     """The step of the plan that it belongs to."""
     round: int
     state: DecodeState | None
-    """Where its path can go on; None once nothing will."""
+    """Where its path can continue; None once nothing will continue it."""
     stage: Stage | None = None
     """The stage that it wrote last; None where it opened none."""
     stage_text: str = ""
     """That stage's text without tags, from the stage's beginning on."""
     stages: list[StageRecord] = field(default_factory=list)
-    """Those that its path has ended, with its parents' parts."""
+    """The stages that its whole path has ended."""
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprob: float = 0.0
-    """Of its tokens, summed."""
+    """Sum of its tokens' log-probabilities."""
     closed: bool = False
     """False while it is cut off: its stage's closing tag, or its sentence's end, never came."""
     ended: bool = False
-    """Whether nothing can follow it: the turn ended, or a token limit was reached."""
+    """Whether nothing can follow: the turn ended, or a token limit was reached."""
     score: float | None = None
     kept: bool = False
     children: int = 0
 
     @property
     def path(self) -> KVPath:
-        """K/V of its path. There as long as something may follow, and while it is judged."""
+        """K/V of its path, kept while something may follow and while it is judged."""
         assert self.state is not None
         return self.state.path
 
@@ -54,7 +55,7 @@ class Node:
 
     @property
     def conclusion(self) -> str | None:
-        """What its path concluded, white space and case aside; None without a conclusion."""
+        """Its path's conclusion, with case and white space normalized; None without one."""
         for record in reversed(self.stages):
             if record.stage is Stage.CONCLUSION:
                 return " ".join(record.text.casefold().split())
@@ -62,7 +63,7 @@ class Node:
 
     @property
     def depth(self) -> int:
-        """How many candidates lie before it on its path."""
+        """Number of candidates before it on its path."""
         return self.key.count("/")
 
     @property
@@ -72,7 +73,7 @@ class Node:
 
     @property
     def parent_id(self) -> int | None:
-        """Of the candidate that it goes on from; None for the prompt."""
+        """Id of the candidate that it continues; None for the prompt."""
         return self.parent.id if self.parent and self.parent.parent else None
 
     def record(self) -> NodeRecord:

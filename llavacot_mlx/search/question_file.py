@@ -1,4 +1,4 @@
-"""Questions about pictures in a JSONL file, read one after the other."""
+"""Reads questions about images from a JSONL file."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _IMAGE_MARK = "<image>"
 
 @dataclass(frozen=True)
 class QuestionRow:
-    """One question of a file."""
+    """One row: an image and a question."""
 
     where: str
-    """Such as `data.jsonl, row 3`."""
+    """For errors, such as `data.jsonl, row 3`."""
     image: Path
     question: str
 
 
 def read_questions(file: Path, images: Path) -> Iterator[QuestionRow]:
-    """The questions of a file, a row each; pictures are named relative to the folder `images`.
+    """Yields the questions of a file, one per row; image names are relative to the folder `images`.
 
-    A row is `{"image": …, "question": …}`, or one of LLaVA-CoT-100k, of which the first human turn
-    is asked. Raises UserError that names the row.
+    A row is `{"image": …, "question": …}`, or one of LLaVA-CoT-100k, whose first human turn is the
+    question. Raises UserError that names the row.
     """
     try:
         with file.open(encoding="utf-8") as lines:

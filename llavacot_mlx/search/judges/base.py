@@ -1,4 +1,4 @@
-"""What a judge is, of this package or from outside, and what it is shown."""
+"""The interfaces of judges, built in or external, and what a judge is shown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Judge(Protocol):
     """Scores candidates that have just been written; higher is better."""
 
     def scores(self, nodes: Sequence[Node]) -> list[float | None]:
-        """One score a candidate, None where there is no verdict.
+        """Returns one score per candidate; None means no verdict.
 
         Raises JudgeError when it could not judge at all; the search then goes on without scores.
         """
@@ -30,29 +30,30 @@ class JudgeError(Exception):
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a judge from outside is shown of one candidate."""
+    """What an external judge is shown of one candidate."""
 
     stage: Stage | None
     """The stage that it wrote last; None where it opened none."""
     stage_text: str
-    """That stage's text without tags; of one still open, as far as it is written."""
+    """That stage's text without tags; as far as it is written, if the stage is open."""
     answer: str
     """Everything from the beginning of the answer to this candidate's end, tags included."""
 
     @property
     def judged_text(self) -> str:
-        """The stage's text, or all that there is where no stage was opened."""
+        """The stage's text, or the whole answer where no stage was opened."""
         return (self.answer if self.stage is None else self.stage_text).strip()
 
 
 class ExternalJudge(Protocol):
-    """A judge that knows texts and the picture, and nothing of the model that wrote them.
+    """A judge that sees the texts and the image, but nothing of the model that wrote them.
 
     A Python package offers one under the entry point group `llavacot.judges`: the entry point is
-    called without arguments, once a process, and returns an object like this.
+    called without arguments, once per process, and returns an object like this.
     """
 
     def scores(
         self, picture: Image.Image | None, question: str, candidates: Sequence[Candidate]
     ) -> Sequence[float | None]:
-        """One score a candidate, in their order; higher is better, None is no verdict."""
+        """Returns one score per candidate, in their order; higher is better, None means no
+        verdict."""

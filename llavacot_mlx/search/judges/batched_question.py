@@ -1,4 +1,4 @@
-"""Questions of several lengths, each on top of its own path."""
+"""Asks the model several questions in one batch, each on top of its own path."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from llavacot_mlx.model.kv_cache import span_of_all
 from llavacot_mlx.model.shared_prefix import KVPath, SharedPrefixCache
 
 MOST_TOKENS = 2048
-"""In one forward pass, as in a prefill, to bound its memory; one long question may have more."""
+"""Tokens in one forward pass, which bounds its memory; a single longer question is allowed."""
 
 
 def ask_each(
     context: DecodeContext, paths: Sequence[KVPath], questions: Sequence[Sequence[int]]
 ) -> mx.array:
-    """The logits after each question's token ids on top of its path: (questions, vocabulary).
+    """Returns the logits after each question, read on top of its path: (questions, vocabulary).
 
-    As many together as one forward pass may have; the paths stay as they are. There must be a
-    question, and no question is empty.
+    Each forward pass takes as many questions as fit; the paths are not changed. There must be at
+    least one question, and none may be empty.
     """
     model = context.model
     parts = []
     for rows in _together(questions):
         longest = max(len(questions[row]) for row in rows)
-        # A shorter row is filled up at its end, where no token that counts can see it.
+        # A shorter question is padded at its end, where no real token attends to it.
         ids = [[*questions[row], *[0] * (longest - len(questions[row]))] for row in rows]
         last = [len(questions[row]) - 1 for row in rows]
         with on_generation_stream():
@@ -40,7 +40,7 @@ def ask_each(
 
 
 def _together(questions: Sequence[Sequence[int]]) -> Iterator[range]:
-    """The questions of each forward pass, in their order."""
+    """Groups the questions into forward passes, in their order."""
     start, longest = 0, 0
     for row, question in enumerate(questions):
         longest = max(longest, len(question))

@@ -1,4 +1,4 @@
-"""How likely the model itself found what it wrote."""
+"""Scores a candidate by the log-probability that the model gave its own text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Self-consistency: the conclusion that most candidates reach (arXiv 2203.11171)."""
+"""Scores a candidate by how many reach the same conclusion (self-consistency, arXiv 2203.11171)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A second Mllama that judges, in this program's own runtime: mlx-vlm misreads small pictures."""
+"""A second Mllama as a judge, in our own runtime: mlx-vlm misreads small images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from llavacot_mlx.usage import Timings, Usage
 
 @dataclass(frozen=True)
 class _Read:
-    """A picture and a question that were read."""
+    """An image and a question that were prefilled."""
 
     picture: Image.Image | None
     token_ids: list[int]
@@ -37,9 +37,10 @@ class _Read:
 
 
 class MllamaJudge:
-    """The probability of yes to whether a stage's text is right; None where that is too long.
+    """Scores a stage by the probability of "yes" to whether it is right; None if the text is too
+    long.
 
-    The picture and the question are read once, for all stages of an answer.
+    The image and the question are read once for all stages of an answer.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class MllamaJudge:
 
     @classmethod
     def load(cls, folder: Path) -> MllamaJudge:
-        """Raises UserError when the folder is no whole Mllama."""
+        """Loads a model folder. Raises UserError when it is not a complete Mllama."""
         config = load_config(folder)
         tokenizer = Tokenizer.load(folder, config)
         image_processor = ImageProcessor.load(folder, config.vision)
@@ -85,7 +86,7 @@ class MllamaJudge:
     def _reading(
         self, picture: Image.Image | None, question: str, prompts: list[list[int]]
     ) -> _Read:
-        """What all prompts of this question begin with, whatever the stage."""
+        """Prefills the prefix that all prompts of this question share, whatever the stage."""
         read = self._read
         if (
             read is None
@@ -104,7 +105,7 @@ class MllamaJudge:
 
 
 def _common(rows: Sequence[Sequence[int]]) -> list[int]:
-    """What all rows begin with."""
+    """Returns the longest common prefix."""
     length = 0
     while all(len(row) > length and row[length] == rows[0][length] for row in rows):
         length += 1

@@ -1,4 +1,4 @@
-"""Which runtime a judge's model folder needs."""
+"""Opens a model folder as a judge, in the runtime that it needs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from llavacot_mlx.search.judges.base import ExternalJudge, JudgeError
 
 
 def load_judge(folder: Path) -> ExternalJudge:
-    """A Mllama in our own runtime, any other vision-language model in mlx-vlm's.
+    """Loads a Mllama in our own runtime, and any other vision-language model in mlx-vlm's.
 
-    Raises UserError when it cannot be loaded, or cannot be asked for a yes or no.
+    Raises UserError when it cannot be loaded, or its answer to a yes-or-no question cannot be read.
     """
     config = read_json(folder / "config.json", "a judge is a model's folder")
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):

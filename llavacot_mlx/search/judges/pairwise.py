@@ -1,4 +1,4 @@
-"""The model asked which of two candidates is better, pair by pair (arXiv 2411.10440v1)."""
+"""Compares candidates pair by pair: which of two is better (arXiv 2411.10440v1)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from llavacot_mlx.search.node import Node
 
 @dataclass(frozen=True)
 class _Comparison:
-    """Two candidates, on top of the path that they have in common."""
+    """Two candidates and the path that they share."""
 
     nodes: tuple[Node, Node]
     path: KVPath
     orders: tuple[list[int], list[int]]
-    """The question's token ids, with the first of `nodes` as text 1 and as text 2."""
+    """Token ids of the question, with the first of `nodes` as text 1 and as text 2."""
 
     @property
     def longest(self) -> int:
@@ -31,20 +31,19 @@ class _Comparison:
 
 
 class PairwiseJudge:
-    """The share of its comparisons that a candidate wins; each is compared with every other.
+    """Scores a candidate by the fraction of its comparisons that it wins; all pairs are compared.
 
-    A pair is shown in a user's turn after what both have in common, so the picture and the stages
-    before are read already. It is asked in both orders, and the likeliest token is the answer.
-    There is no verdict when that is neither number in one of the orders, when the orders contradict
-    each other, or when the pair does not fit the model's context. A candidate without any verdict
-    has no score.
+    A pair is shown in a user turn after what both have in common, so the image and the stages
+    before are not read again. It is asked in both orders; the most likely token is the answer.
+    There is no verdict when an answer is neither number, when the two orders contradict each other,
+    or when the pair exceeds the model's context. A candidate without any verdict has no score.
     """
 
     def __init__(self, context: SearchContext) -> None:
         self._context, self._tokenizer = context, context.tokenizer
         one, two = (self._tokenizer.encode(number)[0] for number in ("1", "2"))
         self._winner = {(one, two): 0, (two, one): 1}
-        """Which of a pair wins, by what is said to both orders."""
+        """The winner of a pair, by the two answers."""
 
     def scores(self, nodes: Sequence[Node]) -> list[float | None]:
         won: dict[int, list[bool]] = {node.id: [] for node in nodes}
@@ -76,7 +75,7 @@ class PairwiseJudge:
         return _Comparison((one, other), path, (straight, swapped))
 
     def _winners(self, pairs: Sequence[_Comparison]) -> Iterator[int | None]:
-        """Which of each pair wins; None without a verdict."""
+        """Yields the winner of each pair; None without a verdict."""
         if not pairs:
             return
         paths = [pair.path for pair in pairs for _ in pair.orders]
@@ -88,7 +87,7 @@ class PairwiseJudge:
 
 
 def _path(node: Node | None) -> list[Node]:
-    """From the prompt to the node."""
+    """Returns the nodes from the prompt to `node`."""
     path: list[Node] = []
     while node is not None:
         path.insert(0, node)
@@ -97,6 +96,6 @@ def _path(node: Node | None) -> list[Node]:
 
 
 def _stages_after(ancestor: Node, node: Node) -> set[Stage]:
-    """Those that are ended or open in what the node's path adds to its ancestor's."""
+    """Returns the stages that the node's path adds to its ancestor's, ended or open."""
     ended = {record.stage for record in node.stages[len(ancestor.stages) :]}
     return ended if node.stage is None else ended | {node.stage}

@@ -1,4 +1,4 @@
-"""Judges from outside: a package's entry point, or a model that is named by its folder or its id.
+"""External judges: a package's entry point, or a model named by its folder or hub id.
 
 Nothing here imports mlx, so that the command line can check a judge's name before anything loads.
 """
@@ -28,7 +28,7 @@ GROUP = "llavacot.judges"
 
 
 class ExternalJudgeAdapter:
-    """A judge from outside, asked about the candidates of one question."""
+    """Adapts an external judge to the candidates of one question."""
 
     def __init__(
         self, name: str, judge: ExternalJudge, picture: Image.Image | None, question: str
@@ -37,7 +37,7 @@ class ExternalJudgeAdapter:
         self._picture, self._question = picture, question
 
     def scores(self, nodes: Sequence[Node]) -> list[float | None]:
-        """What the judge says, whatever goes wrong in it told as JudgeError."""
+        """Returns the judge's scores, and turns whatever goes wrong in it into a JudgeError."""
         candidates = [Candidate(node.stage, node.stage_text, node.answer) for node in nodes]
         try:
             with redirect_stdout(sys.stderr):  # stdout is the answer's
@@ -64,7 +64,7 @@ def _checked(scores: object, count: int) -> list[float | None]:
 
 
 def _number(score: object) -> float:
-    """Also of an array's element, as numpy, torch and mlx have them."""
+    """Converts a score to float, including scalars of numpy, torch and mlx."""
     try:
         if not isinstance(score, (str, bytes)):
             return float(score)  # type: ignore[arg-type]
@@ -74,9 +74,9 @@ def _number(score: object) -> float:
 
 
 def check_name(name: str) -> None:
-    """Raises UserError for a name that can be no judge's; loads nothing.
+    """Raises UserError for an impossible judge name; loads nothing.
 
-    An id of the hub passes by its form alone.
+    A hub id is accepted by its form.
     """
     if name not in OWN_JUDGES and not _installed(name) and not is_model(name):
         others = ", ".join(sorted({point.name for point in entry_points(group=GROUP)}))
@@ -88,9 +88,9 @@ def check_name(name: str) -> None:
 
 
 def is_model(name: str) -> bool:
-    """Whether a judge of this name is a model to be found by `hub.find`.
+    """Returns whether the name is that of a model, to be found by `hub.find`.
 
-    Raises UserError for a file, and for a folder that holds no model.
+    Raises UserError for a file, and for a folder without a model.
     """
     if name in OWN_JUDGES or _installed(name):
         return False
@@ -106,17 +106,17 @@ def is_model(name: str) -> bool:
 
 
 class ExternalJudges:
-    """Judges from outside that are loaded, each once."""
+    """Loads external judges, each one once."""
 
     def __init__(self, report: Callable[[Download], None] = lambda _: None) -> None:
-        """`report` is told how far the download of a judge's model is, see `hub.find`."""
+        """`report` receives the progress of a judge model's download, see `hub.find`."""
         self._report = report
         self._loaded: dict[str, ExternalJudge] = {}
 
     def get(self, name: str) -> ExternalJudge:
-        """Loads the judge at the first call, which may take as long as a model does.
+        """Returns the judge; the first call loads it, which may take as long as loading a model.
 
-        Raises UserError, naming the judge, when there is none or it cannot be loaded.
+        Raises UserError that names the judge, when there is none or it cannot be loaded.
         """
         if name not in self._loaded:
             check_name(name)
@@ -127,7 +127,7 @@ class ExternalJudges:
 
 
 def _installed(name: str) -> EntryPoint | None:
-    """Of several packages with a judge of that name, the first on Python's path, as imports do."""
+    """Returns the judge's entry point: of several, the first on Python's path, as imports do."""
     return next(iter(entry_points(group=GROUP, name=name)), None)
 
 

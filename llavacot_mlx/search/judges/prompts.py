@@ -1,4 +1,4 @@
-"""What judges ask, stage by stage: all their texts, to be read in one place."""
+"""The texts of all judges' questions, by stage."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ WHAT_IS_BETTER = {
     "before it found.",
 }
 WHICH_ANSWERS_BETTER = "The better one answers the question rightly, with fewer mistakes."
-"""For texts of several stages."""
+"""For candidates that span several stages."""
 
 
 def first_or_second(what_is_better: str) -> tuple[str, str, str]:
-    """The texts of a comparison around the two that are compared: before, between and after."""
+    """Returns the question's texts before, between and after the two that are compared."""
     return (
         "Compare two texts that could come next in the answer to my question.\n\nText 1:\n",
         "\n\nText 2:\n",
@@ -36,7 +36,8 @@ def first_or_second(what_is_better: str) -> tuple[str, str, str]:
 
 
 def is_it_right(question: str, stage: Stage | None, text: str) -> str:
-    """Of a model by its path, which sees the picture and this, and no conversation before it."""
+    """Returns the question for an external model, which sees the image and nothing of the
+    conversation."""
     part = "an answer" if stage is None else f"the {stage} of an answer"
     return (
         f"Question: {question}\n\nThis is {part} to it:\n\n{text}\n\nIs it right? Answer yes or no."

@@ -1,4 +1,4 @@
-"""The judges that this package has itself, each in one row of a table."""
+"""The table of built-in judges, one row each."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from llavacot_mlx.search.judges.pairwise import PairwiseJudge
 from llavacot_mlx.search.judges.plugins import ExternalJudgeAdapter, ExternalJudges
 from llavacot_mlx.search.judges.self_judge import SelfJudge
 
-# Those that ask the model about what it wrote take the context; the others need the candidates
-# alone.
+# Judges that ask the model take the context; the others need the candidates alone.
 OWN: Mapping[str, Callable[[SearchContext], Judge]] = {
     SELF: SelfJudge,
     LOGPROB: lambda context: LogprobJudge(),
@@ -24,9 +23,9 @@ OWN: Mapping[str, Callable[[SearchContext], Judge]] = {
 
 
 def judge_named(name: str, context: SearchContext, external: ExternalJudges) -> Judge:
-    """The judge of that name for one question, loaded where it is a model or in a package.
+    """Returns the judge for one question; loads it if it is a model or a package's.
 
-    Raises UserError when there is none, or it cannot be loaded.
+    Raises UserError when there is no such judge, or it cannot be loaded.
     """
     if name in OWN:
         return OWN[name](context)

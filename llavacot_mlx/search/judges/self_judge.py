@@ -1,4 +1,4 @@
-"""The model asked whether the stage that it just wrote is right."""
+"""Asks the model whether the stage that it just wrote is right."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from llavacot_mlx.search.node import Node
 
 
 class SelfJudge:
-    """The probability of "yes" against "no", on top of the path and the same image K/V."""
+    """Scores by the probability of "yes" against "no", on top of the path and the same image
+    K/V."""
 
     def __init__(self, context: SearchContext) -> None:
         self._context, self._tokenizer = context, context.tokenizer
         self._verdicts = mx.array([self._tokenizer.encode(word)[0] for word in ("yes", "no")])
 
     def scores(self, nodes: Sequence[Node]) -> list[float | None]:
-        """One forward pass for all candidates; None where no stage was opened."""
+        """Scores all candidates in one batch; None where no stage was opened."""
         asked = [(node, node.stage) for node in nodes if node.stage is not None]
         if not asked:
             return [None for _ in nodes]
@@ -34,5 +35,5 @@ class SelfJudge:
 
     def _question(self, node: Node, stage: Stage) -> list[int]:
         question = self._tokenizer.next_turn(IS_IT_RIGHT[stage])
-        # A turn is ended once, and a candidate that wrote a whole answer has done so.
+        # A candidate that wrote a whole answer has ended its turn already.
         return question[1:] if node.token_ids[-1] in self._tokenizer.stop_ids else question

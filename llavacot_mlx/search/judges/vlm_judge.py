@@ -20,14 +20,14 @@ from llavacot_mlx.search.judges.prompts import is_it_right
 from llavacot_mlx.search.judges.yes_or_no import YesOrNo
 
 _DATA = [*FILES, "*.model", "*.tiktoken"]
-"""Names of a model's files that are data; its Python files and pickles are not shown to mlx-vlm."""
+"""File patterns of data; Python files and pickles are not shown to mlx-vlm."""
 
 
 class VlmJudge:
-    """The probability of yes to whether a stage's text is right, of its first token.
+    """Scores a stage by the probability of "yes" as the first token of the model's answer.
 
-    Candidates are asked one after the other. The picture's features are kept from one to the next
-    where mlx-vlm can do that for the model.
+    Candidates are asked one after the other. The image's features are kept in between, where
+    mlx-vlm supports that for the model.
     """
 
     def __init__(self, model: Any, processor: Any, folder: TemporaryDirectory[str]) -> None:
@@ -44,14 +44,14 @@ class VlmJudge:
 
     @classmethod
     def load(cls, folder: Path) -> VlmJudge:
-        """Reads files of the folder alone, and runs no code of it.
+        """Loads a model folder; reads only files of that folder, and runs no code from it.
 
         Raises UserError when mlx-vlm cannot open it.
         """
         import transformers
         from mlx_vlm import load
 
-        transformers.logging.set_verbosity_error()  # its advice would disturb the screen
+        transformers.logging.set_verbosity_error()  # its warnings would disturb the screen
         if not any(folder.glob("*.safetensors")):
             raise UserError(f"{folder}: no *.safetensors in it; other weights are not read")
         place = TemporaryDirectory(prefix="llavacot-judge-")
@@ -59,7 +59,7 @@ class VlmJudge:
         try:
             with _no_logging():
                 model, processor = load(place.name, trust_remote_code=False)
-        except Exception as error:  # it raises whatever a model's own code does
+        except Exception as error:  # model code raises all kinds of errors
             reason = " ".join(str(error).replace(place.name, str(folder)).split())
             raise UserError(f"{folder}: mlx-vlm cannot open it: {reason:.200}") from error
         return cls(model, processor, place)
@@ -91,7 +91,7 @@ class VlmJudge:
             images=pictures,
             prompts=prompt,
             image_token_index=getattr(self._model.config, "image_token_index", None),
-            # mlx-vlm would put a second one before the template's own
+            # the template has its own; mlx-vlm would add a second one
             add_special_tokens=begin is None or not prompt.startswith(begin),
         )
         inputs["mask"] = inputs.pop("attention_mask", None)
@@ -114,7 +114,7 @@ class VlmJudge:
 
 @contextmanager
 def _no_logging() -> Iterator[None]:
-    """mlx-vlm says to the root logger, and so on the screen, what it raises as well."""
+    """Silences the root logger, to which mlx-vlm logs what it also raises."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -124,10 +124,10 @@ def _no_logging() -> Iterator[None]:
 
 
 def _show_data(source: Path, target: Path) -> None:
-    """Links the data files of a model's folder into another, without what names code to be run.
+    """Links a model's data files into `target`, without the settings that name code to run.
 
-    transformers would fetch and run the code that `auto_map` names, in some of mlx-vlm's
-    processors whatever it is told, and mlx-vlm runs the file that `model_file` names.
+    transformers would fetch and run the code that `auto_map` names, in some of mlx-vlm's processors
+    regardless of its flags, and mlx-vlm runs the file that `model_file` names.
     """
     for file in sorted({file for pattern in _DATA for file in source.glob(pattern)}):
         place = target / file.name
@@ -151,7 +151,7 @@ def _without_code(values: Any) -> Any:
 
 
 def _marks(processor: Any, tokenizer: Any) -> tuple[str, ...]:
-    """The strings that mean more than themselves to this model's tokenizer or processor."""
+    """Returns the strings that this model's tokenizer or processor treats as special."""
     added = {str(token) for token in tokenizer.get_added_vocab()}
     named = {
         getattr(owner, f"{kind}_token", None)
@@ -159,14 +159,15 @@ def _marks(processor: Any, tokenizer: Any) -> tuple[str, ...]:
         for kind in ("image", "video", "audio")
     }
     known = {str(token) for token in named if token is not None}
-    # Some of mlx-vlm's processors write the last two for a picture, whatever the tokenizer says.
+    # Some of mlx-vlm's processors insert the last two for an image in any case.
     texts = {*added, *known, *tokenizer.all_special_tokens, "<image>", "<|placeholder|>"}
-    # Runs of spaces, which some tokenizers add, are text, and a single character cannot be parted.
+    # Runs of spaces, which some tokenizers add, are text; one character cannot be split.
     return tuple(sorted(text for text in texts if len(text.strip()) > 1))
 
 
 def without_marks(text: str, marks: Sequence[str]) -> str:
-    """The text with a space in each mark, since a chat template makes one text of everything."""
+    """Inserts a space into each special string, since a chat template joins everything into one
+    text."""
     for mark in marks:
         text = text.replace(mark, f"{mark[0]} {mark[1:]}")
     return text

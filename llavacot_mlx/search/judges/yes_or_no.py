@@ -1,4 +1,4 @@
-"""How likely a model is to say yes, read off its next token."""
+"""The probability that a model answers yes, read from its next token."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from llavacot_mlx.search.judges.base import JudgeError
 
 @dataclass(frozen=True)
 class YesOrNo:
-    """The tokens that an answer of yes, or of no, can begin with."""
+    """The tokens that an answer of yes or no can start with."""
 
     yes: tuple[int, ...]
     no: tuple[int, ...]
 
     @classmethod
     def of(cls, encode: Callable[[str], Sequence[int]]) -> YesOrNo:
-        """As a tokenizer writes the two words: in small letters or not, with a space or not.
+        """Finds the tokens for both words, in lower and title case, with and without a space.
 
-        A token that both can begin with, such as the space alone, tells nothing and is left out.
+        A token that both words can start with, such as a lone space, carries no information and is
+        left out.
         """
         yes, no = (
             {encode(text)[0] for word in (small, small.title()) for text in (word, f" {word}")}
@@ -33,7 +34,8 @@ class YesOrNo:
         return cls(tuple(sorted(yes - both)), tuple(sorted(no - both)))
 
     def chances(self, logits: mx.array) -> list[float]:
-        """The probability of yes against no, of each row of (rows, vocabulary)."""
+        """Returns the probability of yes against no for each row of `logits` (batch,
+        vocabulary)."""
         logits = logits.astype(mx.float32)
         yes, no = (mx.logsumexp(logits[:, mx.array(ids)], axis=-1) for ids in (self.yes, self.no))
         return mx.sigmoid(yes - no).tolist()  # type: ignore[return-value]
