@@ -1,4 +1,4 @@
-"""One answer on its way: its events as they happen, and its record at any time."""
+"""One answer: its events as they happen, and its record at any time."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _EVEN_CHANCE = 0.5
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in memory, with all that it needs to answer."""
+    """A model in memory, with everything that it needs to answer."""
 
     model: Mllama
     tokenizer: Tokenizer
@@ -57,19 +57,19 @@ class LoadedModel:
     calibration: Calibration
     name: str
     adapter: str | None
-    """The name of the adapter that is on it."""
+    """The name of its adapter; None without one."""
     load_s: float
     external_judges: ExternalJudges = field(default_factory=ExternalJudges)
 
 
 class AnswerStream:
-    """An iterator of the events of one answer; the last is Answered.
+    """An iterator over the events of one answer; the last one is Answered.
 
-    Whoever stops early finds in `so_far` what there is.
+    If you stop early, `so_far` has the record up to that point.
     """
 
     def __init__(self, loaded: LoadedModel, request: Request) -> None:
-        """Raises UserError for a retrace that would need a calibration which is not there."""
+        """Raises UserError for a retrace whose threshold needs a calibration that is not there."""
         self._loaded, self._request = loaded, request
         self._plan, self._notices = _with_threshold(request.plan, loaded)
         self._usage, self._timings = Usage(), Timings(load_s=loaded.load_s)
@@ -89,7 +89,7 @@ class AnswerStream:
         return event
 
     def close(self) -> None:
-        """Ends an answer that nobody waits for; does nothing to one that has ended."""
+        """Stops the answer; does nothing once it has ended."""
         self._events.close()
 
     def result(self) -> Trace:
@@ -100,7 +100,7 @@ class AnswerStream:
         raise AssertionError("the stream ended without an answer")
 
     def so_far(self) -> Trace:
-        """The record of an answer that was stopped: the stages of the best path so far."""
+        """Returns the record of a stopped answer: the stages of the best path so far."""
         return dataclasses.replace(self._trace(), interrupted=True)
 
     def _run(self) -> Generator[Event, None, None]:
@@ -129,7 +129,7 @@ class AnswerStream:
         yield Answered(self._trace())
 
     def _decode_path(self, prompt: PrefilledPrompt, limit: int) -> Iterator[Event]:
-        """One path, stage by stage."""
+        """Decodes a single path, stage by stage."""
         loaded, reader = self._loaded, self._reader
         sampling = self._plan.sampling_of(self._plan.steps[0])
         tokens = decode(prompt, sampling, self._request.seed, loaded.tokenizer.stop_ids, limit)
@@ -142,7 +142,7 @@ class AnswerStream:
     def _run_search(
         self, prompt: PrefilledPrompt, limit: int, image: Image.Image | None
     ) -> Iterator[Event]:
-        """Many paths, as the plan says."""
+        """Searches over many paths, as the plan says."""
         loaded = self._loaded
         context = SearchContext(
             model=loaded.model,
@@ -202,7 +202,7 @@ class AnswerStream:
 
 
 def _with_threshold(plan: Plan, loaded: LoadedModel) -> tuple[Plan, tuple[str, ...]]:
-    """The plan with its cut-off as a score, and what the person should know of that."""
+    """Returns the plan with its threshold as a score, and notices for the user about it."""
     retrace = plan.retrace
     if retrace is None or retrace.threshold is not None:
         return plan, ()
@@ -227,7 +227,7 @@ def _with_threshold(plan: Plan, loaded: LoadedModel) -> tuple[Plan, tuple[str, .
 
 
 def _stage_events(events: list[StageEvent], reader: StageReader) -> Iterator[Event]:
-    """What the reader found, as the events of an answer."""
+    """Converts what the reader found to events of an answer."""
     ended = len(reader.records) - sum(isinstance(event, Closed) for event in events)
     for event in events:
         if isinstance(event, Opened):

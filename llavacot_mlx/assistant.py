@@ -1,4 +1,4 @@
-"""The public API: a loaded model that answers questions about pictures."""
+"""The public API: a loaded model that answers questions about images."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Assistant:
     ) -> Assistant:
         """Loads a model folder: one that `llavacot convert` wrote, mlx-vlm's, or Hugging Face's.
 
-        `adapter` is the folder of an adapter that was trained on it; its calibration, where it has
-        one, goes before the model's.
+        `adapter` is the folder of an adapter that was trained on the model; its calibration, if it
+        has one, takes precedence over the model's.
 
         `dtype` is "auto" (float32 on the CPU, 16 bits on a GPU), "float32", "float16" or
-        "bfloat16". Raises UserError when the folder is no whole Mllama, or when the adapter
-        is none for it.
+        "bfloat16". Raises UserError when the folder is not a complete Mllama, or when the adapter
+        does not fit it.
         """
         started = time.perf_counter()
         folder = Path(path).expanduser()
@@ -75,9 +75,9 @@ class Assistant:
         return self.stream(image, question, **options).result()
 
     def replay(self, trace: Trace, image: ImageSource | None) -> Trace:
-        """Asks again what a trace was asked, with its plan, its seed and its limits.
+        """Asks a trace's question again, with its plan, seed and limits.
 
-        In float32 on a CPU the same tokens come again. Raises UserError as `ask` does.
+        In float32 on a CPU this gives the same tokens. Raises UserError as `ask` does.
         """
         return self.ask(
             image,

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all."""
+"""Writes files and folders completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llavacot_mlx.errors import UserError
 
 
 def check_can_write(file: Path) -> None:
-    """Raises UserError where `write_file` could not write; leaves nothing behind."""
+    """Raises UserError if `write_file` would fail; leaves nothing behind."""
     place = _place(file)
     if _is_stream(place):
         if not os.access(place, os.W_OK):
@@ -32,10 +32,10 @@ def check_can_write(file: Path) -> None:
 
 
 def write_file(file: Path, data: bytes) -> None:
-    """Writes `file`, in place of one that is there, by renaming a sibling that is complete.
+    """Writes `file` by renaming a complete sibling; replaces an existing one.
 
-    What is no plain file, such as `/dev/stdout`, is written to directly; of a link, what it points
-    to is replaced. Raises UserError when that fails, and then the file is as it was.
+    A special file such as `/dev/stdout` is written directly; of a link, the target is replaced.
+    Raises UserError when that fails; then the file is as it was.
     """
     check_can_write(file)
     place = _place(file)
@@ -53,10 +53,10 @@ def write_file(file: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def replace_file(file: Path) -> Iterator[Path]:
-    """Yields a path to write to, which takes the place of `file` when the block ends well.
+    """Yields a path to write to, which replaces `file` when the block succeeds.
 
-    For what another library writes by name; the path has the file's own ending. Raises UserError
-    when the file cannot be written, and then it is as it was.
+    This is for libraries that write to a name; the path keeps the file's suffix. Raises UserError
+    when the file cannot be written; then it is as it was.
     """
     place = _place(file)
     partial = _partial(place)
@@ -82,10 +82,10 @@ def _replacing(file: Path, place: Path, partial: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """Yields a hidden sibling to write to, which gets `folder`'s name when the block ends well.
+    """Yields a hidden sibling to write to, which is renamed to `folder` when the block succeeds.
 
-    What goes wrong leaves everything as it was, an older folder under that name too. `folder` is
-    no link. Raises OSError.
+    A failure leaves everything as it was, including an older folder of that name. `folder` must not
+    be a link. Raises OSError.
     """
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     made = missing_parents(folder)
@@ -100,10 +100,10 @@ def replace_folder(folder: Path) -> Iterator[Path]:
 
 
 def publish_folder(partial: Path, folder: Path, replaced: Path) -> None:
-    """Gives a finished folder its name; an older one under it goes when the new one is there.
+    """Renames a finished folder to its name; an older folder of that name is removed afterwards.
 
-    `replaced` is the name that the older one has in between. All three are siblings. What is in
-    `partial` is on the disk before the name is. Raises OSError, and then the older one is back.
+    `replaced` is the older folder's name in between. All three are siblings. The content of
+    `partial` is on the disk before the rename. Raises OSError; then the older folder is back.
     """
     for file in partial.iterdir():
         flush(file)
@@ -122,12 +122,12 @@ def publish_folder(partial: Path, folder: Path, replaced: Path) -> None:
 
 
 def missing_parents(path: Path) -> list[Path]:
-    """The folders above a path that do not exist yet, the innermost first."""
+    """Returns the parent folders of a path that do not exist yet, innermost first."""
     return [folder for folder in path.parents if not folder.exists()]
 
 
 def remove_empty(folders: Iterable[Path]) -> None:
-    """Removes those of the folders, innermost first, that are empty."""
+    """Removes the empty ones of the folders, innermost first."""
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()

@@ -95,7 +95,7 @@ PositiveFloat = Annotated[float, Range(above=0)]
 
 @dataclass(frozen=True)
 class KeyRules:
-    """What a kind of file does with keys that are missing or unknown."""
+    """How a kind of file treats missing and unknown keys."""
 
     unknown: str | None = ""
     """Ends the error about an unknown key. When it is empty, the error offers the nearest known
@@ -138,12 +138,12 @@ def named(where: object) -> Iterator[None]:
 
 
 def nearest(name: str, known: Collection[str]) -> str | None:
-    """The known name that somebody who wrote `name` may have meant."""
+    """Returns the known name that `name` probably meant."""
     return next(iter(difflib.get_close_matches(name, known, n=1)), None)
 
 
 def shown(value: Any) -> str:
-    """A value as JSON, cut off where it gets long: a small YAML file can hold a billion values."""
+    """Returns a value as JSON, truncated: a small YAML file can hold a billion values."""
     encoder = json.JSONEncoder(ensure_ascii=False, default=str, skipkeys=True, check_circular=False)
     said = ""
     for piece in encoder.iterencode(value):
@@ -206,7 +206,7 @@ def _number(value: Any) -> Any:
 
 
 def _fits(kind: Any, value: Any) -> bool:
-    """Whether a value is of the kind, whatever is inside it."""
+    """Returns whether a value has the type, without looking inside it."""
     origin = get_origin(kind)
     if origin is Annotated:
         return _fits(get_args(kind)[0], value)
@@ -290,7 +290,7 @@ _SAID = {str: "a text", int: "a whole number", float: "a number", bool: "true or
 
 
 def _said(kind: Any) -> str:
-    """A kind in words, such as `a whole number of at least 1`."""
+    """Describes a kind in words, such as `a whole number of at least 1`."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         inner, *narrowings = arguments
@@ -313,7 +313,7 @@ def _said(kind: Any) -> str:
 
 
 def read_json(file: Path, hint: str = "") -> Any:
-    """The parsed content of a JSON file; `hint` ends the error when the file is missing.
+    """Reads a JSON file; `hint` ends the error when the file is missing.
 
     Raises UserError when the file cannot be read, is too large, or is not JSON in UTF-8.
     """
@@ -322,7 +322,7 @@ def read_json(file: Path, hint: str = "") -> Any:
 
 
 def read_yaml(file: Path) -> Any:
-    """The parsed content of a YAML file.
+    """Reads a YAML file.
 
     Raises UserError when the file cannot be read, is too large, or is not YAML in UTF-8.
     """

@@ -1,4 +1,4 @@
-"""The one exception that is meant for the person at the keyboard."""
+"""The one exception whose text is meant for the user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One question, with everything that says how it is to be answered."""
+"""A question, with everything that says how to answer it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """One question about a picture, and how to answer it.
+    """One question about an image, and how to answer it.
 
     Raises UserError for an empty question and for a `max_tokens` below 1.
     """
@@ -44,12 +44,11 @@ class AskOptions(TypedDict, total=False):
     "greedy" otherwise; or a whole plan, such as `make_plan(Settings(…))` or `read_plan(file)` makes
     one, which then says all of candidates, judge, temperature and top_p itself."""
     candidates: int | None
-    """Instead of the method's own number."""
+    """Number of candidates; by default the method's."""
     judge: str | None
-    """"self", "logprob", "pairwise", "majority", or a judge from outside; instead of the method's
-    own."""
+    """"self", "logprob", "pairwise", "majority", or an external judge; by default the method's."""
     temperature: float | None
-    """0 always takes the likeliest token. All methods but greedy draw, by default at 0.6."""
+    """0 always takes the most likely token. All methods but greedy sample, by default at 0.6."""
     top_p: float | None
     """Above temperature 0, tokens are drawn from this nucleus; 0.9 by default."""
     max_tokens: int
@@ -57,11 +56,11 @@ class AskOptions(TypedDict, total=False):
     seed: int
     """The same seed draws the same tokens; 0 by default."""
     limits: KVLimits
-    """What keys and values may take; no limit by default."""
+    """Limits on keys and values; none by default."""
 
 
 def request_of(image: ImageSource | None, question: str, **options: Unpack[AskOptions]) -> Request:
-    """The request that the options make.
+    """Makes a request from the options.
 
     Raises UserError for options that contradict each other or that the method does not support, and
     TypeError for an unknown one.

@@ -1,4 +1,4 @@
-"""What one answer costs: counts of the work done, and seconds of wall time."""
+"""Counters of the work that one answer took, and seconds of wall time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Usage:
-    """Work done, counted where it is done: each count is raised by the code that runs the model."""
+    """Work done; each count is raised by the code that runs the model."""
 
     prompt_tokens: int = 0
     images_encoded: int = 0
@@ -16,7 +16,7 @@ class Usage:
     judge_tokens: int = 0
     reused_tokens: int = 0
     kv_bytes: int = 0
-    """The most that keys and values took at one time."""
+    """Peak bytes of keys and values."""
 
 
 @dataclass

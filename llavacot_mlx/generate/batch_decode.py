@@ -1,8 +1,8 @@
-"""Decoding many candidates together: one forward pass for all of them, a token each.
+"""Decodes many candidates together, one token each per forward pass.
 
-Every candidate continues a path whose next logits are known. A token is counted and its K/V
-computed once; when a candidate ends, its row leaves the batch and takes its K/V along, so that
-whatever continues it starts without computing anything again.
+Every candidate continues a path whose next logits are known. Each token is counted once and its K/V
+are computed once. A candidate that ends leaves the batch and takes its K/V along, so that nothing
+that continues it computes them again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from llavacot_mlx.model.shared_prefix import KVPath, SharedPrefixCache
 
 @dataclass(frozen=True)
 class DecodeState:
-    """A path and the logits of its next token: where a candidate can begin."""
+    """A path and the logits of its next token: where a candidate can start."""
 
     path: KVPath
     logits: mx.array
@@ -33,12 +33,12 @@ class DecodeState:
 
 @dataclass(frozen=True)
 class CandidateStart:
-    """Where one candidate begins, and the name that its random numbers depend on."""
+    """Where one candidate starts, and the key of its random numbers."""
 
     state: DecodeState
     key: str
     max_tokens: int
-    """It ends after so many tokens, complete or not."""
+    """Maximum number of tokens, complete or not."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ class Token:
     """A token of one candidate."""
 
     candidate: int
-    """Its place among the starts."""
+    """Its index among the starts."""
     token_id: int
     logprob: float
-    """Of this token under the model, before temperature and nucleus."""
+    """Log-probability under the model, before temperature and nucleus."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A candidate that ended, with this token or by its limit."""
+    """A candidate that ended: `ends` accepted its last token, or it reached its limit."""
 
     candidate: int
     state: DecodeState
@@ -67,12 +67,13 @@ def decode_batch(
     seed: int,
     ends: Callable[[Token], bool],
 ) -> Iterator[Token | Ended]:
-    """Continues all candidates until `ends` says of each one's last token that it is complete.
+    """Continues all candidates, each until `ends` accepts its last token or its limit is reached.
 
-    Yields the tokens as they come, in the candidates' order, and Ended after a candidate's last.
+    Yields the tokens as they come, in the candidates' order, and Ended after a candidate's last
+    token.
 
-    The next step is queued before a step's tokens are handed out. So the last token of a candidate
-    has been computed when it ends, and nothing that follows it computes it again.
+    The next step is queued before a step's tokens are yielded. So the last token of a candidate is
+    already computed when it ends, and nothing that follows it computes it again.
     """
     model = context.model
     live = list(range(len(starts)))
@@ -115,9 +116,9 @@ def decode_batch(
 def _choose(
     logits: mx.array, sampling: Sampling, seed: int, keys: Sequence[str], position: int
 ) -> tuple[mx.array, mx.array]:
-    """Ids and log-probabilities of the next tokens, (rows,) each.
+    """Samples the next tokens: ids and log-probabilities, (batch,) each.
 
-    Each row draws with a key of its own, so what it draws does not depend on the other rows.
+    Each candidate draws with its own key, so its tokens do not depend on the others.
     """
     token_ids = sample(logits, sampling, token_keys(seed, keys, position))
     return token_ids, log_probabilities(logits, token_ids)

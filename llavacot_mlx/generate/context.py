@@ -1,4 +1,4 @@
-"""What every forward pass after one prompt computes with."""
+"""The state that all forward passes after one prompt share."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from llavacot_mlx.usage import Usage
 
 @dataclass(frozen=True)
 class DecodeContext:
-    """What forward passes after one prompt share, however many paths they decode."""
+    """The state that all forward passes after one prompt share, however many paths they decode."""
 
     model: Mllama
     image_kv: ImageKV | None
-    """K/V of the images that every new token sees; None without an image."""
+    """K/V of the images that every new token attends to; None without an image."""
     usage: Usage
-    """Raised by whoever runs the model."""
+    """Counters, raised by the code that runs the model."""
     kv_budget: KVBudget
-    """Told before K/V are stored; it also says in how many bits."""
+    """Reserves K/V before they are stored, and has the bits to quantize them to."""

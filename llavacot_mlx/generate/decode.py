@@ -1,4 +1,4 @@
-"""Decoding of a single path: a prompt that was read in, token ids out."""
+"""Decodes a single path: a prefilled prompt in, token ids out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llavacot_mlx.generate.sampling_params import Sampling
 from llavacot_mlx.model.kv_cache import span_of_all
 
 _CLEAR_EVERY = 256
-"""Decoded tokens after which MLX's buffer cache is emptied."""
+"""Number of decoded tokens after which MLX's buffer cache is cleared."""
 
 
 def decode(
@@ -23,10 +23,10 @@ def decode(
     stop_ids: frozenset[int],
     max_tokens: int,
 ) -> Iterator[int]:
-    """Yields the next tokens, a stop token included, at most `max_tokens`.
+    """Yields at most `max_tokens` next tokens, including the stop token.
 
-    The computation of the following token is queued before one is handed out, so that showing it
-    costs no time. `prompt` is used up.
+    The following token is queued before one is yielded, so that displaying it costs no time.
+    `prompt` cannot be used again.
     """
     model = prompt.model
     with on_generation_stream():

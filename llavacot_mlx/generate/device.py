@@ -1,4 +1,4 @@
-"""What the device gives a large model: its memory, and a stream of its own."""
+"""The device's memory, and a stream of its own for generation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _generation_stream() -> mx.ThreadLocalStream:
 
 
 def on_generation_stream() -> AbstractContextManager[object]:
-    """Runs what is inside on a stream of its own, beside whatever else the process computes."""
+    """Runs the block on a stream of its own, beside whatever else the process computes."""
     return mx.stream(_generation_stream())
 
 
@@ -24,8 +24,8 @@ def on_generation_stream() -> AbstractContextManager[object]:
 def wired_memory() -> Iterator[None]:
     """Keeps the weights resident on a Mac while the block runs.
 
-    macOS pages memory of the GPU out between steps unless it is wired; the limit goes up to the
-    recommended working set and back to what it was. Devices that recommend none are left alone.
+    macOS pages GPU memory out between steps unless it is wired. The limit is raised to the
+    recommended working set, and restored afterwards. Devices that recommend none are left alone.
     """
     recommended = _recommended_bytes()
     if recommended is None:
@@ -41,7 +41,8 @@ def wired_memory() -> Iterator[None]:
 
 
 def memory_of_this_machine() -> tuple[int, str]:
-    """Bytes that a model may take here, and what they are: a Mac's working set, or all memory."""
+    """Returns the bytes that a model may use, and their name: a Mac's working set, or all
+    memory."""
     recommended = _recommended_bytes()
     if recommended is not None:
         return recommended, "recommended working set"

@@ -1,4 +1,4 @@
-"""Prefill: a prompt's images and tokens through the model, once each."""
+"""Runs a prompt's images and tokens through the model, once each."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from llavacot_mlx.prompt.image_spans import Prompt, VisibleImages, visible_image
 from llavacot_mlx.usage import Timings, Usage
 
 _TOKENS_PER_PASS = 2048
-"""Rows of a prompt in one forward pass, which bounds the memory of a long one."""
+"""Prompt tokens per forward pass, which bounds the memory of a long prompt."""
 
 
 @dataclass(frozen=True)
 class PrefilledPrompt(DecodeContext):
-    """A prompt that was read: everything that the next token depends on."""
+    """A prompt that was read, with everything that the next token depends on."""
 
     cache: KVCache
     logits: mx.array
-    """(1, vocabulary), of the prompt's last token."""
+    """Logits after the prompt's last token, (1, vocabulary)."""
 
     def state(self) -> DecodeState:
-        """Where candidates begin; nothing else may be decoded from here."""
+        """Returns the state that candidates start from; nothing else may be decoded after this."""
         branch = KVPath((self.cache.segment(),)).quantized(self.kv_budget.bits)
         return DecodeState(branch, self.logits)
 
     def single_path_cache(self) -> SelfAttentionCache:
-        """The cache in which a single path goes on, quantized where the limits say so."""
+        """Returns the cache that a single path continues in, quantized if the limits say so."""
         path = self.state().path
         if not path.segments[0].is_quantized:
             return self.cache
@@ -72,7 +72,7 @@ def prefill(
 
     started = time.perf_counter()
     cache = model.language_model.new_cache(kv_budget)
-    # Rows before the first image need the absent tiles, which are dropped after the first pass.
+    # Positions before the first image need the absent tiles, which the first pass drops.
     first_pass = max(tokens_per_pass, runs[0].stop if runs and runs[0].first == runs[0].last else 0)
     start = 0
     while start < length:
@@ -103,7 +103,7 @@ class PromptImages:
 
     def __init__(self, memory: ImageKV | None, with_absent: ImageKV | None) -> None:
         self._memory = memory
-        self._with_absent = with_absent  # what a row before the first image attends to
+        self._with_absent = with_absent  # what positions before the first image attend to
 
     @classmethod
     def encode(
@@ -113,7 +113,7 @@ class PromptImages:
         usage: Usage,
         kv_budget: KVBudget,
     ) -> PromptImages:
-        """Runs the vision tower once an image. Raises UserError beyond the budget's budget."""
+        """Runs the vision tower once per image. Raises UserError beyond the budget."""
         if not images:
             return cls(None, None)
         per_tile = model.config.vision.tokens_per_tile
@@ -141,7 +141,7 @@ class PromptImages:
         return cls(memory, _joined(whole) if absent else memory)
 
     def spans(self, runs: list[VisibleImages], start: int, stop: int) -> list[ImageSpan]:
-        """What rows `start` to `stop` of the prompt see, counted from `start`."""
+        """Returns the image spans of positions `start` to `stop`, counted from `start`."""
         spans = []
         for run in runs:
             first, last = max(run.start, start), min(run.stop, stop)
@@ -161,7 +161,7 @@ class PromptImages:
         self._with_absent = None
 
     def seen_last(self, runs: list[VisibleImages]) -> ImageKV | None:
-        """What the last row of the prompt sees, and with it every row to come."""
+        """Returns the K/V that the prompt's last position, and every new one, attends to."""
         if self._memory is None:
             return None
         return self._memory.slice_images(runs[-1].first, runs[-1].last)

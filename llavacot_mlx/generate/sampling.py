@@ -1,4 +1,4 @@
-"""The next token as a function of logits and a key: no state, no global random numbers."""
+"""Samples the next token from logits and a key, without state or global random numbers."""
 
 from __future__ import annotations
 
@@ -12,44 +12,45 @@ from llavacot_mlx.generate.sampling_params import Sampling
 from llavacot_mlx.model.kernels import kernels
 
 _SORTED = 1024
-"""Weights that the CPU sorts; among more it looks for the part that matters first."""
+"""Number of weights that the CPU sorts; from more it first selects the relevant part."""
 
 
 def token_keys(seed: int, nodes: Sequence[str], position: int) -> mx.array:
-    """The keys of the random numbers that choose token `position` of some candidates: (nodes, 2).
+    """Returns the random keys for token `position` of some candidates: (nodes, 2).
 
-    A key depends on its own node and nothing else, so a candidate's text is the same whatever is
-    decoded beside it.
+    A key depends only on its own node, so a candidate's text is the same whatever is decoded beside
+    it.
     """
     return mx.array([_words(f"{seed}/{node}/{position}") for node in nodes], dtype=mx.uint32)
 
 
 def sample(logits: mx.array, sampling: Sampling, keys: mx.array) -> mx.array:
-    """One id for each row of `logits` (rows, vocabulary): (rows,).
+    """Samples one id for each row of `logits` (batch, vocabulary): (batch,).
 
-    Each row draws with its own of the `keys` (rows, 2), so what it draws does not depend on the
-    other rows. They are used only when the temperature is above 0.
+    Each row draws with its own row of `keys` (batch, 2), so its token does not depend on the
+    others. The keys are only used when the temperature is above 0.
     """
     if sampling.temperature == 0:
         return mx.argmax(logits, axis=-1)
-    # Below 1e-6 the likeliest token is certain anyway, and dividing by less could overflow.
+    # Below 1e-6 the most likely token is certain anyway, and dividing by less could overflow.
     weights = _weights(logits, max(sampling.temperature, 1e-6))
     if sampling.top_p < 1:
         weights = _nucleus(weights, sampling.top_p)
-    # A point drawn on the line on which the tokens lie end to end, each as long as its weight.
+    # Draws a point on a line on which the tokens lie end to end, each as long as its weight.
     ends = mx.cumsum(weights, axis=-1)
     return mx.sum(ends <= mx.vmap(_uniform)(keys) * ends[:, -1:], axis=-1)
 
 
 def log_probabilities(logits: mx.array, token_ids: mx.array) -> mx.array:
-    """Of one token in each row of `logits` (rows, vocabulary), before any temperature: (rows,)."""
+    """Log-probability of one token per row of `logits` (batch, vocabulary), untempered:
+    (batch,)."""
     largest = mx.max(logits, axis=-1).astype(mx.float32)
     chosen = mx.take_along_axis(logits, token_ids[:, None], axis=-1)[:, 0].astype(mx.float32)
     return chosen - largest - mx.log(mx.sum(_weights(logits, 1.0), axis=-1))
 
 
 def _words(name: str) -> tuple[int, int]:
-    """A key, as MLX makes it of a seed of 64 bits."""
+    """Splits a 64-bit hash into a key, as MLX does with a seed."""
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:], "big")
 
@@ -60,10 +61,10 @@ def _uniform(key: mx.array) -> mx.array:
 
 
 def _weights(logits: mx.array, temperature: float) -> mx.array:
-    """Numbers in proportion to the probabilities, the largest 1, in float32.
+    """Unnormalized probabilities in float32, the largest 1.
 
-    In bfloat16 the sums over a large vocabulary would be off. To the base 2, because MLX's `exp`
-    takes twice as long as its `power` on an x86 CPU.
+    In bfloat16 the sums over a large vocabulary would be inaccurate. The base is 2, because MLX's
+    `exp` takes twice as long as its `power` on an x86 CPU.
     """
     logits = logits.astype(mx.float32)
     logits = logits - mx.max(logits, axis=-1, keepdims=True)
@@ -71,10 +72,10 @@ def _weights(logits: mx.array, temperature: float) -> mx.array:
 
 
 def _nucleus(weights: mx.array, top_p: float) -> mx.array:
-    """Leaves the likeliest tokens whose weights reach `top_p` of all, and the others 0.
+    """Zeroes all but the most likely tokens, whose weights reach `top_p` of the total.
 
-    The one that crosses it belongs to them; of equals at the border, the first. Nucleus sampling,
-    Holtzman et al. 2020 (arXiv 1904.09751), section 3.1.
+    The token that crosses the border is kept; of equal weights at the border, the first ones. This
+    is nucleus sampling, Holtzman et al. 2020 (arXiv 1904.09751), section 3.1.
     """
     missing = top_p * mx.sum(weights, axis=-1, keepdims=True)
     part, before = weights, mx.zeros(missing.shape, dtype=mx.int32)
@@ -91,11 +92,11 @@ def _nucleus(weights: mx.array, top_p: float) -> mx.array:
 
 
 def _around_the_border(weights: mx.array, missing: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """The part of each row, when ordered, in which the likeliest weights reach `missing` (rows, 1).
+    """Selects the part of each row in which the sorted weights reach `missing` (batch, 1).
 
     Returns at most `_SORTED` weights, the number of weights that are larger than all of those, and
     what is missing after them. MLX sorts a row of 128256 in 20 ms on an x86 CPU; each round here
-    halves what is left to look through, in a tenth of that.
+    halves the candidates, in a tenth of that.
     """
     size = weights.shape[-1]
     halvings = max(0, math.ceil(math.log2(size / _SORTED)))

@@ -1,8 +1,8 @@
 """The search methods, as data.
 
-A plan is a list of steps; a step says what is written next, how many candidates write it and how
-many of them are kept. The engine in `search.py` runs any plan. Nothing here computes, so that the
-command line can check its flags without loading mlx.
+A plan is a list of steps. A step says what is written next, how many candidates write it, and how
+many of them are kept. `search/engine.py` runs any plan. Nothing here computes, so that the command
+line can check its flags without loading mlx.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from llavacot_mlx.generate.sampling_params import PUBLISHED_SAMPLING, Sampling, 
 from llavacot_mlx.prompt.stages import Stage
 
 PUBLISHED_DEVIATIONS = 0.2533
-"""The published cut-off lies so many standard deviations above the mean of the judge's scores."""
+"""The published threshold is the judge's mean score plus this many standard deviations."""
 
-MAX_CANDIDATES = 256  # far beyond what helps, and short of what a typing error can ask for
+MAX_CANDIDATES = (
+    256  # far more than helps, and less than a typo can ask for
+)
 MAX_RETRACES = 100
 
 
 class Method(enum.StrEnum):
-    """How the answer is searched for."""
+    """The name of a search method."""
 
     GREEDY = "greedy"
     SAMPLE = "sample"
@@ -37,15 +39,15 @@ class Method(enum.StrEnum):
 
 
 class Unit(enum.StrEnum):
-    """What a candidate writes in one step. A plan's last step goes to the end of the answer."""
+    """What a candidate writes in one step. A plan's last step runs to the end of the answer."""
 
     STAGE = "stage"
     SENTENCE = "sentence"
-    """The step is repeated, sentence after sentence, until the answer is at its end."""
+    """The step is repeated, sentence by sentence, to the end of the answer."""
     ANSWER = "answer"
 
 
-# Who scores the candidates; any other name is a judge from outside, see `judges/outside.py`.
+# The built-in judges; any other name is an external judge, see `search/judges/plugins.py`.
 SELF, LOGPROB, PAIRWISE, MAJORITY = "self", "logprob", "pairwise", "majority"
 OWN_JUDGES = (SELF, LOGPROB, PAIRWISE, MAJORITY)
 
@@ -56,29 +58,29 @@ class Step:
 
     unit: Unit
     candidates: int = 1
-    """In all, spread evenly over those that were kept before."""
+    """Total number, spread evenly over the nodes that were kept before."""
     keep: int = 1
     judge: str | None = None
     """None for the plan's."""
     sampling: Sampling | None = None
     """None for the plan's."""
     max_tokens: int | None = None
-    """Of one candidate; it ends there, complete or not. None for no limit but the answer's."""
+    """Maximum tokens of one candidate, complete or not. None for no limit but the answer's."""
 
 
 @dataclass(frozen=True)
 class Retrace:
-    """When to go back and write the steps from `to` on again."""
+    """When to go back, and write the steps from `to` on again."""
 
     after: int
-    """The step after which that is decided, on the candidates of all rounds."""
+    """The step after which to decide, on the candidates of all rounds."""
     to: int
     most: int
-    """How often at most."""
+    """Maximum number of retraces."""
     rank: int
-    """The candidate that must be good enough: 2 is the second best of all rounds."""
+    """Rank of the candidate that must be good enough: 2 is the second best of all rounds."""
     threshold: float | None = None
-    """What it must score at least. None for the judge's calibrated cut-off: the mean of its
+    """Minimum score of that candidate. None for the judge's calibrated threshold: the mean of its
     scores plus `deviations` standard deviations."""
     deviations: float = PUBLISHED_DEVIATIONS
 
@@ -95,7 +97,7 @@ class Plan:
 
     @property
     def single(self) -> bool:
-        """Whether it follows one path, with nothing to choose."""
+        """Whether it follows a single path, with nothing to choose."""
         return all(step.candidates == 1 for step in self.steps)
 
     def judge_of(self, step: Step) -> str:
@@ -106,7 +108,7 @@ class Plan:
 
     @property
     def judges(self) -> tuple[str, ...]:
-        """The names of all judges that it may ask, each once."""
+        """The names of all judges that it may ask, without duplicates."""
         asked = (self.judge_of(step) for step in self.steps if step.candidates > step.keep)
         deciding = () if self.retrace is None else (self.judge_of(self.steps[self.retrace.after]),)
         return tuple(dict.fromkeys((*asked, *deciding)))
@@ -114,7 +116,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a person may say about a search; None stands for what is usual."""
+    """The options of a search; None stands for the method's default."""
 
     search: str | None = None
     candidates: int | None = None
@@ -128,32 +130,32 @@ class Settings:
 
 @dataclass(frozen=True)
 class _Retracing:
-    """How a method goes back from the reasonings to the captions."""
+    """How a method retraces from the reasonings to the captions."""
 
     most: int
-    """How often at most, unless the settings say otherwise."""
+    """Default maximum number of retraces."""
     rank: Callable[[int, int], int]
-    """From candidates and keep: the candidate that must be good enough, see `Retrace.rank`."""
+    """From candidates and keep: the rank that must be good enough, see `Retrace.rank`."""
 
 
 @dataclass(frozen=True)
 class _Rules:
-    """What makes a search method: its steps, its defaults, and the settings that it takes."""
+    """The definition of a search method: its steps, defaults, and allowed settings."""
 
     steps: Callable[[int, int], tuple[Step, ...]]
-    """From candidates and keep."""
+    """From candidates and keep to the steps."""
     candidates: int = 4
-    """1 for a method that follows a single path and takes no other number."""
+    """Default number; 1 for a method that follows a single path and allows no other."""
     keep: Callable[[int], int] | None = lambda candidates: 1
-    """From candidates; None where the method has no choice but at its end."""
+    """From candidates to the default; None where the method only chooses at its end."""
     judge: str = SELF
     only_judge: bool = False
-    """Whether no other judge will do."""
+    """Whether the method's judge cannot be changed."""
     whole_answers: bool = False
-    """Whether its candidates are whole answers, which alone have a majority."""
+    """Whether its candidates are whole answers, the only ones with a majority."""
     sampling: Sampling = PUBLISHED_SAMPLING
     draws: bool = True
-    """False where a temperature above 0 contradicts the method."""
+    """Whether it allows a temperature above 0."""
     retracing: _Retracing | None = None
 
 
@@ -171,13 +173,13 @@ def _stages(candidates: int, keep: int) -> tuple[Step, ...]:
 
 
 def _swires(candidates: int, keep: int) -> tuple[Step, ...]:
-    """As published: one summary; M = 4 captions, N = 2 kept; M reasonings, M / N from each, N kept;
-    a conclusion from each."""
+    """Published: one summary; M = 4 captions, of which N = 2 are kept; M reasonings, M / N from
+    each caption, of which N are kept; a conclusion from each."""
     return _one_summary_then(candidates, keep, concluded=keep)
 
 
 def _swires_code(candidates: int, keep: int) -> tuple[Step, ...]:
-    """As its authors coded it: the best three reasonings of all rounds get a conclusion each."""
+    """The authors' code: the best three reasonings of all rounds get a conclusion each."""
     return _one_summary_then(candidates, keep, concluded=min(3, candidates))
 
 
@@ -220,7 +222,7 @@ _METHODS: Mapping[Method, _Rules] = {
 
 
 def make_plan(settings: Settings) -> Plan:
-    """The plan that some settings ask for.
+    """Makes the plan that the settings ask for.
 
     Raises UserError for an unknown method, or an option that the method does not support.
     """
@@ -238,13 +240,13 @@ def make_plan(settings: Settings) -> Plan:
 
 
 def check_candidates(candidates: int) -> None:
-    """Raises UserError for a number of candidates that is too small or absurd."""
+    """Raises UserError for too few or absurdly many candidates."""
     if not 1 <= candidates <= MAX_CANDIDATES:
         raise UserError(f"{candidates} candidates: take 1 to {MAX_CANDIDATES}")
 
 
 def check_keep(keep: int, candidates: int) -> None:
-    """Raises UserError for more kept than written, or none."""
+    """Raises UserError when fewer than one or more than all candidates are kept."""
     if keep < 1:
         raise UserError(f"keep {keep}: at least one must be kept")
     if keep > candidates:
@@ -276,7 +278,7 @@ def _single(method: Method, rules: _Rules, settings: Settings) -> Plan:
 
 
 def _keep(method: Method, rules: _Rules, keep: int | None, candidates: int) -> int:
-    """How many candidates of the steps before the last are kept."""
+    """Returns how many candidates the steps before the last one keep."""
     if keep is None:
         return 1 if rules.keep is None else rules.keep(candidates)
     if rules.keep is None:

@@ -81,14 +81,14 @@ class _Plan:
 
 
 def read_plan(file: Path) -> Plan:
-    """The plan in a YAML file. Raises UserError that names the file and the key for any mistake."""
+    """Reads a plan from a YAML file. Raises UserError that names the file and the key."""
     value = read_yaml(file)
     with named(file):
         return plan_from_dict(value)
 
 
 def plan_from_dict(value: Any) -> Plan:
-    """The plan that an object says. Raises UserError that names the key for any mistake."""
+    """Makes a plan from a dict. Raises UserError that names the wrong key."""
     read = checked(_Plan, value, KeyRules(float_texts=True))
     if not read.steps:
         raise UserError("steps: a list of what is written, such as `- write: summary`")
@@ -106,7 +106,7 @@ def plan_from_dict(value: Any) -> Plan:
 
 
 def plan_to_dict(plan: Plan) -> dict[str, Any]:
-    """The object that `plan_from_dict` reads as this plan."""
+    """Returns the dict from which `plan_from_dict` makes this plan."""
     names = [_written(step, index) for index, step in enumerate(plan.steps)]
     value: dict[str, Any] = {
         "method": str(plan.method),
@@ -140,7 +140,7 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
 
 
 def _written(step: Step, index: int) -> str:
-    """What `write` says of the plan's step number `index`."""
+    """Returns the value of `write` for the plan's step `index`."""
     if step.unit is Unit.STAGE:
         return _STAGES[index]
     if step.unit is Unit.ANSWER and index == len(_STAGES) - 1:

@@ -1,4 +1,4 @@
-"""Pictures: from a file, bytes or a PIL image to the tiles that the vision tower reads.
+"""Images from a file, bytes or PIL to the tiles that the vision tower reads.
 
 The reference is transformers' PIL image processor for Mllama; `tests/parity` compares every value.
 """
@@ -20,41 +20,41 @@ from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import VisionConfig
 
 ImageSource = str | Path | bytes | Image.Image
-"""What a picture can be given as: a path, the bytes of a file, or a PIL image."""
+"""An image: a path, the bytes of a file, or a PIL image."""
 
 _MAX_FILE_BYTES = 500 * 10**6
-"""Of a file: many times what the largest picture takes, and far from what fills a memory."""
+"""Maximum size of a file: many times the largest image, and far from filling a memory."""
 _WHITE = (255, 255, 255, 255)
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """A picture cut into tiles."""
+    """An image cut into tiles."""
 
     pixels: np.ndarray
     """(tiles, height, width, channels), float32, normalized; only the real tiles."""
     rows: int
     columns: int
     aspect_ratio_id: int
-    """1-based number of the arrangement; 0 would mean no image."""
+    """1-based number of the arrangement; 0 means no image."""
 
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """The checkpoint's own settings of how pictures become tiles."""
+    """Cuts images into tiles by the checkpoint's own settings."""
 
     tile_size: int
     max_tiles: int
     resample: int
     levels: np.ndarray
-    """(256, channels), float32: what an 8-bit value becomes after rescaling and normalizing."""
+    """Rescaled and normalized value of each 8-bit value, (256, channels), float32."""
 
     @classmethod
     def load(cls, folder: Path, vision: VisionConfig) -> ImageProcessor:
         """Reads `preprocessor_config.json`, or `processor_config.json` as transformers 5 writes it.
 
-        Raises UserError when a setting is missing, disagrees with `config.json`, or asks for what
-        this picture processor does not do.
+        Raises UserError when a setting is missing, disagrees with `config.json`, or asks for
+        something that this image processor does not do.
         """
         file = folder / "preprocessor_config.json"
         if file.exists():
@@ -71,7 +71,7 @@ class ImageProcessor:
             return _image_processor(settings, vision)
 
     def __call__(self, image: Image.Image) -> Tiles:
-        """Cuts an upright picture of any mode and size."""
+        """Cuts an upright image of any mode and size."""
         rgb = to_rgb(image)
         width, height = rgb.size
         rows, columns = self.arrangement(height, width)
@@ -88,9 +88,9 @@ class ImageProcessor:
         return Tiles(pixels, rows, columns, number)
 
     def arrangement(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns whose canvas holds the picture with the least change of its size.
+        """Returns the rows and columns whose canvas changes the image's size least.
 
-        The smallest enlargement if there is one, else the mildest reduction; among equals, the
+        The smallest enlargement if there is one, else the smallest reduction; among equals, the
         smallest canvas.
         """
         scales = [
@@ -103,7 +103,7 @@ class ImageProcessor:
         return min(candidates, key=math.prod)
 
     def _fitted(self, height: int, width: int, rows: int, columns: int) -> tuple[int, int]:
-        """Height and width after resizing: no smaller than a tile, no larger than the canvas."""
+        """Returns height and width after resizing: at least a tile, at most the canvas."""
         size = self.tile_size
         target_height = min(max(height, size), rows * size)
         target_width = min(max(width, size), columns * size)
@@ -114,7 +114,7 @@ class ImageProcessor:
 
 
 def tile_arrangements(max_tiles: int) -> list[tuple[int, int]]:
-    """All (rows, columns) of at most `max_tiles` tiles, in the order in which they are numbered."""
+    """All (rows, columns) of at most `max_tiles` tiles, in the order of their numbers."""
     return [
         (rows, columns)
         for rows in range(1, max_tiles + 1)
@@ -135,7 +135,7 @@ class _Size:
 
 @dataclass(frozen=True)
 class _Settings:
-    """What is read of the settings of a picture processor."""
+    """The settings that are read from a file."""
 
     size: _Size
     max_image_tiles: int
@@ -178,7 +178,7 @@ def _image_processor(values: dict[str, Any], vision: VisionConfig) -> ImageProce
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The picture in RGB, anything transparent laid on white."""
+    """Converts an image to RGB, on a white background where it is transparent."""
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image).convert("RGB")
@@ -186,10 +186,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def open_image(source: ImageSource, name: str = "the picture") -> Image.Image:
-    """Reads a picture completely and turns it upright as its EXIF data says; frame one of several.
+    """Reads an image completely, and applies its EXIF orientation; the first frame of several.
 
-    `name` is what errors call one that is no path. Raises UserError when there is no such file or
-    no whole, reasonable picture in it.
+    `name` is used in errors about an image that is not a path. Raises UserError when there is no
+    such file, or it is not a complete image of a reasonable size.
     """
     if isinstance(source, Image.Image):
         return _with_pixels(ImageOps.exif_transpose(source), name)
@@ -231,7 +231,7 @@ def _with_pixels(image: Image.Image, name: str) -> Image.Image:
 
 
 def read_image_file(path: Path, max_bytes: int = _MAX_FILE_BYTES) -> bytes:
-    """The bytes of a file that may be a picture. Raises UserError when it cannot be read."""
+    """Reads the bytes of a file. Raises UserError when it cannot be read."""
     try:
         with path.open("rb") as stream:
             data = stream.read(max_bytes + 1)

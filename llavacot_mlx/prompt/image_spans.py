@@ -19,9 +19,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class VisibleImages:
-    """Rows `start` to `stop` of a prompt see images `first` to `last` (exclusive).
+    """Positions `start` to `stop` of a prompt that see images `first` to `last` (both exclusive).
 
-    With `first == last` the rows come before every image, see `ImageSpan.after_image`.
+    With `first == last` the positions come before every image, see `ImageSpan.after_image`.
     """
 
     start: int

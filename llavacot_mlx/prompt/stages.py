@@ -1,4 +1,4 @@
-"""The four stages of an answer, found in text that arrives piece by piece."""
+"""Finds the four stages of an answer in text that arrives piece by piece."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ class StageRecord:
 
     stage: Stage
     text: str
-    """Without the tags and the white space around."""
+    """The stage's text without tags and surrounding white space."""
     closed: bool
     """False when the stage's closing tag never came."""
     tokens: int
     """Tokens generated since the stage before it ended, tags and line breaks included."""
     score: float | None = None
-    """What a judge gave the stage; None where none was asked."""
+    """The judge's score; None where no judge was asked."""
     candidates: int = 1
-    """How many candidates the stage was chosen from."""
+    """Number of candidates that the stage was chosen from."""
 
 
 _SENTENCE_END = re.compile(r"[.!?。！？…]['\")\]»”’]*\s*\Z")
 
 
 def ends_sentence(text: str) -> bool:
-    """Whether a text stops where a sentence does: at its mark, quotes and white space after it."""
+    """Returns whether a text ends a sentence: with its mark, then quotes and white space."""
     return _SENTENCE_END.search(text) is not None
 
 

@@ -1,4 +1,4 @@
-"""Text to token ids and back, with the user's text kept text."""
+"""Converts text to token ids and back; special tokens in a user's text are plain text."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ class Tokenizer:
         return loaded
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ordinary text; nothing in it is read as a special token."""
+        """Returns the ids of plain text; nothing in it is read as a special token."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """Ids of a conversation up to the point where the assistant writes.
+        """Returns the ids of a conversation, up to where the assistant writes.
 
-        The format is the one that LLaVA-CoT answers to at inference: one `<|begin_of_text|>`, then
+        The format is the one that LLaVA-CoT expects at inference: one `<|begin_of_text|>`, then
         each turn with its header, then the assistant's header.
         """
         ids = [self._special("<|begin_of_text|>")] * _BOS_COUNT
@@ -106,24 +106,24 @@ class Tokenizer:
         return ids + self._header("assistant") + self.encode("\n\n")
 
     def next_turn(self, text: str) -> list[int]:
-        """Ids that end the assistant's turn, put a user's turn after it, and open the next."""
+        """Returns ids that end the assistant's turn, add a user's turn, and open the next."""
         end = self._special("<|eot_id|>")
         asked = [*self._header("user"), *self.encode("\n\n" + text), end]
         return [end, *asked, *self._header("assistant"), *self.encode("\n\n")]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated ids, special tokens left out."""
+        """Returns the text of generated ids, without special tokens."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def spelled(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens as they are spelled: for people, not to be read again."""
+        """Returns the text of ids with special tokens spelled out, to be shown to people."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def stream(self) -> TextStream:
         return TextStream(self._bytes)
 
     def _bytes(self, token_id: int) -> bytes:
-        """What the token stands for; nothing where it is special or not in the vocabulary."""
+        """Returns the bytes of a token; none if it is special or not in the vocabulary."""
         token = self._tokenizer.id_to_token(token_id)
         if token is None or token_id in self._special_ids:
             return b""
@@ -146,10 +146,10 @@ class Tokenizer:
 
 
 class TextStream:
-    """Generated ids to text, piece by piece, without ever splitting a character.
+    """Converts generated ids to text, piece by piece, without splitting a character.
 
-    Only the bytes of a character that is not whole are held back, so that a token costs the same
-    wherever in an answer it comes, and whatever came before it.
+    Only the bytes of an incomplete character are held back, so that a token costs the same wherever
+    it comes in an answer.
     """
 
     def __init__(self, bytes_of: Callable[[int], bytes]) -> None:
@@ -157,17 +157,17 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        """The text that became certain with this id; often empty amid a character."""
+        """Returns the text that this id completed; often empty within a character."""
         return self._decoder.decode(self._bytes_of(token_id))
 
     def finish(self) -> str:
-        """What was held back: the beginning of a character that never became whole, as �."""
+        """Returns what was held back, an incomplete character, as �."""
         return self._decoder.decode(b"", final=True)
 
 
 @dataclass(frozen=True)
 class _Generation:
-    """What is read of generation_config.json."""
+    """The keys that are read from generation_config.json."""
 
     eos_token_id: int | tuple[int | None, ...] | None = None
 
