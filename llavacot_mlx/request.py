@@ -40,9 +40,9 @@ class AskOptions(TypedDict, total=False):
     """The keywords of `Assistant.ask` and `Assistant.stream`; None stands for the default."""
 
     search: str | Plan | None
-    """The name of a method (`plans.Method`), "sample" by default where a temperature is given and
-    "greedy" otherwise; or a whole plan, such as `make_plan(Settings(…))` or `read_plan(file)` makes
-    one, which then says all of candidates, judge, temperature and top_p itself."""
+    """A method's name (`plan.plan.Method`); by default "sample" where a temperature is given, and
+    "greedy" otherwise. Or a whole plan, from `make_plan(Settings(…))` or `read_plan(file)`, which
+    then sets candidates, judge, temperature and top_p itself."""
     candidates: int | None
     """Number of candidates; by default the method's."""
     judge: str | None

@@ -19,9 +19,7 @@ from llavacot_mlx.prompt.stages import Stage
 PUBLISHED_DEVIATIONS = 0.2533
 """The published threshold is the judge's mean score plus this many standard deviations."""
 
-MAX_CANDIDATES = (
-    256  # far more than helps, and less than a typo can ask for
-)
+MAX_CANDIDATES = 256  # far more than helps, and less than a typo can ask for
 MAX_RETRACES = 100
 
 
