@@ -1,29 +1,30 @@
-"""What our commands have in common on the command line."""
+"""The class of our commands: given no arguments, a command introduces itself."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import typer
 from typer.core import TyperCommand
 
 
-class Command(TyperCommand):
-    """A command that, given nothing at all, shows what to type instead of an error.
+def introduced_by(introduction: str | Callable[[], str]) -> type[TyperCommand]:
+    """The class of a command that prints `introduction` when it is given no arguments at all.
 
-    typer keeps the type of the contexts below to itself.
+    The introduction says what the command is for, and has a command that runs as it is.
     """
 
-    def introduction(self) -> str:
-        """What the command is for, and a command that runs as it is."""
-        raise NotImplementedError
+    class Introduced(TyperCommand):
+        # typer does not export the type of these contexts.
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            if not args:
+                typer.echo(introduction if isinstance(introduction, str) else introduction())
+                typer.echo(f"All options: {ctx.command_path} --help")
+                ctx.exit()
+            return super().parse_args(ctx, args)
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args:
-            typer.echo(self.introduction())
-            typer.echo(f"All options: {ctx.command_path} --help")
-            ctx.exit()
-        return super().parse_args(ctx, args)
+        def collect_usage_pieces(self, ctx: Any) -> list[str]:
+            return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
 
-    def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+    return Introduced

@@ -1,4 +1,4 @@
-"""How a command ends: the exit code, and at most one line about what went wrong."""
+"""Turns what a command raises into an exit code and at most one line on stderr."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ import typer
 from llavacot_mlx.cli.printable import printable_line
 from llavacot_mlx.errors import UserError
 
-PROBLEM = 1
+FAILURE = 1
 INTERRUPTED = 130
-READER_GONE = 141  # what a shell reports for `cat | head -1`
+BROKEN_PIPE = 141  # what a shell reports for `cat | head -1`
 
 
 @contextmanager
 def handle_errors(*, debug: bool) -> Iterator[None]:
-    """Runs the body of a command; what it raises becomes an exit code and a line on stderr.
+    """Wraps the body of a command: an exception ends it with an exit code and a line on stderr.
 
-    With `debug`, the traceback comes before the line.
+    With `debug`, the traceback is printed before the line.
     """
     try:
         yield
-        sys.stdout.flush()  # a reader that is gone is noticed here and not while Python shuts down
+        sys.stdout.flush()  # a broken pipe is noticed here, and not while Python shuts down
     except (typer.Exit, typer.TyperException):
-        raise  # typer's own: it prints what it has to and picks the code
+        raise  # typer prints the message and chooses the code itself
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         _drop_unwritten_output()
-        sys.exit(READER_GONE)
+        sys.exit(BROKEN_PIPE)
     except Exception as error:
         if isinstance(error, OSError):
-            _drop_unwritten_output()  # it may be what could not be written, such as to a full disk
-        _say(_in_a_line(error), debug=debug)
-        sys.exit(PROBLEM)
+            _drop_unwritten_output()  # it may be why writing failed, such as a full disk
+        _print_error(_one_line(error), debug=debug)
+        sys.exit(FAILURE)
 
 
-def _in_a_line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, OSError) and error.strerror:  # such as a folder that may not be written
+    if isinstance(error, OSError) and error.strerror:  # such as a folder without write permission
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return f"internal: {what}; run again with --debug for the details"
 
 
-def _say(line: str, *, debug: bool) -> None:
+def _print_error(line: str, *, debug: bool) -> None:
     if debug:
         import traceback
 
@@ -58,7 +58,7 @@ def _say(line: str, *, debug: bool) -> None:
 
 
 def _drop_unwritten_output() -> None:
-    """Python flushes stdout once more at exit, and would complain once more."""
+    """Sends unwritten output to the null device: Python flushes at exit, and would fail again."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:

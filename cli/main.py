@@ -1,4 +1,4 @@
-"""The `llavacot` command: what it can do, and where each part of it is."""
+"""The `llavacot` command: its subcommands, put together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from llavacot_mlx import __version__
-from llavacot_mlx.cli.command import Command
+from llavacot_mlx.cli.command import introduced_by
 from llavacot_mlx.cli.commands import (
     ask,
     calibrate,
@@ -23,7 +23,7 @@ from llavacot_mlx.cli.commands import (
     trace,
 )
 from llavacot_mlx.cli.exit_codes import handle_errors
-from llavacot_mlx.cli.next_steps import first_command
+from llavacot_mlx.cli.next_steps import try_it
 
 app = typer.Typer(
     name="llavacot",
@@ -34,54 +34,16 @@ app = typer.Typer(
 )
 
 
-class _Ask(Command):
-    def introduction(self) -> str:
-        return f"{ask.INTRODUCTION}\n{_try_it()}"
-
-
-class _Convert(Command):
-    def introduction(self) -> str:
-        return f"{convert.INTRODUCTION}\n{convert.EXAMPLE}"
-
-
-class _Info(Command):
-    def introduction(self) -> str:
-        return f"{info.INTRODUCTION}\n{info.EXAMPLE}"
-
-
-class _Trace(Command):
-    def introduction(self) -> str:
-        return f"{trace.INTRODUCTION}\n{trace.example()}"
-
-
-class _Calibrate(Command):
-    def introduction(self) -> str:
-        return f"{calibrate.INTRODUCTION}\n{calibrate.EXAMPLE}"
-
-
-class _LoRATrain(Command):
-    def introduction(self) -> str:
-        return f"{lora_train.INTRODUCTION}\n{lora_train.EXAMPLE}"
-
-
-class _Fuse(Command):
-    def introduction(self) -> str:
-        return f"{fuse.INTRODUCTION}\n{fuse.EXAMPLE}"
-
-
-class _Export(Command):
-    def introduction(self) -> str:
-        return f"{export.INTRODUCTION}\n{export.EXAMPLE}"
-
-
-app.command(cls=_Ask, help=ask.HELP)(ask.ask)
-app.command(cls=_Trace, help=trace.HELP)(trace.trace)
-app.command(cls=_Convert, help=convert.HELP)(convert.convert)
-app.command("lora-train", cls=_LoRATrain, help=lora_train.HELP)(lora_train.lora_train)
-app.command(cls=_Fuse, help=fuse.HELP)(fuse.fuse)
-app.command(cls=_Export, help=export.HELP)(export.export)
-app.command(cls=_Info, help=info.HELP)(info.info)
-app.command(cls=_Calibrate, help=calibrate.HELP)(calibrate.calibrate)
+app.command(cls=introduced_by(ask.introduction), help=ask.HELP)(ask.ask)
+app.command(cls=introduced_by(trace.introduction), help=trace.HELP)(trace.trace)
+app.command(cls=introduced_by(convert.INTRODUCTION), help=convert.HELP)(convert.convert)
+app.command("lora-train", cls=introduced_by(lora_train.INTRODUCTION), help=lora_train.HELP)(
+    lora_train.lora_train
+)
+app.command(cls=introduced_by(fuse.INTRODUCTION), help=fuse.HELP)(fuse.fuse)
+app.command(cls=introduced_by(export.INTRODUCTION), help=export.HELP)(export.export)
+app.command(cls=introduced_by(info.INTRODUCTION), help=info.HELP)(info.info)
+app.command(cls=introduced_by(calibrate.INTRODUCTION), help=calibrate.HELP)(calibrate.calibrate)
 app.add_typer(data.app, name="data")
 
 
@@ -109,19 +71,15 @@ def llavacot(
     """
     if context.invoked_subcommand is None:
         typer.echo(f"{context.get_help()}\n")
-        typer.echo(_try_it())
-
-
-def _try_it() -> str:
-    return f"Try it now, a small demo model comes along:\n\n  {first_command()}\n"
+        typer.echo(try_it())
 
 
 def run() -> None:
-    """What the installed `llavacot` runs."""
+    """Runs the command line; the entry point of the installed `llavacot`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a narrow locale gets "?", not a traceback
-    # Being told to stop is no reason to leave a hidden cursor or a half-written folder behind.
+    # Raised as an exception, so that no hidden cursor and no half-written folder stays behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with handle_errors(debug=False):
         app()

@@ -20,6 +20,11 @@ def first_command() -> str:
     return f'llavacot ask {shell_path(demo.example_path())} "{QUESTION}"'
 
 
+def try_it() -> str:
+    """The invitation to run `first_command`."""
+    return f"Try it now; a small demo model is included:\n\n  {first_command()}\n"
+
+
 def next_command(*, model: str | None = None, adapter: Path | None = None) -> str:
     """A question for the model that was just written; `model` is a folder or a hub id."""
     command = 'llavacot ask photo.jpg "What is unusual here?"'

@@ -1,4 +1,4 @@
-"""The options that several commands share, each declared once: name, type and help."""
+"""Options that several commands share: name, type, help, and the check of a count."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from llavacot_mlx.cli.views.answer_view import ShowLevel
+from llavacot_mlx.errors import UserError
 
 
 class Dtype(enum.StrEnum):
@@ -67,3 +68,9 @@ PlainOption = Annotated[
     bool, typer.Option("--plain", help="Print plain text, as when output is not a terminal.")
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def check_positive(flag: str, number: int | None) -> None:
+    """Raises UserError if the flag was given a number below 1."""
+    if number is not None and number < 1:
+        raise UserError(f"{flag} {number}: must be 1 or more")

@@ -1,4 +1,4 @@
-"""The model that a command uses: what `--model` names, fetched if need be, or the demo model."""
+"""Resolves --model and --adapter-path to folders, and downloads a model that is not there yet."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from llavacot_mlx.errors import UserError
 if TYPE_CHECKING:
     from llavacot_mlx.cli.views.bars import BytesBar
 
-# `llavacot convert` alone shows the whole command, which is too long for this line.
+# `llavacot convert` without arguments shows the whole command, which is too long for this line.
 _DEMO_NOTICE = (
-    "demo model (knows pictures of coloured shapes only); for the real one: llavacot convert"
+    "demo model (knows pictures of colored shapes only); for the real one: llavacot convert"
 )
 
 
 @dataclass(frozen=True)
 class ResolvedModel:
+    """A model's folder on this machine, and the name that the person gave it."""
+
     name: str
-    """What the person called it; the folder's path for the demo model."""
+    """As typed, a path or a hub id; for the demo model, the path of its folder."""
     folder: Path
     adapter: Path | None = None
-    """The folder of the adapter that goes on it."""
+    """The folder of the adapter to apply to it."""
 
     @property
     def short_name(self) -> str:
@@ -37,9 +39,9 @@ class ResolvedModel:
 
 
 def resolve_model(name: str | None) -> ResolvedModel:
-    """The model of `--model`; the demo model, which says so on stderr, when there was none.
+    """The model of `--model`; without a name, the demo model, with a notice on stderr.
 
-    A hub id that is not on the disk yet is downloaded, after saying so on stderr.
+    A hub id that is not on the disk yet is downloaded, which is reported on stderr.
     """
     if name is None:
         folder = demo.model_path()
@@ -51,10 +53,10 @@ def resolve_model(name: str | None) -> ResolvedModel:
 
 
 def resolve_adapted_model(name: str | None, adapter: Path | None) -> ResolvedModel:
-    """The model of `--model` for the adapter of `--adapter-path`, by default its base.
+    """The model of `--model` with the adapter of `--adapter-path`; by default, the adapter's base.
 
-    Says on stderr when the model is a version of that base in other bits. Raises UserError when
-    there is no such adapter, or it was trained on another model.
+    A note on stderr says if the model is the base in another quantization. Raises UserError if
+    there is no such adapter, or if it was trained on another model.
     """
     if adapter is None:
         return resolve_model(name)
@@ -74,13 +76,13 @@ def resolve_adapted_model(name: str | None, adapter: Path | None) -> ResolvedMod
 
 
 def ensure_downloaded(name: str) -> Path:
-    """The folder of a model that has a name; what has to be downloaded is said on stderr."""
+    """The folder of a named model, downloaded first if needed; stderr shows the download."""
     with ExitStack() as stack:
         return hub.find(name, _DownloadReporter(stack))
 
 
 class _DownloadReporter:
-    """Says what is downloaded, before the first byte, and then draws how far it is."""
+    """Says what is downloaded before the first byte, then shows the progress."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack

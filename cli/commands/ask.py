@@ -1,4 +1,4 @@
-"""`llavacot ask`: one question about one picture."""
+"""`llavacot ask`: one question about one image."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 
 from llavacot_mlx.atomic import check_can_write
 from llavacot_mlx.cli.exit_codes import handle_errors
+from llavacot_mlx.cli.next_steps import try_it
 from llavacot_mlx.cli.options import (
     AdapterOption,
     DebugOption,
@@ -22,6 +23,7 @@ from llavacot_mlx.cli.options import (
     PlainOption,
     SeedOption,
     ShowOption,
+    check_positive,
 )
 from llavacot_mlx.cli.printable import printable
 from llavacot_mlx.cli.resolve_model import ResolvedModel, ensure_downloaded, resolve_adapted_model
@@ -59,6 +61,11 @@ INTRODUCTION = """\
 llavacot ask answers a question about an image in four stages: a summary of the
 question, a caption of the image, the reasoning and the conclusion.
 """
+
+
+def introduction() -> str:
+    """What the command is for, with a command that runs as it is."""
+    return f"{INTRODUCTION}\n{try_it()}"
 
 
 def ask(
@@ -164,7 +171,7 @@ def ask(
     debug: DebugOption = False,
 ) -> None:
     with handle_errors(debug=debug):
-        given = Settings(
+        settings = Settings(
             search=search,
             candidates=candidates,
             keep=keep,
@@ -174,26 +181,27 @@ def ask(
             max_retraces=max_retraces,
             threshold=threshold,
         )
-        plan = _plan(given) if plan_file is None else _read_plan(plan_file, given)
+        plan = _plan(settings) if plan_file is None else _read_plan(plan_file, settings)
         for name in plan.judges:
             check_name(name)
         limits = _limits(kv_bits, kv_budget)
-        _check_rest(max_tokens, show, as_json=as_json, answer_only=answer_only)
+        check_positive("--max-tokens", max_tokens)
+        _check_output(show, as_json=as_json, answer_only=answer_only)
         if trace_file is not None:
             check_can_write(trace_file)
         if image == question == "-":
             raise UserError("IMAGE and QUESTION are both -; stdin can only be one of them")
-        question = _question(question)
-        picture, data = _picture(image)
+        question = _read_question(question)
+        opened, image_bytes = _read_image(image)
         request = Request(
-            image=picture,
+            image=opened,
             question=question,
             plan=plan,
             max_tokens=max_tokens,
             seed=seed,
             limits=limits,
         )
-        chosen = resolve_adapted_model(model, adapter_path)
+        resolved = resolve_adapted_model(model, adapter_path)
         for name in filter(is_model, plan.judges):
             ensure_downloaded(name)
         if as_json or answer_only:
@@ -202,33 +210,36 @@ def ask(
             unit = plan.steps[0].unit
             view = choose_view(sys.stdout, show or ShowLevel.ALL, unit, plain=plain)
 
-        def kept(trace: Trace) -> Trace:
-            """The trace as the command line tells it, kept if it was asked for."""
-            trace = dataclasses.replace(trace, image=image, model=chosen.name)
+        def finish(trace: Trace) -> Trace:
+            """Adds the names that the person typed, and saves the trace for --trace."""
+            trace = dataclasses.replace(trace, image=image, model=resolved.name)
             if trace_file is not None:
-                write_trace(trace_file, trace, data)
+                write_trace(trace_file, trace, image_bytes)
             return trace
 
-        trace = _answer(request, chosen, view, kept)
+        trace = _answer(request, resolved, view, finish)
         if as_json:
             _print_json(trace)
         elif answer_only:
             print(printable(_conclusion(trace)))
         elif show is ShowLevel.ANSWER:
-            _conclusion(trace)
+            _conclusion(trace)  # the view has shown it; without one, this is an error
 
 
 def _answer(
-    request: Request, model: ResolvedModel, view: AnswerView, kept: Callable[[Trace], Trace]
+    request: Request, model: ResolvedModel, view: AnswerView, finish: Callable[[Trace], Trace]
 ) -> Trace:
-    """Shows the answer and keeps its trace; of one that is stopped, what there is."""
+    """Answers while the view shows it, and returns the finished trace.
+
+    An answer that is stopped has its trace finished as well, as far as it came.
+    """
     with view:
         view.set_status(f"loading {model.short_name}")
-        # Imported here, where someone watches the time go by: mlx and the tokenizer are behind it.
+        # Imported here, where the view shows the seconds: this imports mlx and the tokenizer.
         from llavacot_mlx.assistant import Assistant
 
         assistant = Assistant.load(model.folder, adapter=model.adapter)
-        view.set_status("looking at the picture")
+        view.set_status("reading the image")
         answer = assistant.stream(request)
         try:
             for event in answer:
@@ -237,14 +248,14 @@ def _answer(
             trace = answer.so_far()
             if trace.token_ids:
                 view.show(Interrupted(trace))
-                kept(trace)
+                finish(trace)
             raise
     assert isinstance(event, Answered)
-    return kept(event.trace)
+    return finish(event.trace)
 
 
 def _plan(given: Settings) -> Plan:
-    """What the flags mean together, as the engine will take them; a contradiction is an error."""
+    """The plan that the flags describe. Raises UserError where they contradict each other."""
     temperature, top_p = given.temperature, given.top_p
     if temperature is not None and not (math.isfinite(temperature) and temperature >= 0):
         raise UserError(f"--temperature {temperature:g}: must be 0 or more, such as 0.6")
@@ -254,25 +265,25 @@ def _plan(given: Settings) -> Plan:
         raise UserError("--search sample with --temperature 0: drop one; 0 is greedy")
     if given.search == Method.GREEDY and temperature:
         raise UserError(
-            f"--search greedy with --temperature {temperature:g}: greedy never draws; "
-            "drop one, or --search sample"
+            f"--search greedy with --temperature {temperature:g}: greedy does not sample; "
+            "drop one, or use --search sample"
         )
     if given.search in (None, Method.GREEDY) and not temperature and top_p is not None:
-        raise UserError(f"--top-p {top_p:g}: greedy never draws; add --search sample")
+        raise UserError(f"--top-p {top_p:g}: greedy does not sample; add --search sample")
     try:
         return make_plan(given)
     except UserError as error:
-        raise UserError(f"{_typed(given)}: {error}") from None
+        raise UserError(f"{_as_flags(given)}: {error}") from None
 
 
 def _read_plan(file: Path, given: Settings) -> Plan:
-    if typed := _typed(given):
-        raise UserError(f"--plan {file} with {typed}: drop one; the plan says all of that")
+    if flags := _as_flags(given):
+        raise UserError(f"--plan {file} with {flags}: drop one; the plan already sets this")
     return read_plan(file)
 
 
-def _typed(given: Settings) -> str:
-    """The flags that the settings came from, as they were typed."""
+def _as_flags(given: Settings) -> str:
+    """The settings as the flags that a person typed, such as `--search swires --keep 2`."""
     flags = {f"--{name.replace('_', '-')}": value for name, value in vars(given).items()}
     return " ".join(f"{flag} {value}" for flag, value in flags.items() if value is not None)
 
@@ -288,20 +299,20 @@ def _limits(kv_bits: int | None, kv_budget: str | None) -> KVLimits:
         raise UserError(f"--kv-budget: {error}") from None
 
 
-def _check_rest(
-    max_tokens: int, show: ShowLevel | None, *, as_json: bool, answer_only: bool
-) -> None:
-    if max_tokens < 1:
-        raise UserError(f"--max-tokens {max_tokens}: must be 1 or more")
+def _check_output(show: ShowLevel | None, *, as_json: bool, answer_only: bool) -> None:
+    """Raises UserError where two flags say what to print."""
     if as_json and answer_only:
-        raise UserError("--json with --answer-only: drop one; the object has the answer in it")
+        raise UserError("--json with --answer-only: drop one; the JSON object includes the answer")
     if show is not None and (as_json or answer_only):
         flag = "--json" if as_json else "--answer-only"
-        raise UserError(f"--show {show} with {flag}: drop one; {flag} says already what to print")
+        raise UserError(f"--show {show} with {flag}: drop one; {flag} already says what to print")
 
 
-def _picture(image: str) -> tuple[Image.Image, bytes]:
-    """The picture, read whole: a damaged one is reported before a model is loaded for it."""
+def _read_image(image: str) -> tuple[Image.Image, bytes]:
+    """The image, and the bytes of its file.
+
+    It is decoded here, so that a damaged file is reported before a model is loaded.
+    """
     from llavacot_mlx.prompt.image_processor import open_image, read_image_file
 
     if image != "-":
@@ -315,11 +326,11 @@ def _picture(image: str) -> tuple[Image.Image, bytes]:
     return open_image(data), data
 
 
-def _question(question: str) -> str:
+def _read_question(question: str) -> str:
     if question == "-":
         question = sys.stdin.buffer.read().decode(errors="surrogateescape").rstrip("\r\n")
     if not question.strip():
-        raise UserError('QUESTION is empty; ask something, such as "What does the picture show?"')
+        raise UserError('QUESTION is empty; ask something, such as "What does the image show?"')
     try:
         question.encode()
     except UnicodeEncodeError:
@@ -337,5 +348,5 @@ def _conclusion(trace: Trace) -> str:
 
 
 def _print_json(trace: Trace) -> None:
-    # JSON is UTF-8 whatever the locale; a file name that is not becomes an escape.
+    # JSON is UTF-8 in any locale; a file name that is not UTF-8 is escaped.
     sys.stdout.buffer.write(trace.to_json().encode(errors="backslashreplace") + b"\n")

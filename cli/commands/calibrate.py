@@ -1,4 +1,4 @@
-"""`llavacot calibrate`: what scores a judge usually gives, so that a search knows what is good."""
+"""`llavacot calibrate`: measures a judge's scores, from which swires has its threshold."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from llavacot_mlx.cli.options import (
     MaxTokensOption,
     ModelOption,
     SeedOption,
+    check_positive,
 )
 from llavacot_mlx.cli.resolve_model import ResolvedModel, ensure_downloaded, resolve_adapted_model
 from llavacot_mlx.errors import UserError
@@ -55,9 +56,7 @@ Examples:
 
 INTRODUCTION = """\
 llavacot calibrate calibrates a judge's threshold for --search swires.
-"""
 
-EXAMPLE = """\
 For example:
 
   llavacot calibrate questions.jsonl --images pictures --model ./llava-cot-4bit
@@ -87,32 +86,32 @@ def calibrate(
 ) -> None:
     with handle_errors(debug=debug):
         if judge == MAJORITY:
-            raise UserError("--judge majority: it counts whole answers, and swires judges stages")
+            raise UserError(
+                "--judge majority: majority counts whole answers, but swires judges stages"
+            )
         check_name(judge)
-        if limit is not None and limit < 1:
-            raise UserError(f"--limit {limit}: must be 1 or more")
-        if max_tokens < 1:
-            raise UserError(f"--max-tokens {max_tokens}: must be 1 or more")
+        check_positive("--limit", limit)
+        check_positive("--max-tokens", max_tokens)
         rows = list(itertools.islice(read_questions(file, images or file.parent), limit))
         if not rows:
-            raise UserError(f"{file}: there is no question in it")
-        chosen = resolve_adapted_model(model, adapter_path)
-        place = chosen.adapter or chosen.folder
-        check_can_write(place / FILE_NAME)
+            raise UserError(f"{file}: contains no questions")
+        resolved = resolve_adapted_model(model, adapter_path)
+        folder = resolved.adapter or resolved.folder
+        check_can_write(folder / FILE_NAME)
         if is_model(judge):
             ensure_downloaded(judge)
-        stats = _measured(rows, chosen, judge, max_tokens, seed)
+        stats = _measure(rows, resolved, judge, max_tokens, seed)
 
-        known = load_calibration(place)
-        written = save_calibration(place, {**known, judge: stats})
+        known = load_calibration(folder)
+        written = save_calibration(folder, {**known, judge: stats})
         _print(stats)
         typer.echo(f"written to {written}", err=True)
 
 
-def _measured(
+def _measure(
     rows: list[QuestionRow], model: ResolvedModel, judge: str, max_tokens: int, seed: int
 ) -> dict[Stage, ScoreStats]:
-    """Runs the first round of swires on every question and gathers what the judge said."""
+    """Runs the first round of swires on every question, and returns the judge's scores by stage."""
     from llavacot_mlx.assistant import Assistant
     from llavacot_mlx.cli.views.bars import CountBar
 
@@ -140,9 +139,10 @@ def _measured(
 
 
 def _print(stats: dict[Stage, ScoreStats]) -> None:
-    typer.echo(f"{'stage':<12}{'mean':>9}{'std':>9}{'cut-off':>9}{'scores':>9}")
+    typer.echo(f"{'stage':<12}{'mean':>9}{'std':>9}{'threshold':>11}{'scores':>9}")
     for stage, found in stats.items():
-        cut_off = found.threshold(PUBLISHED_DEVIATIONS)
+        threshold = found.threshold(PUBLISHED_DEVIATIONS)
         typer.echo(
-            f"{stage.value:<12}{found.mean:>9.4f}{found.std:>9.4f}{cut_off:>9.4f}{found.count:>9}"
+            f"{stage.value:<12}{found.mean:>9.4f}{found.std:>9.4f}{threshold:>11.4f}"
+            f"{found.count:>9}"
         )

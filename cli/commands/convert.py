@@ -11,7 +11,7 @@ import typer
 
 from llavacot_mlx.cli.exit_codes import handle_errors
 from llavacot_mlx.cli.next_steps import next_command, wrote_line
-from llavacot_mlx.cli.options import DebugOption, DtypeOption, ForceOption
+from llavacot_mlx.cli.options import DebugOption, Dtype, DtypeOption, ForceOption
 from llavacot_mlx.cli.printable import printable_line
 from llavacot_mlx.cli.resolve_model import resolve_model
 from llavacot_mlx.cli.units import format_bytes
@@ -20,6 +20,7 @@ from llavacot_mlx.model.config import Quantization
 
 if TYPE_CHECKING:
     from llavacot_mlx.convert.convert import Estimate
+    from llavacot_mlx.convert.recipes import Recipe
 
 HELP = """\
 Convert a Hugging Face checkpoint or PEFT adapter to MLX. -q quantizes the checkpoint; a converted \
@@ -44,10 +45,9 @@ mixed-4-6 mixed-4-8), or a YAML file of patterns. The first match applies:
 """
 
 INTRODUCTION = """\
-llavacot convert converts a Hugging Face checkpoint of a Llama-3.2-Vision model to MLX.
-"""
+llavacot convert converts a Hugging Face checkpoint of a Llama-3.2-Vision
+model to MLX.
 
-EXAMPLE = """\
 Convert the published LLaVA-CoT to 4 bits; the first time, this downloads 43 GB:
 
   llavacot convert Xkev/Llama-3.2V-11B-cot -q --dtype bfloat16 --mlx-path llava-cot-4bit
@@ -87,11 +87,14 @@ def convert(
         bool, typer.Option("-q", "--quantize", help="Quantize the language model.")
     ] = False,
     q_bits: Annotated[
-        int | None, typer.Option("--q-bits", help="Bits per weight. [default: 4]")
+        int | None, typer.Option("--q-bits", help="Bits per weight. [default: 4; mxfp8: 8]")
     ] = None,
     q_group_size: Annotated[
         int | None,
-        typer.Option("--q-group-size", help="Weights per quantization group. [default: 64]"),
+        typer.Option(
+            "--q-group-size",
+            help="Weights per quantization group. [default: 64; mxfp4, mxfp8: 32; nvfp4: 16]",
+        ),
     ] = None,
     q_mode: Annotated[
         Mode | None, typer.Option("--q-mode", help="Quantization mode. [default: affine]")
@@ -117,55 +120,56 @@ def convert(
     with handle_errors(debug=debug):
         flags = _quantization_flags(quantize, q_bits, q_group_size, q_mode)
         if recipe is not None and flags:
-            raise UserError(f"--recipe {recipe}: says what {flags[0]} says; leave one of them out")
+            raise UserError(f"--recipe {recipe} with {flags[0]}: drop one; both quantize")
         if quantize_vision and recipe is None and not quantize:
-            raise UserError("--quantize-vision: nothing is quantized without -q or --recipe")
-        if mlx_path.exists() and not force:  # asked again later; here, before a long download
+            raise UserError("--quantize-vision: has no effect without -q or --recipe; add one")
+        if mlx_path.exists() and not force:  # checked again later; here, before a long download
             raise UserError(f"{mlx_path} exists already: choose another --mlx-path, or add --force")
 
         from llavacot_mlx.checkpoint.adapter_config import is_adapter
 
-        adapter = Path(source).expanduser()
-        if is_adapter(adapter):
+        if is_adapter(Path(source).expanduser()):
             if flags or quantize_vision or recipe is not None or dtype is not None:
-                raise UserError(f"{source} is an adapter, for which there is no -q and no --dtype")
-            _convert_adapter(adapter, mlx_path, model, force)
+                raise UserError(f"{source} is an adapter; -q, --recipe and --dtype are for models")
+            _convert_adapter(Path(source).expanduser(), mlx_path, model, force)
             return
         if model is not None:
-            raise UserError(f"--model {model}: goes with an adapter, and {source} is none")
+            raise UserError(f"--model {model}: only for an adapter, and {source} is not one")
+        quantization = _quantization(q_bits, q_group_size, q_mode) if quantize else None
+        chosen = _recipe(quantization, recipe, quantize_vision)
+        _convert_checkpoint(source, mlx_path, dtype, chosen, force=force, verify=verify)
 
-        from llavacot_mlx.convert import recipes
 
-        chosen: Quantization | recipes.Recipe | None = None
-        if recipe is not None:
-            chosen = recipes.recipe_called(recipe)
-        elif quantize:
-            chosen = _quantization(q_bits, q_group_size, q_mode)
-        if quantize_vision and chosen is not None:
-            chosen = recipes.with_vision(
-                recipes.uniform(chosen) if isinstance(chosen, Quantization) else chosen
-            )
-        is_folder = Path(source).expanduser().is_dir()
-        checkpoint = resolve_model(source)
+def _convert_checkpoint(
+    source: str,
+    mlx_path: Path,
+    dtype: Dtype | None,
+    quantization: Quantization | Recipe | None,
+    *,
+    force: bool,
+    verify: bool | None,
+) -> None:
+    is_folder = Path(source).expanduser().is_dir()
+    checkpoint = resolve_model(source)
 
-        from llavacot_mlx.cli.views.bars import BytesBar
-        from llavacot_mlx.convert import convert as run
+    from llavacot_mlx.cli.views.bars import BytesBar
+    from llavacot_mlx.convert import convert as converting
 
-        with BytesBar("converting") as bar:
-            converted = run.convert(
-                checkpoint.folder,
-                mlx_path,
-                dtype=dtype,
-                quantization=chosen,
-                force=force,
-                verify=is_folder if verify is None else verify,
-                name=None if is_folder else source,
-                estimated=_say_estimate,
-                progress=lambda now: bar.update(now.read_bytes, now.total_bytes),
-                notice=_say,
-            )
-        now = next_command(model=str(converted.folder))
-        print(wrote_line(converted.folder, now, weight_bytes=converted.weight_bytes))
+    with BytesBar("converting") as bar:
+        converted = converting.convert(
+            checkpoint.folder,
+            mlx_path,
+            dtype=dtype,
+            quantization=quantization,
+            force=force,
+            verify=is_folder if verify is None else verify,
+            name=None if is_folder else source,
+            estimated=_say_estimate,
+            progress=lambda now: bar.update(now.read_bytes, now.total_bytes),
+            notice=_say,
+        )
+    now = next_command(model=str(converted.folder))
+    print(wrote_line(converted.folder, now, weight_bytes=converted.weight_bytes))
 
 
 def _convert_adapter(folder: Path, mlx_path: Path, model: str | None, force: bool) -> None:
@@ -175,14 +179,14 @@ def _convert_adapter(folder: Path, mlx_path: Path, model: str | None, force: boo
 
     name = model or base_of(folder)
     if name is None:
-        raise UserError(f"{folder} does not say which model it is for: give --model")
+        raise UserError(f"{folder} does not name its base model; give --model")
     output = OutputFolder(mlx_path, "--mlx-path", force, marker=CONFIG_NAME)
     written = read_peft(folder, output, name, resolve_model(name).folder)
     print(wrote_line(written, next_command(adapter=written)))
 
 
 def _say_estimate(estimate: Estimate) -> None:
-    """For whoever watches; a script learns the size from the last line."""
+    """Prints the estimate on a terminal only; a script gets the size from the last line."""
     if sys.stderr.isatty():
         before, after = format_bytes(estimate.source_bytes), format_bytes(estimate.weight_bytes)
         _say(
@@ -198,17 +202,17 @@ def _say(line: str) -> None:
 def _quantization_flags(
     quantize: bool, bits: int | None, group_size: int | None, mode: Mode | None
 ) -> list[str]:
-    """The flags that were given. Raises UserError where -q is missing beside the others."""
+    """The quantization flags that were given. Raises UserError if -q is missing beside them."""
     given = {"--q-bits": bits, "--q-group-size": group_size, "--q-mode": mode}
     flags = [flag for flag, value in given.items() if value is not None]
     if flags and not quantize:
         flag = flags[0]
-        raise UserError(f"{flag} {given[flag]}: nothing is quantized without -q; add -q")
+        raise UserError(f"{flag} {given[flag]}: has no effect without -q; add -q")
     return ["-q", *flags] if quantize else []
 
 
 def _quantization(bits: int | None, group_size: int | None, mode: Mode | None) -> Quantization:
-    """What the three flags mean together. Whether MLX can run it, the conversion finds out."""
+    """The quantization that the flags describe. The conversion checks whether MLX supports it."""
     from llavacot_mlx.convert.recipes import DEFAULTS
 
     usual = DEFAULTS[mode or Mode.AFFINE]
@@ -217,3 +221,18 @@ def _quantization(bits: int | None, group_size: int | None, mode: Mode | None) -
         bits=usual.bits if bits is None else bits,
         mode=usual.mode,
     )
+
+
+def _recipe(
+    quantization: Quantization | None, recipe: str | None, quantize_vision: bool
+) -> Quantization | Recipe | None:
+    """What to quantize, and how: one quantization for the language model, or a recipe."""
+    from llavacot_mlx.convert import recipes
+
+    if recipe is not None:
+        chosen = recipes.recipe_called(recipe)
+    elif quantization is None or not quantize_vision:
+        return quantization
+    else:
+        chosen = recipes.uniform(quantization)
+    return recipes.with_vision(chosen) if quantize_vision else chosen

@@ -1,4 +1,4 @@
-"""`llavacot data`: what a file of training rows holds, and what is wrong with it."""
+"""`llavacot data`: problems and statistics of training rows."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llavacot_mlx.atomic import check_can_write, write_file
-from llavacot_mlx.cli.command import Command
-from llavacot_mlx.cli.exit_codes import PROBLEM, handle_errors
-from llavacot_mlx.cli.options import DebugOption, ImagesOption, JsonOption, ModelOption
+from llavacot_mlx.cli.command import introduced_by
+from llavacot_mlx.cli.exit_codes import FAILURE, handle_errors
+from llavacot_mlx.cli.options import (
+    DebugOption,
+    ImagesOption,
+    JsonOption,
+    ModelOption,
+    check_positive,
+)
 from llavacot_mlx.cli.printable import printable_line
 from llavacot_mlx.cli.resolve_model import resolve_model
 from llavacot_mlx.errors import UserError
@@ -51,28 +57,28 @@ Examples:
   llavacot data stats train.jsonl --images images --png stats.png
 """
 
-_LENGTHS = {"row": "a row", "learned": "learned of it"}
-_LISTED = 5  # problems of a kind that the table names; --json has all
+CHECK_INTRODUCTION = """\
+llavacot data check finds problems in training rows.
+
+For example:
+
+  llavacot data check train.jsonl --images images
+"""
+
+STATS_INTRODUCTION = """\
+llavacot data stats shows statistics of training rows.
+
+For example:
+
+  llavacot data stats train.jsonl --images images
+"""
+
+_LENGTHS = {"row": "row", "learned": "trained on"}
+_MAX_LISTED = 5  # problems of a kind that the table lists; --json lists all
 
 FileArgument = Annotated[
     Path, typer.Argument(metavar="FILE", help="A JSONL file with one row per line.")
 ]
-
-
-class _Check(Command):
-    def introduction(self) -> str:
-        return (
-            "llavacot data check finds problems in training rows.\n\nFor example:\n\n"
-            "  llavacot data check train.jsonl --images images\n"
-        )
-
-
-class _Stats(Command):
-    def introduction(self) -> str:
-        return (
-            "llavacot data stats shows statistics of training rows.\n\n"
-            "For example:\n\n  llavacot data stats train.jsonl --images images\n"
-        )
 
 
 app = typer.Typer(help="Check training data, and show statistics of it.")
@@ -84,7 +90,7 @@ def data(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
-@app.command(cls=_Check, help=CHECK_HELP)
+@app.command(cls=introduced_by(CHECK_INTRODUCTION), help=CHECK_HELP)
 def check(
     file: FileArgument,
     images: ImagesOption = None,
@@ -117,10 +123,10 @@ def check(
         else:
             _print_problems(reading.dataset, found)
         if found.problems:
-            raise typer.Exit(PROBLEM)
+            raise typer.Exit(FAILURE)
 
 
-@app.command(cls=_Stats, help=STATS_HELP)
+@app.command(cls=introduced_by(STATS_INTRODUCTION), help=STATS_HELP)
 def stats(
     file: FileArgument,
     images: ImagesOption = None,
@@ -149,7 +155,7 @@ def stats(
 
 @dataclass(frozen=True)
 class _Reading:
-    """A file of rows, and what reads them as a model does."""
+    """A file of rows, with the tokenizer and image processor of the model that reads them."""
 
     dataset: Dataset
     model: str
@@ -161,8 +167,7 @@ class _Reading:
     def of(
         cls, file: Path, images: Path | None, model: str | None, max_seq_length: int | None
     ) -> _Reading:
-        if max_seq_length is not None and max_seq_length < 1:
-            raise UserError(f"--max-seq-length {max_seq_length}: must be 1 or more")
+        check_positive("--max-seq-length", max_seq_length)
         from llavacot_mlx.checkpoint.config_json import load_config
         from llavacot_mlx.prompt.image_processor import ImageProcessor
         from llavacot_mlx.prompt.tokenizer import Tokenizer
@@ -185,12 +190,12 @@ class _Reading:
         )
 
     def rows(self) -> Iterator[CheckedRow]:
-        """Every row, looked at; a bar on stderr shows how far that is."""
+        """Every row with its problems; a bar on stderr shows the progress."""
         from llavacot_mlx.cli.views.bars import CountBar
         from llavacot_mlx.train.data.checks import check_rows
 
         checked = check_rows(self.dataset, self.tokenizer, self.image_processor, self.max_tokens)
-        with CountBar("looking at rows", len(self.dataset)) as bar, closing(checked):
+        with CountBar("checking rows", len(self.dataset)) as bar, closing(checked):
             for row in checked:
                 yield row
                 bar.advance()
@@ -217,33 +222,34 @@ def _print_problems(dataset: Dataset, found: Checked) -> None:
     from llavacot_mlx.cli.views.tables import Column, print_table
 
     if not dataset.has_stages:
-        typer.echo("no answer has a stage, so these are plain chats: stages are not checked")
+        typer.echo("no answer has stages, so stages are not checked (plain chats)")
     if not found.problems:
-        typer.echo(f"{_rows(len(dataset))}, nothing wrong")
+        typer.echo(f"{_rows(len(dataset))}, no problems")
         return
     cells = []
     for kind, problems in found.by_kind.items():
         listed = [
-            printable_line(f"row {problem.row}: {problem.detail}") for problem in problems[:_LISTED]
+            printable_line(f"row {problem.row}: {problem.detail}")
+            for problem in problems[:_MAX_LISTED]
         ]
-        if len(problems) > _LISTED:
-            listed.append(f"… and {len(problems) - _LISTED} more")
+        if len(problems) > _MAX_LISTED:
+            listed.append(f"… and {len(problems) - _MAX_LISTED} more")
         cells.append((kind.value, f"{len(problems):,}", "\n".join(listed)))
     print_table((Column("problem"), Column("times", number=True), Column("where")), cells)
     bad = len(dataset) - len(found.rows)
-    typer.echo(f"{bad:,} of {_rows(len(dataset))} with problems (--json lists every one)")
+    typer.echo(f"{bad:,} of {_rows(len(dataset))} have problems (--json lists all)")
 
 
 def _print_stats(found: dict[str, Any]) -> None:
     from llavacot_mlx.cli.views.tables import Column, print_table
 
     typer.echo(
-        f"{_rows(found['rows'])}, {found['answers']:,} answers, {found['pictures']:,} pictures"
+        f"{_rows(found['rows'])}, {found['answers']:,} answers, {found['pictures']:,} images"
     )
     if found["unreadable"]:
-        typer.echo(f"{found['unreadable']:,} more that are no conversation, and not counted")
+        typer.echo(f"not counted: {_rows(found['unreadable'])} that cannot be read")
     if found["with_problems"]:
-        typer.echo(f"{found['with_problems']:,} rows with problems: llavacot data check names them")
+        typer.echo(f"{_rows(found['with_problems'])} with problems: llavacot data check lists them")
     numbers = ("count", "mean", "median", "max")
     lengths = [
         (_LENGTHS.get(name, name.upper()), *(f"{figures[number]:,.10g}" for number in numbers))
@@ -259,7 +265,7 @@ def _print_stats(found: dict[str, Any]) -> None:
         [(printable_line(source), f"{rows:,}") for source, rows in found["sources"].items()],
     )
     print_table(
-        (Column("tiles"), Column("pictures", number=True)),
+        (Column("tiles"), Column("images", number=True)),
         [(tiles, f"{rows:,}") for tiles, rows in found["tiles"].items()],
     )
 

@@ -28,10 +28,9 @@ Examples:
 """
 
 INTRODUCTION = """\
-llavacot export exports a model to a Hugging Face checkpoint, and an adapter to PEFT's format.
-"""
+llavacot export exports a model to a Hugging Face checkpoint, and an adapter to
+PEFT's format.
 
-EXAMPLE = """\
 For example:
 
   llavacot export ./llava-cot-4bit --hf-path llava-cot
@@ -67,7 +66,7 @@ def export(
         if is_adapter(folder):
             if adapter_path is not None or dtype is not None:
                 flag = "--adapter-path" if adapter_path is not None else "--dtype"
-                raise UserError(f"{flag}: {source} is an adapter, so there is no model to export")
+                raise UserError(f"{flag}: only for a model, and {source} is an adapter")
             _export_adapter(folder, hf_path, force)
         else:
             _export_model(source, hf_path, adapter_path, dtype, force)
@@ -89,7 +88,7 @@ def _export_model(
     from llavacot_mlx.convert.output_folder import OutputFolder
 
     output = OutputFolder(hf_path, "--hf-path", force)
-    output.check_replaceable()  # asked again later; here, before a long download
+    output.check_replaceable()  # checked again later; here, before a long download
     model = resolve_adapted_model(source, adapter_path)
 
     from llavacot_mlx.cli.views.bars import BytesBar

@@ -27,9 +27,7 @@ Examples:
 
 INTRODUCTION = """\
 llavacot fuse merges an adapter into a model's weights.
-"""
 
-EXAMPLE = """\
 For example:
 
   llavacot fuse --adapter-path adapters --save-path my-model
@@ -61,7 +59,7 @@ def fuse(
         from llavacot_mlx.convert.output_folder import OutputFolder
 
         output = OutputFolder(save_path, "--save-path", force)
-        output.check_replaceable()  # asked again later; here, before a long download
+        output.check_replaceable()  # checked again later; here, before a long download
         base = resolve_adapted_model(model, adapter_path)
 
         from llavacot_mlx.cli.views.bars import BytesBar

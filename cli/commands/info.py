@@ -1,15 +1,16 @@
-"""`llavacot info`: what a model holds and what it needs, without loading it."""
+"""`llavacot info`: a model's size and the memory that it needs, without loading it."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llavacot_mlx.cli.exit_codes import handle_errors
-from llavacot_mlx.cli.options import DebugOption, JsonOption, MaxTokensOption
+from llavacot_mlx.cli.options import DebugOption, JsonOption, MaxTokensOption, check_positive
 from llavacot_mlx.cli.printable import printable_line
 from llavacot_mlx.cli.units import format_bytes
 from llavacot_mlx.errors import UserError
@@ -32,10 +33,9 @@ Examples:
 """
 
 INTRODUCTION = """\
-llavacot info shows a model's size, and whether it fits in this machine's memory.
-"""
+llavacot info shows a model's size, and whether it fits in this machine's
+memory.
 
-EXAMPLE = """\
 For example:
 
   llavacot info Xkev/Llama-3.2V-11B-cot
@@ -62,41 +62,115 @@ def info(
     debug: DebugOption = False,
 ) -> None:
     with handle_errors(debug=debug):
-        for flag, number in (("--candidates", candidates), ("--max-tokens", max_tokens)):
-            if number < 1:
-                raise UserError(f"{flag} {number}: must be 1 or more")
-        config, tensors, is_here = _opened(model)
-        if values and not is_here:
-            raise UserError(f"--values: {model} is not downloaded, and its values are in its files")
+        check_positive("--candidates", candidates)
+        check_positive("--max-tokens", max_tokens)
+        config, tensors, is_downloaded = _read_headers(model)
+        if values and not is_downloaded:
+            raise UserError(f"--values reads the weight files, and {model} is not downloaded")
 
         from llavacot_mlx.checkpoint.finite import odd_tensors
-        from llavacot_mlx.checkpoint.sizes import memory_for, parts_of
-        from llavacot_mlx.generate.device import memory_of_this_machine
 
-        tiles = config.vision.max_num_tiles
-        parts = parts_of(config, tensors)
-        memory = memory_for(config, tensors, tiles, candidates, max_tokens)
-        limit, kind = memory_of_this_machine()
+        report = _Report.of(model, config, tensors, candidates, max_tokens)
         odd = list(odd_tensors(tensors.values())) if values else None
         if as_json:
-            told = _told(model, config, parts, memory, candidates, max_tokens, limit, odd)
+            told = report.to_dict()
+            if odd is not None:
+                told["odd_values"] = [vars(each) for each in odd]
             typer.echo(json.dumps(told, ensure_ascii=False, indent=2))
             return
-        _print_parts(model, config, parts)
-        typer.echo(
-            f"\na picture of {tiles} tiles, {candidates} candidates of {max_tokens} tokens:\n"
-            f"  weights {format_bytes(memory.weights)} + picture {format_bytes(memory.picture)} "
-            f"+ text {format_bytes(memory.text)} + encoding about {format_bytes(memory.working)} "
-            f"= {format_bytes(memory.total)}"
-        )
-        verdict = "holds it" if memory.total <= limit else "does not hold it"
-        typer.echo(f"  this machine ({format_bytes(limit)} {kind}) {verdict}")
+        _print_parts(report)
+        _print_memory(report)
         if odd is not None:
             _print_odd(odd)
 
 
-def _opened(model: str) -> tuple[ModelConfig, dict[str, SourceTensor], bool]:
-    """The configuration and the tensors of a model, and whether its files are on this machine."""
+@dataclass(frozen=True)
+class _Report:
+    """What a model consists of, and the memory that its answers need."""
+
+    model: str
+    config: ModelConfig
+    parts: tuple[Part, ...]
+    candidates: int
+    max_tokens: int
+    memory: Memory
+    machine_bytes: int
+    machine_memory: str
+    """The kind of memory that `machine_bytes` counts, such as `recommended working set`."""
+
+    @classmethod
+    def of(
+        cls,
+        model: str,
+        config: ModelConfig,
+        tensors: dict[str, SourceTensor],
+        candidates: int,
+        max_tokens: int,
+    ) -> _Report:
+        from llavacot_mlx.checkpoint.sizes import memory_for, parts_of
+        from llavacot_mlx.generate.device import memory_of_this_machine
+
+        memory = memory_for(config, tensors, config.vision.max_num_tiles, candidates, max_tokens)
+        return cls(
+            model,
+            config,
+            parts_of(config, tensors),
+            candidates,
+            max_tokens,
+            memory,
+            *memory_of_this_machine(),
+        )
+
+    @property
+    def whole(self) -> Part:
+        """All parts as one."""
+        from llavacot_mlx.checkpoint.sizes import Part
+
+        return Part("all", sum(p.weights for p in self.parts), sum(p.nbytes for p in self.parts))
+
+    @property
+    def fits(self) -> bool:
+        """Whether this machine has the memory."""
+        return self.memory.total <= self.machine_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object of --json."""
+        config, quantization = self.config, self.config.quantization
+        return {
+            "model": self.model,
+            "text_layers": config.text.num_hidden_layers,
+            "cross_attention_layers": list(config.text.cross_attention_layers),
+            "max_tiles": config.vision.max_num_tiles,
+            "tile_pixels": config.vision.image_size,
+            "parts": {part.name: _part_to_dict(part) for part in self.parts},
+            "all": _part_to_dict(self.whole),
+            "quantization": None if quantization is None else _quantization_to_dict(quantization),
+            "memory": {
+                "candidates": self.candidates,
+                "max_tokens": self.max_tokens,
+                **{f"{name}_bytes": count for name, count in vars(self.memory).items()},
+                "total_bytes": self.memory.total,
+                "machine_bytes": self.machine_bytes,
+                "machine_holds_it": self.fits,
+            },
+        }
+
+
+def _part_to_dict(part: Part) -> dict[str, Any]:
+    return {
+        "weights": part.weights,
+        "bytes": part.nbytes,
+        "bits_per_weight": part.bits_per_weight,
+    }
+
+
+def _quantization_to_dict(quantization: QuantizationMap) -> dict[str, Any]:
+    modules = {name: vars(each) for name, each in quantization.overrides.items()}
+    return {**vars(quantization.default), "modules": modules}
+
+
+def _read_headers(model: str) -> tuple[ModelConfig, dict[str, SourceTensor], bool]:
+    """A model's configuration and tensors, and whether its files are on this machine."""
     from llavacot_mlx.checkpoint import hub
     from llavacot_mlx.checkpoint.config_json import load_config
     from llavacot_mlx.checkpoint.weights import model_of, named_tensors, source_tensors
@@ -115,26 +189,39 @@ def _opened(model: str) -> tuple[ModelConfig, dict[str, SourceTensor], bool]:
     return config, tensors, here is not None
 
 
-def _print_parts(model: str, config: ModelConfig, parts: tuple[Part, ...]) -> None:
-    text, vision = config.text, config.vision
+def _print_parts(report: _Report) -> None:
+    config = report.config
     typer.echo(
-        f"{printable_line(model)}: {text.num_hidden_layers} text layers, "
-        f"{len(text.cross_attention_layers)} of them cross-attention; up to "
-        f"{vision.max_num_tiles} tiles of {vision.image_size} pixels\n"
+        f"{printable_line(report.model)}: {config.text.num_hidden_layers} text layers, "
+        f"{len(config.text.cross_attention_layers)} of them cross-attention; up to "
+        f"{config.vision.max_num_tiles} tiles of {config.vision.image_size} pixels\n"
     )
     typer.echo(f"{'':<24}{'weights':>16}{'size':>12}{'bits':>8}")
-    for part in (*parts, _whole(parts)):
-        typer.echo(
-            f"{part.name:<24}{part.weights:>16,}{format_bytes(part.nbytes):>12}{part.bits_per_weight:>8.2f}"
-        )
+    for part in (*report.parts, report.whole):
+        size = format_bytes(part.nbytes)
+        typer.echo(f"{part.name:<24}{part.weights:>16,}{size:>12}{part.bits_per_weight:>8.2f}")
     if config.quantization is not None:
-        typer.echo(f"\nquantized: {_described(config.quantization)}")
+        typer.echo(f"\nquantized: {_quantization_line(config.quantization)}")
 
 
-def _described(quantization: QuantizationMap) -> str:
+def _quantization_line(quantization: QuantizationMap) -> str:
     default, others = quantization.default, len(quantization.overrides)
     line = f"{default.mode}, {default.bits} bits, groups of {default.group_size}"
     return f"{line}; {others} modules differently" if others else line
+
+
+def _print_memory(report: _Report) -> None:
+    memory = report.memory
+    typer.echo(
+        f"\nan image of {report.config.vision.max_num_tiles} tiles, {report.candidates} candidates "
+        f"of {report.max_tokens} tokens:\n"
+        f"  weights {format_bytes(memory.weights)} + image {format_bytes(memory.picture)} "
+        f"+ text {format_bytes(memory.text)} + encoding about {format_bytes(memory.working)} "
+        f"= {format_bytes(memory.total)}"
+    )
+    verdict = "holds it" if report.fits else "does not hold it"
+    machine = f"{format_bytes(report.machine_bytes)} {report.machine_memory}"
+    typer.echo(f"  this machine ({machine}) {verdict}")
 
 
 def _print_odd(odd: list[OddTensor]) -> None:
@@ -142,54 +229,3 @@ def _print_odd(odd: list[OddTensor]) -> None:
     for each in odd:
         what = each.oddity if each.oddity == "all zero" else f"{each.count} × {each.oddity}"
         typer.echo(f"  {printable_line(each.name)}: {what}")
-
-
-def _whole(parts: tuple[Part, ...]) -> Part:
-    from llavacot_mlx.checkpoint.sizes import Part
-
-    return Part("all", sum(p.weights for p in parts), sum(p.nbytes for p in parts))
-
-
-def _told(
-    model: str,
-    config: ModelConfig,
-    parts: tuple[Part, ...],
-    memory: Memory,
-    candidates: int,
-    max_tokens: int,
-    limit: int,
-    odd: list[OddTensor] | None,
-) -> dict[str, Any]:
-    def of_part(part: Part) -> dict[str, Any]:
-        return {
-            "weights": part.weights,
-            "bytes": part.nbytes,
-            "bits_per_weight": part.bits_per_weight,
-        }
-
-    told: dict[str, Any] = {
-        "model": model,
-        "text_layers": config.text.num_hidden_layers,
-        "cross_attention_layers": list(config.text.cross_attention_layers),
-        "max_tiles": config.vision.max_num_tiles,
-        "tile_pixels": config.vision.image_size,
-        "parts": {part.name: of_part(part) for part in parts},
-        "all": of_part(_whole(parts)),
-        "quantization": None
-        if config.quantization is None
-        else {
-            **vars(config.quantization.default),
-            "modules": {m: vars(each) for m, each in config.quantization.overrides.items()},
-        },
-        "memory": {
-            "candidates": candidates,
-            "max_tokens": max_tokens,
-            **{f"{name}_bytes": count for name, count in vars(memory).items()},
-            "total_bytes": memory.total,
-            "machine_bytes": limit,
-            "machine_holds_it": memory.total <= limit,
-        },
-    }
-    if odd is not None:
-        told["odd_values"] = [vars(each) for each in odd]
-    return told

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from llavacot_mlx.train.trainer import Training
 
 CURVE_NAME = "curve.png"
-_LISTED = 20  # problems of rows that are listed before the training refuses them
+_MAX_LISTED = 20  # problems of rows that are listed before the error
 
 HELP = """\
 Fine-tune a model on four-stage answers. It trains LoRA or DoRA adapters, or the full weights; \
@@ -47,10 +47,9 @@ Examples:
 """
 
 INTRODUCTION = """\
-llavacot lora-train fine-tunes a model on four-stage answers: LoRA, DoRA or the full weights.
-"""
+llavacot lora-train fine-tunes a model on four-stage answers: LoRA, DoRA or the
+full weights.
 
-EXAMPLE = """\
 Fine-tune a model, then ask it a question with the new adapter:
 
   llavacot lora-train --model ./llava-cot-4bit --data train.jsonl --images pictures
@@ -77,7 +76,7 @@ def lora_train(
 
 
 def _settings(config: Path | None, given: dict[str, Any]) -> TrainSettings:
-    """The file's settings, overridden by the flags that were given."""
+    """The settings of the YAML file, overridden by the flags that were given."""
     values: dict[str, Any] = {}
     if config is not None:
         from llavacot_mlx.train.settings_yaml import read_settings
@@ -120,7 +119,7 @@ def _run(settings: TrainSettings, *, resume: bool) -> None:
         )
     except BadRowsError as bad:
         if workers.is_main:
-            _list(bad.problems)
+            _print_problems(bad.problems)
         raise
     view.show_start(prepared)
     reporter = _reporter(settings) if workers.is_main else None
@@ -143,15 +142,15 @@ def _without_bar(doing: str, dataset: Dataset, rows: Iterator[CheckedRow]) -> It
     return rows
 
 
-def _list(problems: list[Problem]) -> None:
-    for problem in problems[:_LISTED]:
+def _print_problems(problems: list[Problem]) -> None:
+    for problem in problems[:_MAX_LISTED]:
         typer.echo(printable_line(f"row {problem.row}: {problem.kind}: {problem.detail}"), err=True)
-    if len(problems) > _LISTED:
-        typer.echo(f"… and {len(problems) - _LISTED} more", err=True)
+    if len(problems) > _MAX_LISTED:
+        typer.echo(f"… and {len(problems) - _MAX_LISTED} more", err=True)
 
 
 def _train(prepared: PreparedRun, view: TrainingView, reporter: Any) -> None:
-    """Runs the training, and shows and writes what happens; Ctrl-C ends it after its step."""
+    """Runs the training, shows its events, and logs them. Ctrl-C stops it after the step."""
     from llavacot_mlx.train.events import Stepped, Validated
     from llavacot_mlx.train.log import TrainingLog, read_log
     from llavacot_mlx.train.memory import advice
@@ -162,7 +161,7 @@ def _train(prepared: PreparedRun, view: TrainingView, reporter: Any) -> None:
     folder = Path(settings.adapter_path)
     log = TrainingLog(folder, training.done) if is_main else None
     try:
-        with view, _stopping_kindly(training, view):
+        with view, _stop_after_step(training, view):
             view.begin(training)
             for event in training.run():
                 if log and isinstance(event, Stepped | Validated):
@@ -180,10 +179,10 @@ def _train(prepared: PreparedRun, view: TrainingView, reporter: Any) -> None:
     if is_main:
         try:
             draw_curve(read_log(folder), folder / CURVE_NAME)
-        except UserError as problem:  # what was learned is safe, and worth more than its picture
+        except UserError as problem:  # the adapter is saved, and does not depend on the plot
             view.say(f"note: {problem}")
     if training.done < training.steps:
-        view.say(f"stopped at step {training.done}; go on: add --resume to the same command")
+        view.say(f"stopped at step {training.done}; to continue, add --resume to the same command")
         if is_main:
             sys.exit(INTERRUPTED)
         return
@@ -193,13 +192,13 @@ def _train(prepared: PreparedRun, view: TrainingView, reporter: Any) -> None:
 
 
 @contextmanager
-def _stopping_kindly(training: Training, view: TrainingView) -> Iterator[None]:
-    """The first Ctrl-C lets the step end and be saved; the second one is as anywhere."""
+def _stop_after_step(training: Training, view: TrainingView) -> Iterator[None]:
+    """On the first Ctrl-C, the training finishes its step and saves it; the second one ends it."""
 
     def stop(*_: object) -> None:
         training.stopping = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        view.say("stopping after this step; Ctrl-C once more stops at once")
+        view.say("stopping after this step; press Ctrl-C again to stop at once")
 
     before = signal.signal(signal.SIGINT, stop)
     try:
@@ -209,7 +208,10 @@ def _stopping_kindly(training: Training, view: TrainingView) -> Iterator[None]:
 
 
 def _reporter(settings: TrainSettings) -> Any:
-    """Hands the log to the services of --report-to, by mlx-lm's callbacks; None without one."""
+    """A function that reports an event to the service of --report-to by mlx-lm's callbacks.
+
+    None without --report-to.
+    """
     if settings.report_to is None:
         return None
     from mlx_lm.tuner.callbacks import get_reporting_callbacks

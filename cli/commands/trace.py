@@ -40,10 +40,11 @@ terminal or as an HTML page.
 """
 
 
-def example() -> str:
-    """Commands that run as they are."""
+def introduction() -> str:
+    """What the command is for, with commands that run as they are."""
     return (
-        "Keep a search, and make a page of it:\n\n"
+        f"{INTRODUCTION}\n"
+        "Save a search, then turn it into an HTML page:\n\n"
         f"  {first_command()} --search swires --trace search.json\n"
         "  llavacot trace search.json --html search.html\n"
     )

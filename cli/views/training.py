@@ -1,4 +1,4 @@
-"""The view of a training: a summary and a sample before it, then its steps and validations."""
+"""The view of a training run: a summary and a sample first, then steps and validations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from llavacot_mlx.train.prepare import PreparedRun
     from llavacot_mlx.train.trainer import Training
 
-_COLOURS = {
+_COLORS = {
     TokenKind.MASKED: "dim",
     TokenKind.SUMMARY: "cyan",
     TokenKind.CAPTION: "blue",
@@ -36,7 +36,7 @@ _COLOURS = {
     TokenKind.CONCLUSION: "green",
     TokenKind.TAGS: "yellow",
 }
-_LONGEST_ANSWER = 300  # characters; an answer in a validation is there to be glanced at
+_MAX_ANSWER = 300  # characters shown of an answer in a validation
 
 
 class _StepsBar(ProgressBar):
@@ -58,7 +58,7 @@ class _StepsBar(ProgressBar):
 
 
 class TrainingView:
-    """Prints a line per event, above a progress bar on a terminal; with `quiet`, nothing."""
+    """Prints a line per event, above a progress bar on a terminal. With `quiet`, prints nothing."""
 
     def __init__(self, out: TextIO, *, steps_per_report: int, quiet: bool) -> None:
         self._console = Console(file=out, highlight=False, markup=False, emoji=False, quiet=quiet)
@@ -81,20 +81,22 @@ class TrainingView:
 
     def show_start(self, prepared: PreparedRun) -> None:
         """Prints the summary of a training and a sample before the first step."""
-        about = Table.grid(padding=(0, 2))
+        facts = Table.grid(padding=(0, 2))
         for name, value in _summary(prepared):
-            about.add_row(Text(name, "dim"), Text(value))
-        self._console.print(about)
+            facts.add_row(Text(name, "dim"), Text(value))
+        self._console.print(facts)
         for note in prepared.notes:
             self._console.print(Text(f"note: {note}", "yellow"), soft_wrap=not self._terminal)
         self._console.print()
-        self._console.print(Text(f"What is learned of {prepared.example.where}:", "bold"))
+        self._console.print(
+            Text(f"Tokens of {prepared.example.where}; masked ones are not trained on:", "bold")
+        )
         if self._terminal:
             self._console.print(_legend())
-            self._console.print(_coloured(prepared.example.runs))
+            self._console.print(_colored(prepared.example.runs))
         else:
             for kind, text in prepared.example.runs:
-                name = "not learned" if kind is TokenKind.MASKED else kind.name.lower()
+                name = kind.name.lower()
                 self._console.print(f"  {name:<12}{printable(text)!r}", soft_wrap=True)
         self._console.print()
 
@@ -137,7 +139,7 @@ class TrainingView:
             table.add_column(heading, justify="right", style="dim")
         for kind, metrics in validated.kinds.items():
             name = "tags" if kind is TokenKind.TAGS else kind.name
-            table.add_row(Text(name, _COLOURS[kind]), *_cells(metrics))
+            table.add_row(Text(name, _COLORS[kind]), *_cells(metrics))
         total = sum(each.tokens for each in validated.kinds.values())
         correct = sum(each.tokens * each.accuracy for each in validated.kinds.values())
         if total:
@@ -150,7 +152,7 @@ class TrainingView:
             right = sum(answer.right for answer in validated.answers)
             count = len(validated.answers)
             self._console.print(
-                f"{count} answered: {well_formed} of {count} well-formed, {right} of {count} right"
+                f"{count} answers: {well_formed} of {count} well-formed, {right} of {count} right"
             )
             for answer in validated.answers:
                 self._console.print(_answer(answer), soft_wrap=not self._terminal)
@@ -159,14 +161,14 @@ class TrainingView:
 def _summary(prepared: PreparedRun) -> list[tuple[str, str]]:
     memory, settings = prepared.memory, prepared.settings
     share = prepared.trainable / prepared.parameters
-    valid = f", {prepared.validation_rows} to validate" if prepared.validation_rows else ""
+    valid = f", {prepared.validation_rows} for validation" if prepared.validation_rows else ""
     training = prepared.training
     rows = settings.batch_size * settings.grad_accumulation_steps
     return [
         ("model", prepared.model_name),
-        ("data", f"{prepared.rows} rows to learn from{valid}"),
+        ("data", f"{prepared.rows} rows{valid}"),
         (
-            "learns",
+            "trains",
             f"{prepared.trainable / 1e6:,.3f} M of {prepared.parameters / 1e6:,.1f} M parameters "
             f"({100 * share:.3f}%), {settings.fine_tune_type}",
         ),
@@ -184,34 +186,33 @@ def _summary(prepared: PreparedRun) -> list[tuple[str, str]]:
 def _legend() -> Text:
     legend = Text()
     for kind in TokenKind:
-        name = "not learned" if kind is TokenKind.MASKED else kind.name.lower()
-        legend.append(f"■ {name}  ", _COLOURS[kind])
+        legend.append(f"■ {kind.name.lower()}  ", _COLORS[kind])
     return legend
 
 
-def _coloured(runs: list[tuple[TokenKind, str]]) -> Text:
+def _colored(runs: list[tuple[TokenKind, str]]) -> Text:
     text = Text()
     for kind, words in runs:
-        text.append(printable(words), _COLOURS[kind])
+        text.append(printable(words), _COLORS[kind])
     return text
 
 
 def _answer(answer: Answer) -> Text:
-    mark, colour = ("✓", "green") if answer.right else ("✗", "red")
+    mark, color = ("✓", "green") if answer.right else ("✗", "red")
     said = answer.conclusion if answer.conclusion is not None else answer.text
-    text = Text(f"{mark} ", colour)
-    text.append(f"{_short(answer.question)} ", "dim")
-    text.append(_short(said) or "(nothing)")
+    text = Text(f"{mark} ", color)
+    text.append(f"{_shorten(answer.question)} ", "dim")
+    text.append(_shorten(said) or "(nothing)")
     if not answer.right:
-        text.append(f"  (reference: {_short(answer.reference)})", "dim")
+        text.append(f"  (reference: {_shorten(answer.reference)})", "dim")
     if not answer.well_formed:
         text.append("  not well-formed", "red")
     return text
 
 
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
     line = " ".join(printable(text).split())
-    return line if len(line) <= _LONGEST_ANSWER else line[: _LONGEST_ANSWER - 1] + "…"
+    return line if len(line) <= _MAX_ANSWER else line[: _MAX_ANSWER - 1] + "…"
 
 
 def _cells(figures: KindMetrics) -> tuple[str, str, str]:

@@ -132,6 +132,16 @@ def test_ask_states_the_defaults_of_its_searches() -> None:
 
 
 def test_convert_states_the_defaults_of_quantization() -> None:
-    mode = stated("convert", "--q-mode")
-    assert int(stated("convert", "--q-bits")) == DEFAULTS[mode].bits
-    assert int(stated("convert", "--q-group-size")) == DEFAULTS[mode].group_size
+    default = stated("convert", "--q-mode")
+
+    def by_mode(flag: str) -> dict[str, int]:
+        """From such as `4; mxfp8: 8`: the value of each mode."""
+        usual, *others = stated("convert", flag).split("; ")
+        values = dict.fromkeys(DEFAULTS, int(usual))
+        for names, _, value in (other.partition(": ") for other in others):
+            values |= dict.fromkeys(names.split(", "), int(value))
+        return values
+
+    assert default == "affine"
+    assert by_mode("--q-bits") == {mode: each.bits for mode, each in DEFAULTS.items()}
+    assert by_mode("--q-group-size") == {mode: each.group_size for mode, each in DEFAULTS.items()}

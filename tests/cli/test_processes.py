@@ -126,7 +126,7 @@ def test_no_conclusion_is_an_error_when_only_the_answer_is_wanted(
 def test_the_demo_model_says_what_it_is_on_stderr_alone(run: Run) -> None:
     done = run("ask", "example.png", "How many?", "--json")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("demo model (knows pictures of coloured shapes only)")
+    assert line.startswith("demo model (knows pictures of colored shapes only)")
     assert line.endswith("; for the real one: llavacot convert")
     assert json.loads(done.stdout)["answer"] == "2"
 

@@ -140,7 +140,7 @@ def test_the_command_measures_what_the_search_would_see(model: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("text", "flags", "said"),
     [
-        ("", (), "questions.jsonl: there is no question in it"),
+        ("", (), "questions.jsonl: contains no questions"),
         ("{", (), "questions.jsonl, row 1: not JSON"),
         ('{"image": "bad.png", "question": "?"}', (), "questions.jsonl, row 1: "),
         ('{"image": "nix.png", "question": "?"}', (), "there is no picture"),
@@ -148,7 +148,7 @@ def test_the_command_measures_what_the_search_would_see(model: Path, tmp_path: P
         ("", ("--judge", "slef"), "judge 'slef': there are self"),
         ("", ("--limit", "0"), "--limit 0: "),
         ("", ("--max-tokens", "0"), "--max-tokens 0: "),
-        ("", ("--model", "nix"), "questions.jsonl: there is no question in it"),
+        ("", ("--model", "nix"), "questions.jsonl: contains no questions"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(

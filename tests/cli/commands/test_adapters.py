@@ -142,7 +142,7 @@ def test_a_calibration_is_kept_with_the_adapter(
         loaded.append((model.folder, model.adapter))
         return moments
 
-    monkeypatch.setattr(calibrate, "_measured", measured)
+    monkeypatch.setattr(calibrate, "_measure", measured)
     (desk / "rows.jsonl").write_text('{"image": "example.png", "question": "What?"}\n')
     written = Path("adapters") / "calibration.json"
     llavacot(

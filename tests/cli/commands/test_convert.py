@@ -125,9 +125,7 @@ def test_the_type_and_force_are_passed_on(asked: dict[str, Any]) -> None:
     "flags", [["--q-bits", "4"], ["--q-group-size", "64"], ["--q-mode", "affine"]]
 )
 def test_a_quantization_flag_without_q_is_refused(asked: dict[str, Any], flags: list[str]) -> None:
-    assert refused("checkpoint", *flags) == (
-        f"{' '.join(flags)}: nothing is quantized without -q; add -q"
-    )
+    assert refused("checkpoint", *flags) == (f"{' '.join(flags)}: has no effect without -q; add -q")
     assert asked == {}
 
 

@@ -77,14 +77,14 @@ def test_every_kind_of_problem_is_in_the_table(bad: tuple[Path, dict[ProblemKind
     for kind, number in where.items():
         (line,) = [line for line in run.stdout.splitlines() if line.startswith(f"{kind}  ")]
         assert f"row {number}: " in line
-    assert f"{len(where)} of {len(where) + 2} rows with problems" in run.stdout
+    assert f"{len(where)} of {len(where) + 2} rows have problems" in run.stdout
     assert run.stderr.splitlines()[1:] == []  # the note on the demo model
 
 
 def test_good_rows(tmp_path: Path) -> None:
     write_rows(tmp_path, range(5))
     run = data(tmp_path, "check", "train.jsonl", "--images", "images", "--report", "report.json")
-    assert (run.returncode, run.stdout) == (0, "5 rows, nothing wrong\n")
+    assert (run.returncode, run.stdout) == (0, "5 rows, no problems\n")
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["good"], report["bad"], report["problems"]) == (5, 0, [])
     assert report["max_seq_length"] == 4096
@@ -141,8 +141,8 @@ def test_stats(tmp_path: Path) -> None:
     arguments = ("stats", "train.jsonl", "--images", "images")
     run = data(tmp_path, *arguments, "--png", "stats.png")
     assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("6 rows, 6 answers, 6 pictures\n")
-    for name in ("a row", "learned of it", "SUMMARY", "CAPTION", "REASONING", "CONCLUSION"):
+    assert run.stdout.startswith("6 rows, 6 answers, 6 images\n")
+    for name in ("row", "trained on", "SUMMARY", "CAPTION", "REASONING", "CONCLUSION"):
         assert f"\n{name} " in run.stdout
     assert "(no folder)" in run.stdout
     with Image.open(tmp_path / "stats.png") as image:

@@ -418,7 +418,7 @@ def test_on_a_terminal_the_mask_is_coloured_and_a_bar_moves(splits: Path, tmp_pa
     with TerminalSession(command, width=100, height=50) as session:
         assert session.finish() == 0
         assert b"\x1b[36m" in session.output  # a summary in its colour
-        assert "■ not learned" in session.text
+        assert "■ masked" in session.text
         assert b"training" in session.output  # the bar, gone at the end
         assert "step      2  loss" in session.text
         assert "--adapter-path" in session.text
