@@ -63,10 +63,10 @@ def plan_steps(
     chosen: dict[str, Quantization] = {}
     plain: dict[str, mx.Dtype] = {}
     if isinstance(quantization, Quantization):
-        chosen, plain = _follow(uniform(quantization), config, sources)
+        chosen, plain = _apply_recipe(uniform(quantization), config, sources)
         _check_widths(chosen, sources, "--q-group-size")
     elif quantization is not None:
-        chosen, plain = _follow(quantization, config, sources)
+        chosen, plain = _apply_recipe(quantization, config, sources)
         _check_widths(chosen, sources, f"{quantization.name}: group_size")
     quantized = _quantized_tree(config, chosen)
     steps = []
@@ -112,7 +112,7 @@ def bits_per_weight(steps: Sequence[TensorStep]) -> float:
     return 8 * sum(step.nbytes for step in steps) / weights
 
 
-def _follow(
+def _apply_recipe(
     recipe: Recipe, config: ModelConfig, sources: Mapping[str, SourceTensor]
 ) -> tuple[dict[str, Quantization], dict[str, mx.Dtype]]:
     """The quantization of each module, and the type of each other tensor that the recipe names."""
@@ -144,9 +144,9 @@ def _follow(
 
 
 def _check_widths(
-    chosen: Mapping[str, Quantization], sources: Mapping[str, SourceTensor], said: str
+    chosen: Mapping[str, Quantization], sources: Mapping[str, SourceTensor], setting: str
 ) -> None:
-    """Raises UserError if a group size does not divide a row; `said` names the setting."""
+    """Raises UserError if a group size does not divide a row; `setting` names the setting."""
     for module, quantization in chosen.items():
         source, size = sources[f"{module}.weight"], quantization.group_size
         width = source.shape[-1]
@@ -154,7 +154,7 @@ def _check_widths(
             sizes = (32, 64, 128) if quantization.mode == "affine" else ()
             fitting = ", ".join(str(each) for each in sizes if width % each == 0)
             raise UserError(
-                f"{said} {size} does not divide the width {width} of {source.name}; sizes that "
+                f"{setting} {size} does not divide the width {width} of {source.name}; sizes that "
                 f"would: {fitting or 'none'}"
             )
 

@@ -1,4 +1,4 @@
-"""Writes files and folders completely or not at all."""
+"""Writes files and folders atomically: an interruption leaves the old content or the new."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from llavacot_mlx.errors import UserError
 
 
 def check_can_write(file: Path) -> None:
-    """Raises UserError if `write_file` would fail; leaves nothing behind."""
-    place = _place(file)
-    if _is_stream(place):
-        if not os.access(place, os.W_OK):
+    """Raises UserError if `write_file` could not write `file`; creates nothing."""
+    target = _resolved(file)
+    if _is_stream(target):
+        if not os.access(target, os.W_OK):
             raise UserError(f"{file}: may not be written")
         return
-    if place.is_dir():
+    if target.is_dir():
         raise UserError(f"{file}: is a folder; name a file in it")
-    if place.exists() and not os.access(place, os.W_OK):
+    if target.exists() and not os.access(target, os.W_OK):
         raise UserError(f"{file}: is write-protected")
-    partial = _partial(place)
+    partial = _partial(target)
     try:
         partial.touch(exist_ok=False)
         partial.unlink()
@@ -32,45 +32,45 @@ def check_can_write(file: Path) -> None:
 
 
 def write_file(file: Path, data: bytes) -> None:
-    """Writes `file` by renaming a complete sibling; replaces an existing one.
+    """Writes or replaces `file` by renaming a complete sibling.
 
-    A special file such as `/dev/stdout` is written directly; of a link, the target is replaced.
-    Raises UserError when that fails; then the file is as it was.
+    A device or pipe, such as `/dev/stdout`, is written to directly. If `file` is a link, the file
+    that it points to is replaced. Raises UserError when that fails; the file is then unchanged.
     """
     check_can_write(file)
-    place = _place(file)
-    if _is_stream(place):
+    target = _resolved(file)
+    if _is_stream(target):
         try:
-            place.write_bytes(data)
+            target.write_bytes(data)
         except BrokenPipeError:
             raise
         except OSError as problem:
             raise _unwritable(file, problem) from None
         return
-    with _replacing(file, place, _partial(place)) as partial:
+    with _replacing(file, target, _partial(target)) as partial:
         partial.write_bytes(data)
 
 
 @contextlib.contextmanager
 def replace_file(file: Path) -> Iterator[Path]:
-    """Yields a path to write to, which replaces `file` when the block succeeds.
+    """Yields a temporary path, which replaces `file` when the block ends without an error.
 
-    This is for libraries that write to a name; the path keeps the file's suffix. Raises UserError
-    when the file cannot be written; then it is as it was.
+    Use it with libraries that write to a path; the path has the suffix of `file`. Raises UserError
+    when the file cannot be written; it is then unchanged.
     """
-    place = _place(file)
-    partial = _partial(place)
-    partial = partial.with_name(f"{partial.name}{place.suffix}")
-    with _replacing(file, place, partial):
+    target = _resolved(file)
+    partial = _partial(target)
+    partial = partial.with_name(f"{partial.name}{target.suffix}")
+    with _replacing(file, target, partial):
         yield partial
 
 
 @contextlib.contextmanager
-def _replacing(file: Path, place: Path, partial: Path) -> Iterator[Path]:
+def _replacing(file: Path, target: Path, partial: Path) -> Iterator[Path]:
     try:
         yield partial
-        flush(partial)  # the name must not be there before the bytes
-        partial.replace(place)
+        flush(partial)  # the bytes must be on the disk before the name is
+        partial.replace(target)
     except BrokenPipeError:
         raise
     except OSError as problem:
@@ -82,10 +82,10 @@ def _replacing(file: Path, place: Path, partial: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """Yields a hidden sibling to write to, which is renamed to `folder` when the block succeeds.
+    """Yields a hidden sibling folder, which replaces `folder` when the block ends without an error.
 
-    A failure leaves everything as it was, including an older folder of that name. `folder` must not
-    be a link. Raises OSError.
+    After an error everything is as before, and an existing `folder` is kept. `folder` must not be
+    a link. Raises OSError.
     """
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     made = missing_parents(folder)
@@ -100,10 +100,11 @@ def replace_folder(folder: Path) -> Iterator[Path]:
 
 
 def publish_folder(partial: Path, folder: Path, replaced: Path) -> None:
-    """Renames a finished folder to its name; an older folder of that name is removed afterwards.
+    """Renames the finished folder `partial` to `folder`, and then removes an older `folder`.
 
-    `replaced` is the older folder's name in between. All three are siblings. The content of
-    `partial` is on the disk before the rename. Raises OSError; then the older folder is back.
+    The older folder is called `replaced` in the meantime; all three are siblings. The files of
+    `partial` are flushed to disk before it is renamed. Raises OSError; the older folder is then
+    restored.
     """
     for file in partial.iterdir():
         flush(file)
@@ -122,19 +123,19 @@ def publish_folder(partial: Path, folder: Path, replaced: Path) -> None:
 
 
 def missing_parents(path: Path) -> list[Path]:
-    """Returns the parent folders of a path that do not exist yet, innermost first."""
+    """The parent folders of a path that do not exist yet, innermost first."""
     return [folder for folder in path.parents if not folder.exists()]
 
 
 def remove_empty(folders: Iterable[Path]) -> None:
-    """Removes the empty ones of the folders, innermost first."""
+    """Removes the folders that are empty; `folders` are ordered innermost first."""
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()
 
 
 def flush(path: Path) -> None:
-    """Waits until a file or a folder is on the disk. Raises OSError."""
+    """Flushes a file or folder to disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -142,24 +143,24 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _place(file: Path) -> Path:
+def _resolved(file: Path) -> Path:
     try:
-        place = file.expanduser().resolve()
-        place.exists()
+        target = file.expanduser().resolve()
+        target.exists()
     except OSError as problem:  # such as a name that is too long, or a loop of links
         raise _unwritable(file, problem) from None
     except (RuntimeError, ValueError) as problem:  # such as ~nobody, or a NUL
         raise UserError(f"{file}: {problem}") from None
-    return place
+    return target
 
 
-def _is_stream(place: Path) -> bool:
-    return place.exists() and not place.is_file() and not place.is_dir()
+def _is_stream(target: Path) -> bool:
+    return target.exists() and not target.is_file() and not target.is_dir()
 
 
-def _partial(place: Path) -> Path:
-    # Not named after the file: that name may be as long as names can be.
-    return place.parent / f".llavacot-{secrets.token_hex(8)}.partial"
+def _partial(target: Path) -> Path:
+    # Not derived from the file's name, which may already have the maximum length.
+    return target.parent / f".llavacot-{secrets.token_hex(8)}.partial"
 
 
 def _unwritable(file: Path, problem: OSError) -> UserError:

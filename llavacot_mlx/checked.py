@@ -1,10 +1,10 @@
-"""Typed values out of JSON and YAML files, with one clear error for whatever is wrong.
+"""Validates values from JSON and YAML files against types, and names what is wrong.
 
 A schema is a dataclass; `Annotated` narrows a field further:
 
     @dataclass(frozen=True)
     class Layer:
-        heads: Annotated[int, Spelled("attention_heads", "heads"), Range(min=1)]
+        heads: Annotated[int, Aliases("attention_heads", "heads"), Range(min=1)]
         activation: Annotated[str, OneOf("silu")] = "silu"
 
 `checked(Layer, value)` returns a Layer, or raises an error that names the value by its path of
@@ -30,7 +30,7 @@ from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, g
 from llavacot_mlx.errors import UserError
 
 _MAX_JSON_BYTES = 100_000_000  # a tokenizer.json has 17 MB
-_MAX_YAML_BYTES = 1_000_000  # what people write by hand has a few hundred bytes
+_MAX_YAML_BYTES = 1_000_000  # files written by hand have a few hundred bytes
 _MAX_SHOWN = 40  # characters of a wrong value that an error repeats
 
 _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a field takes; `above` and `below` exclude their bounds."""
+    """The numbers that a field accepts; `above` and `below` exclude their bounds."""
 
     min: float | None = None
     max: float | None = None
@@ -65,7 +65,7 @@ class Range:
 
 @dataclass(frozen=True)
 class OneOf:
-    """The only values that a field takes."""
+    """The only values that a field accepts."""
 
     options: tuple[Any, ...]
 
@@ -80,8 +80,8 @@ class OneOf:
 
 
 @dataclass(frozen=True)
-class Spelled:
-    """The keys that a field may stand under, the first of them preferred; all must agree."""
+class Aliases:
+    """The keys that a field may have, the preferred one first; all that are given must agree."""
 
     keys: tuple[str, ...]
 
@@ -98,39 +98,39 @@ class KeyRules:
     """How a kind of file treats missing and unknown keys."""
 
     unknown: str | None = ""
-    """Ends the error about an unknown key. When it is empty, the error offers the nearest known
-    key; None lets unknown keys pass."""
+    """Ends the error about an unknown key. When it is empty, the error suggests the nearest known
+    key; None allows unknown keys."""
     missing: str = ""
     """Ends the error about a missing key."""
     defaults: bool = True
-    """Whether a field's default stands in for a missing key."""
+    """Whether a missing key gets the field's default."""
     null_is_missing: bool = False
     dashes: bool = False
-    """Whether keys may be written with dashes, as flags are."""
+    """Whether keys may be written with dashes, like flags."""
     float_texts: bool = False
-    """Whether a text such as `1e-5` is a number where one is wanted: PyYAML reads it as a text."""
+    """Whether a string such as `1e-5` is accepted as a number: PyYAML reads it as a string."""
     ignored: frozenset[str] = frozenset()
-    """Keys that may be anywhere."""
+    """Keys that are allowed in every object."""
 
 
-_USUAL = KeyRules()
+_DEFAULT_RULES = KeyRules()
 
 
-def checked(kind: type[T], value: Any, rules: KeyRules = _USUAL, path: str = "") -> T:
-    """`value`, out of JSON or YAML, as `kind`.
+def checked(kind: type[T], value: Any, rules: KeyRules = _DEFAULT_RULES, path: str = "") -> T:
+    """Converts `value`, parsed from JSON or YAML, to `kind`.
 
     `kind` is a dataclass, `tuple[X, ...]`, `dict[K, V]`, a union, an enum, Any, or a plain type;
-    `Annotated` adds a Range, OneOf or Spelled. A float may be written as a whole number, and has to
+    `Annotated` adds a Range, OneOf or Aliases. A float may be written as a whole number, and must
     be finite. `path` names the value, such as `search.nodes[3]`; it is empty for the outermost one.
 
-    Raises UserError that names the key which is missing, unknown, or not as its type wants it.
+    Raises UserError, which names the key, for a missing or unknown key or a value of another type.
     """
     return cast(T, _value(kind, value, rules, path))
 
 
 @contextlib.contextmanager
 def named(where: object) -> Iterator[None]:
-    """Puts `where`, such as the file, in front of a UserError from its block."""
+    """Prefixes a UserError from the block with `where`, such as the file."""
     try:
         yield
     except UserError as problem:
@@ -138,19 +138,19 @@ def named(where: object) -> Iterator[None]:
 
 
 def nearest(name: str, known: Collection[str]) -> str | None:
-    """Returns the known name that `name` probably meant."""
+    """The known name closest to `name`; None if none is similar."""
     return next(iter(difflib.get_close_matches(name, known, n=1)), None)
 
 
 def shown(value: Any) -> str:
-    """Returns a value as JSON, truncated: a small YAML file can hold a billion values."""
+    """A value as JSON, truncated to 40 characters: a small YAML file can hold a billion values."""
     encoder = json.JSONEncoder(ensure_ascii=False, default=str, skipkeys=True, check_circular=False)
-    said = ""
+    text = ""
     for piece in encoder.iterencode(value):
-        said += piece
-        if len(said) > _MAX_SHOWN:
-            return f"{said[:_MAX_SHOWN]}…"
-    return said
+        text += piece
+        if len(text) > _MAX_SHOWN:
+            return f"{text[:_MAX_SHOWN]}…"
+    return text
 
 
 def _value(kind: Any, value: Any, rules: KeyRules, path: str) -> Any:
@@ -206,7 +206,7 @@ def _number(value: Any) -> Any:
 
 
 def _fits(kind: Any, value: Any) -> bool:
-    """Returns whether a value has the type, without looking inside it."""
+    """Whether a value is of the kind, without a look at its elements."""
     origin = get_origin(kind)
     if origin is Annotated:
         return _fits(get_args(kind)[0], value)
@@ -274,8 +274,8 @@ def _fields(kind: Any) -> tuple[_Field, ...]:
     found = []
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
-        spelled = [each for each in get_args(hint) if isinstance(each, Spelled)]
-        keys = spelled[0].keys if spelled else (field.name,)
+        aliases = [each for each in get_args(hint) if isinstance(each, Aliases)]
+        keys = aliases[0].keys if aliases else (field.name,)
         missing = (field.default, field.default_factory)
         is_needed = all(each is dataclasses.MISSING for each in missing)
         found.append(_Field(field.name, hint, keys, is_needed))
@@ -283,22 +283,22 @@ def _fields(kind: Any) -> tuple[_Field, ...]:
 
 
 def _unexpected(kind: Any, value: Any, path: str) -> UserError:
-    return UserError(f"{path}{path and ': '}expected {_said(kind)}, not {shown(value)}")
+    return UserError(f"{path}{path and ': '}expected {_described(kind)}, not {shown(value)}")
 
 
-_SAID = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+_TYPE_NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
-def _said(kind: Any) -> str:
+def _described(kind: Any) -> str:
     """Describes a kind in words, such as `a whole number of at least 1`."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         inner, *narrowings = arguments
         limits = [str(each) for each in narrowings if isinstance(each, Range)]
         options = [str(each) for each in narrowings if isinstance(each, OneOf)]
-        return options[0] if options else " ".join([_said(inner), *limits])
+        return options[0] if options else " ".join([_described(inner), *limits])
     if origin in (Union, types.UnionType):
-        return " or ".join(_said(option) for option in arguments if option is not type(None))
+        return " or ".join(_described(option) for option in arguments if option is not type(None))
     if origin is tuple:
         return "a list"
     if origin is dict:
@@ -309,7 +309,7 @@ def _said(kind: Any) -> str:
         return f"an object with {'keys such as ' if len(keys) > 3 else ''}{', '.join(keys[:3])}"
     if issubclass(kind, enum.Enum):
         return " or ".join(str(member.value) for member in kind)
-    return _SAID[kind]
+    return _TYPE_NAMES[kind]
 
 
 def read_json(file: Path, hint: str = "") -> Any:
@@ -330,7 +330,7 @@ def read_yaml(file: Path) -> Any:
 
 
 def _parse_yaml(text: str) -> Any:
-    import yaml  # only commands that are given such a file pay for it
+    import yaml  # slow to import, and most commands read no YAML
 
     try:
         return yaml.safe_load(text)
@@ -342,12 +342,12 @@ def _parsed(file: Path, language: str, parse: Callable[[str], Any], data: bytes)
     try:
         return parse(data.decode())
     except UnicodeDecodeError:
-        said = "not UTF-8 text"
+        reason = "not UTF-8 text"
     except RecursionError:
-        said = "nested too deep"
+        reason = "nested too deep"
     except ValueError as problem:
-        said = " ".join(str(problem).split())
-    raise UserError(f"{file} is not valid {language}: {said}")
+        reason = " ".join(str(problem).split())
+    raise UserError(f"{file} is not valid {language}: {reason}")
 
 
 def _read_bytes(file: Path, max_bytes: int, hint: str) -> bytes:

@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from llavacot_mlx.checked import (
+    Aliases,
     KeyRules,
     OneOf,
     PositiveInt,
     Range,
-    Spelled,
     checked,
     read_json,
     read_yaml,
@@ -97,7 +97,7 @@ def test_the_whole_may_be_something_else() -> None:
 
 @dataclass(frozen=True)
 class Head:
-    heads: Annotated[int, Spelled("attention_heads", "heads"), Range(min=1)]
+    heads: Annotated[int, Aliases("attention_heads", "heads"), Range(min=1)]
     kind: Annotated[str, OneOf("a", "b")] = "a"
     scale: float | tuple[float, ...] = 1.0
     by_name: dict[str, PositiveInt] = field(default_factory=dict)

@@ -107,10 +107,12 @@ class _Report:
         candidates: int,
         max_tokens: int,
     ) -> _Report:
-        from llavacot_mlx.checkpoint.sizes import memory_for, parts_of
+        from llavacot_mlx.checkpoint.sizes import estimate_memory, parts_of
         from llavacot_mlx.generate.device import memory_of_this_machine
 
-        memory = memory_for(config, tensors, config.vision.max_num_tiles, candidates, max_tokens)
+        memory = estimate_memory(
+            config, tensors, config.vision.max_num_tiles, candidates, max_tokens
+        )
         return cls(
             model,
             config,

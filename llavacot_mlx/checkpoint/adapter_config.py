@@ -1,4 +1,4 @@
-"""What stands in the `adapter_config.json` of an adapter folder."""
+"""Reads and writes `adapter_config.json`, which describes the adapter in a folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WEIGHTS_NAME = "adapters.safetensors"
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder is meant to be an adapter, ours or PEFT's, and no model."""
+    """Whether a folder holds an adapter, ours or PEFT's, rather than a model."""
     return (folder / CONFIG_NAME).is_file() and not (folder / "config.json").exists()
 
 
@@ -32,19 +32,19 @@ class Base:
     """The model that an adapter was trained on."""
 
     model: str
-    """A folder, or an id on the hub."""
+    """A folder, or a hub id."""
     hash: str
-    """`fingerprints.base_hash` of it."""
+    """Its `fingerprints.base_hash`."""
     lineage: str
-    """`fingerprints.lineage_hash` of it."""
+    """Its `fingerprints.lineage_hash`."""
 
     @classmethod
     def of(cls, model: str, folder: Path) -> Base:
-        """The base that a person calls `model`, whose files are in `folder`.
+        """The base with the name `model`, whose files are in `folder`.
 
         Raises UserError when the folder's weights cannot be read.
         """
-        from llavacot_mlx.checkpoint.fingerprints import (  # with NumPy, which --help does without
+        from llavacot_mlx.checkpoint.fingerprints import (  # imports NumPy, which --help must not
             base_hash,
             lineage_hash,
         )
@@ -55,15 +55,15 @@ class Base:
 
 @dataclass(frozen=True)
 class LoRAParameters:
-    """The low-rank adapters, by mlx-lm's keys."""
+    """The parameters of the low-rank adapters, with mlx-lm's keys."""
 
     rank: Annotated[int, Range(min=1)]
     scale: float
-    """Multiplied in as it is: PEFT's alpha / rank."""
+    """The factor of A B: PEFT's alpha / rank."""
     dropout: Annotated[float, Range(min=0, below=1)]
     keys: tuple[str, ...]
-    """The adapted modules by the ends of their paths, such as `self_attn.q_proj`. For people: which
-    modules they are exactly, the names of the tensors say."""
+    """The adapted modules, by the ends of their paths, such as `self_attn.q_proj`. This is for
+    people; the names of the tensors say exactly which modules are adapted."""
 
 
 _RULES = KeyRules(unknown=None, missing="; was this adapter made by llavacot?", defaults=False)
@@ -71,7 +71,7 @@ _RULES = KeyRules(unknown=None, missing="; was this adapter made by llavacot?", 
 
 @dataclass(frozen=True)
 class _AdapterFile:
-    """The keys of the file that we read."""
+    """The keys that are read from the file."""
 
     fine_tune_type: FineTuneType
     num_layers: int
@@ -83,17 +83,17 @@ class _AdapterFile:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """How an adapter was made, and for which base."""
+    """How an adapter was trained, and on which base."""
 
     fine_tune_type: FineTuneType
     num_layers: int
-    """How many of the last text layers were adapted; -1 for all."""
+    """Number of text layers that were adapted, counted from the last; -1 for all."""
     lora: LoRAParameters | None
     """None when the weights themselves were trained ("full")."""
     base: Base
 
     def to_json(self) -> str:
-        """The text of the file: mlx-lm's keys, and three on the base."""
+        """The text of the file: mlx-lm's keys, and three keys about the base."""
         value: dict[str, Any] = {
             "fine_tune_type": self.fine_tune_type.value,
             "num_layers": self.num_layers,
@@ -111,14 +111,14 @@ class AdapterConfig:
         return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
     def write(self, folder: Path) -> None:
-        """Writes the file into an adapter folder, whole or not at all."""
+        """Writes the file into an adapter folder, atomically."""
         write_file(folder / CONFIG_NAME, self.to_json().encode())
 
     @classmethod
     def read(cls, folder: Path) -> AdapterConfig:
-        """Reads the file of an adapter folder. Keys beside ours are a trainer's, and left alone.
+        """Reads the file from an adapter folder, and ignores the keys that other trainers add.
 
-        Raises UserError when the folder is no adapter of ours, naming what is missing or wrong.
+        Raises UserError, which names what is missing or wrong, if it is not an adapter of ours.
         """
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; an adapter is one with {WEIGHTS_NAME}")
@@ -138,11 +138,11 @@ class AdapterConfig:
         return cls(found.fine_tune_type, found.num_layers, found.lora_parameters, base)
 
     def check_base(self, adapter: Path, folder: Path) -> str | None:
-        """Whether the adapter fits the model in `folder`; a note when it fits nearly.
+        """Checks that the model in `folder` is the adapter's base; returns a note or None.
 
-        It fits where it was trained, and on a version of the same checkpoint in other bits, which
-        the note then says. Raises UserError, naming the base that it wants, for any other model.
-        `adapter` is the folder to name.
+        A version of the same checkpoint in other bits is accepted with a note. Raises UserError,
+        which names the right base, for any other model. `adapter` is the adapter's folder, for
+        messages.
         """
         from llavacot_mlx.checkpoint.fingerprints import base_hash, lineage_hash
 

@@ -1,9 +1,9 @@
-"""The weights of an adapter folder: written, read, and put on a model in memory.
+"""Saves and reads the weights of an adapter folder, and applies them to a model in memory.
 
-The folder is mlx-lm's: `adapters.safetensors` and `adapter_config.json`. Tensors are named
-`<module's path>.lora_a`, `.lora_b` and, for DoRA, `.m`, the path being ours, such as
-`language_model.model.layers.0.self_attn.q_proj`; where the weights themselves were trained, they
-have their own names.
+The folder has mlx-lm's layout: `adapters.safetensors` and `adapter_config.json`. Tensors are named
+`<module's path>.lora_a`, `.lora_b` and, for DoRA, `.m`. The path is our canonical one, such as
+`language_model.model.layers.0.self_attn.q_proj`. After full fine-tuning, the tensors are the
+trained weights under their own names.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from llavacot_mlx.model.mllama import Mllama
 
 @dataclass(frozen=True)
 class LowRank:
-    """The change of one linear layer: ΔW = scale · (A B)ᵀ, and the length of the changed rows."""
+    """The update of a linear layer: ΔW = scale · (A B)ᵀ, and for DoRA the norms of the new rows."""
 
     a: mx.array
     """(inputs, rank)"""
     b: mx.array
     """(rank, outputs)"""
     m: mx.array | None
-    """(outputs,), of DoRA."""
+    """(outputs,), for DoRA only."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,14 @@ class Adapter:
 
     config: AdapterConfig
     layers: Mapping[str, LowRank] = field(default_factory=dict)
-    """By the module's path; empty where the weights themselves were trained."""
+    """The low-rank updates by module path; empty after full fine-tuning."""
     weights: Mapping[str, SourceTensor] = field(default_factory=dict)
-    """The weights that were trained themselves, by our names, still on disk: they may be all."""
+    """After full fine-tuning, the trained weights by our names, still on disk: they may be as large
+    as the model."""
 
     @property
     def tensors(self) -> dict[str, mx.array]:
-        """Those of the layers as they are named in the file."""
+        """The tensors of the low-rank updates, by their names in the file."""
         tensors: dict[str, mx.array] = {}
         for path, layer in self.layers.items():
             tensors |= {f"{path}.lora_a": layer.a, f"{path}.lora_b": layer.b}
@@ -67,18 +68,18 @@ class Adapter:
 
 
 def save_adapter(folder: Path, tensors: Mapping[str, mx.array], config: AdapterConfig) -> None:
-    """Writes an adapter folder, over an older adapter in it; makes the folder if need be.
+    """Writes an adapter folder; creates the folder, or replaces an older adapter in it.
 
-    Stopped at any moment, it leaves the older adapter, the new one, or a folder without
-    `adapter_config.json`, which nothing takes for an adapter. Raises UserError when it cannot be
-    written.
+    An interruption leaves the older adapter, the new one, or a folder without
+    `adapter_config.json`, which is not recognized as an adapter. Raises UserError when the folder
+    cannot be written.
     """
     text = config.to_json().encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         known = folder / CONFIG_NAME
         if known.exists() and known.read_bytes() != text:
-            known.unlink()  # weights of one adapter must never lie beside another's description
+            known.unlink()  # an old configuration must never stand beside new weights
     except OSError as problem:
         raise UserError(f"{folder} cannot be written: {problem.strerror or problem}") from None
     file = folder / WEIGHTS_NAME
@@ -93,8 +94,8 @@ def save_adapter(folder: Path, tensors: Mapping[str, mx.array], config: AdapterC
 def read_adapter(folder: Path) -> Adapter:
     """Reads an adapter folder.
 
-    Raises UserError when a file is missing or damaged, a value of a low-rank change is not finite,
-    or the tensors are not such as the configuration tells.
+    Raises UserError when a file is missing or damaged, a value of a low-rank update is not finite,
+    or the tensors do not match the configuration.
     """
     config = AdapterConfig.read(folder)
     file = folder / WEIGHTS_NAME
@@ -108,7 +109,7 @@ def read_adapter(folder: Path) -> Adapter:
 def _layers(
     tensors: Mapping[str, mx.array], rank: int, kind: FineTuneType, file: Path
 ) -> dict[str, LowRank]:
-    """The tensors of a file put together by module."""
+    """Groups the tensors of a file by module."""
     parts = {"lora_a": 2, "lora_b": 2}
     if kind is FineTuneType.DORA:
         parts["m"] = 1
@@ -136,9 +137,9 @@ def _layers(
 
 
 def read_floats(file: Path) -> dict[str, mx.array]:
-    """The tensors of a small safetensors file.
+    """Reads the tensors of a small safetensors file.
 
-    Raises UserError when it is missing, damaged or empty, or holds anything but finite numbers.
+    Raises UserError when it is missing, damaged or empty, or holds values that are not finite.
     """
     _float_entries(file)
     try:
@@ -166,14 +167,14 @@ def _check_finite(file: Path, name: str, tensor: mx.array) -> None:
 
 
 def load_adapter(model: Mllama, folder: Path, base: Path) -> AdapterConfig:
-    """Puts the adapter in `folder` on a model that was loaded from the folder `base`.
+    """Applies the adapter in `folder` to a model that was loaded from the folder `base`.
 
-    The adapted linear layers become LoRALinear or DoRALinear around what they were, so that a
-    quantized base stays as it is. Everything is frozen and ready to answer; tensors have the type
-    of the model's activations. Returns what the folder says of itself.
+    The adapted linear layers are wrapped in LoRALinear or DoRALinear, so that a quantized base
+    stays quantized. All parameters are frozen, and the model is in evaluation mode; the adapter's
+    tensors have the type of the model's activations. Returns the adapter's configuration.
 
-    Raises UserError when the folder is no whole adapter, was trained on another base, or holds a
-    tensor that fits nothing in the model.
+    Raises UserError when the adapter is incomplete, was trained on another base, or holds a tensor
+    that matches nothing in the model.
     """
     AdapterConfig.read(folder).check_base(folder, base)
     adapter = read_adapter(folder)
@@ -206,17 +207,16 @@ def _wrapped(
     if isinstance(layer, DoRALinear):
         assert low_rank.m is not None
         layer.m = low_rank.m.astype(mx.float32)
-        layer.freeze_norms()  # of the float32 values, as a fusion does it
+        layer.freeze_norms()  # computed in float32, as in a fused model
     layer.lora_a, layer.lora_b = low_rank.a.astype(dtype), low_rank.b.astype(dtype)
     mx.eval(layer.parameters())
     return layer
 
 
 def check_fits(adapter: Adapter, model: Mllama, file: Path) -> None:
-    """Raises UserError when a tensor of the adapter fits nothing in the model.
+    """Raises UserError when a tensor of the adapter matches nothing in the model.
 
-    The model's weights are not looked at: one that was only constructed will do. `file` is the
-    one to name.
+    Only shapes are compared, so the model need not have its weights. `file` is named in errors.
     """
     parameters = {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
     modules = dict(model.named_modules())

@@ -2,7 +2,7 @@
 
 transformers 5 writes `vision_config.attention_heads` and `text_config.rope_parameters`; older files
 write `num_attention_heads`, `rope_theta` and `rope_scaling`. A key that is missing or unknown is an
-error that names it: a default picked in silence gives fluent nonsense.
+error that names it: a wrong default would give fluent nonsense without a warning.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from llavacot_mlx.checked import (
+    Aliases,
     KeyRules,
     OneOf,
     PositiveFloat,
     PositiveInt,
     Range,
-    Spelled,
     checked,
     named,
     read_json,
@@ -33,9 +33,9 @@ from llavacot_mlx.model.config import (
     VisionConfig,
 )
 
-# Keys that transformers writes into every configuration and that change nothing in a forward pass:
+# Keys that transformers writes into every configuration and that do not affect a forward pass:
 # bookkeeping, training settings, and the generation settings of old versions. mlx-vlm adds
-# generation_config, a copy of that file, and once added skip_vision, which the tensors say as well.
+# generation_config, a copy of that file, and once added skip_vision, which the tensors tell, too.
 _WITHOUT_EFFECT = frozenset({
     "_attn_implementation_autoset", "_name_or_path", "add_cross_attention", "architectures",
     "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward",
@@ -53,7 +53,7 @@ _WITHOUT_EFFECT = frozenset({
     "transformers_version", "typical_p", "use_bfloat16", "use_cache",
 })  # fmt: skip
 
-_MOST_LAYERS = 1000  # a slip of the pen beyond it would build modules for minutes
+_MAX_LAYERS = 1000  # a typo beyond it would build modules for minutes
 
 
 _RULES = KeyRules(
@@ -63,7 +63,7 @@ _RULES = KeyRules(
     ignored=_WITHOUT_EFFECT,
 )
 _STRICT_RULES = replace(_RULES, ignored=frozenset())
-_LayerCount = Annotated[int, Range(min=1, max=_MOST_LAYERS)]
+_LayerCount = Annotated[int, Range(min=1, max=_MAX_LAYERS)]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class _Vision:
     intermediate_size: PositiveInt
     num_hidden_layers: _LayerCount
     num_global_layers: _LayerCount
-    num_attention_heads: Annotated[PositiveInt, Spelled("attention_heads", "num_attention_heads")]
+    num_attention_heads: Annotated[PositiveInt, Aliases("attention_heads", "num_attention_heads")]
     num_channels: Annotated[int, OneOf(3)]
     image_size: PositiveInt
     patch_size: PositiveInt
@@ -108,14 +108,14 @@ class _Vision:
 class _ConfigFile:
     text_config: _Text
     vision_config: _Vision
-    image_token_id: Annotated[int, Spelled("image_token_index", "image_token_id")]
+    image_token_id: Annotated[int, Aliases("image_token_index", "image_token_id")]
     quantization: Any = None
     quantization_config: Any = None
 
 
 @dataclass(frozen=True)
 class _RopeType:
-    rope_type: Annotated[str, Spelled("rope_type", "type"), OneOf("default", "llama3")]
+    rope_type: Annotated[str, Aliases("rope_type", "type"), OneOf("default", "llama3")]
 
 
 @dataclass(frozen=True)
@@ -142,15 +142,15 @@ class _Quantization:
 def load_config(folder: Path) -> ModelConfig:
     """Reads `folder/config.json`.
 
-    Raises UserError when the file is missing or no JSON, describes another architecture, or holds
-    a key whose meaning is missing, unknown or impossible.
+    Raises UserError when the file is missing or not JSON, describes another architecture, lacks a
+    key, or holds an unknown key or an impossible value.
     """
     file = folder / "config.json"
     return parse_config(read_json(file, f"is {folder} a model folder?"), file)
 
 
 def parse_config(values: Any, file: Path) -> ModelConfig:
-    """The configuration in the parsed JSON `values`; `file` is named in errors."""
+    """Validates the parsed JSON `values` of a configuration; `file` is named in errors."""
     with named(file):
         if isinstance(values, dict) and values.get("model_type") != "mllama":
             raise UserError(
@@ -193,7 +193,7 @@ def _text_config(text: _Text) -> TextConfig:
 
 
 def _rope(text: _Text) -> tuple[float, Llama3Scaling | None]:
-    """RoPE's base and scaling in either spelling; where both are there, they must agree."""
+    """RoPE's base and scaling, from either spelling. If both are given, they must agree."""
     theta, old_scaling = text.rope_theta, None
     if text.rope_scaling is not None:
         old_theta, old_scaling = _rope_object(text.rope_scaling, "text_config.rope_scaling")
@@ -252,10 +252,11 @@ def _vision_config(vision: _Vision) -> VisionConfig:
 
 
 def _aspect_ratios(vision: _Vision) -> int:
-    """How many arrangements have an embedding.
+    """The number of tile arrangements that have an embedding.
 
-    transformers' picture processor numbers the arrangements by itself (see
-    `pictures.tile_arrangements`), so a shorter list would leave some pictures without a row.
+    transformers' image processor numbers the arrangements by itself (see
+    `image_processor.tile_arrangements`), so a shorter list would leave some images without an
+    embedding.
     """
     count, tiles = len(vision.supported_aspect_ratios), vision.max_num_tiles
     # One row of tiles alone makes as many arrangements as there are tiles.
@@ -302,6 +303,6 @@ def _check_divides(key: str, divisor: int, value: int) -> None:
 
 
 def _check_same(key: str, value: float | None, expected: float | None) -> None:
-    """Of two keys that say the same thing, the other may be left out."""
+    """Checks a redundant key: it may be missing, but must not contradict the other keys."""
     if value is not None and value != expected:
         raise UserError(f"{key} is {value}; by the other keys it is {expected}")

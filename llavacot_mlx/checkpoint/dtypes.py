@@ -1,6 +1,6 @@
 """The element types of weights: their names in safetensors files and in MLX, and their bits.
 
-Loads no mlx until an MLX type is asked for.
+MLX is imported only when an MLX type is requested.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ElementType:
+    """An element type of a safetensors file."""
+
     bits: int
     mlx_name: str | None = None
-    """What a model's weights of this type have in MLX; None where no model here has such."""
+    """The type's name in MLX; None for types that no supported model uses."""
     exponent: int = 0
-    """The exponent's bits in the pattern of a floating-point value, sign excluded; 0 for others."""
+    """Bit mask of a floating-point value's exponent; 0 for other types."""
     fraction: int = 0
-    """The pattern's bits below the exponent."""
+    """Bit mask of a floating-point value's fraction."""
 
 
 ELEMENT_TYPES = {
@@ -42,14 +44,14 @@ ELEMENT_TYPES = {
     "U8": ElementType(8, "uint8"),
     "BOOL": ElementType(8),
 }
-"""By the names that safetensors files use."""
+"""All element types, by their names in safetensors files."""
 
 FLOATS = frozenset(name for name, element in ELEMENT_TYPES.items() if element.exponent)
-"""The floating-point types that a model's weights can have, as files name them."""
+"""The floating-point types that a model's weights can have, by their names in files."""
 
 FloatName: TypeAlias = Literal["float32", "float16", "bfloat16"]
 FLOAT_NAMES: tuple[FloatName, ...] = ("float32", "float16", "bfloat16")
-"""The same types as people name them."""
+"""The same types, by the names that flags and configurations use."""
 
 _FILE_NAMES = {element.mlx_name: name for name, element in ELEMENT_TYPES.items()}
 
@@ -57,7 +59,7 @@ _FILE_NAMES = {element.mlx_name: name for name, element in ELEMENT_TYPES.items()
 def mlx_dtype(file_name: str) -> mx.Dtype:
     """The MLX type of a weight stored as `file_name`, such as "BF16".
 
-    Raises KeyError for a type that no model here has.
+    Raises KeyError for a type that no supported model uses.
     """
     import mlx.core as mx
 

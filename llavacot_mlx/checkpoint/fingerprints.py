@@ -1,7 +1,7 @@
-"""Which checkpoint a folder holds, told from a sample of its weights.
+"""Hashes that identify a checkpoint by a sample of its weights.
 
-An adapter is of use on one base alone, and on another of the same sizes it would do harm without
-an error. A checkpoint of 43 GB is told apart by a few megabytes of it.
+An adapter works only on its own base: on another of the same shapes it would give wrong results
+without an error. A few megabytes of a 43 GB checkpoint are enough to identify it.
 """
 
 from __future__ import annotations
@@ -23,37 +23,38 @@ _SAMPLE_BYTES = 4096
 def base_hash(folder: Path) -> str:
     """SHA-256, in hex, over name, type, shape and a sample of the bytes of every tensor.
 
-    The sample is the first 4096 bytes and as many from the middle. Names and layout are ours, so
-    that a checkpoint and its conversion, sharded or not, have the same hash as long as no weight's
-    type is changed. Raises UserError when the folder's weights cannot be read.
+    The sample is the first 4096 bytes and 4096 bytes from the middle. Names and layout are
+    canonical, so that a checkpoint and its conversion, sharded or not, have the same hash unless
+    a weight's type changes. Raises UserError when the folder's weights cannot be read.
     """
     digest = hashlib.sha256()
-    for name, entry in sorted(_by_our_names(folder).items()):
+    for name, entry in sorted(_by_canonical_name(folder).items()):
         shape, sample = entry.shape, _sample
         if name == PATCH_EMBEDDING and is_channels_first(entry.name) and len(shape) == 4:
-            shape, sample = (shape[0], *shape[2:], shape[1]), _turned_sample
+            shape, sample = (shape[0], *shape[2:], shape[1]), _channels_last_sample
         digest.update(json.dumps([name, entry.dtype, shape]).encode())
         digest.update(sample(entry))
     return digest.hexdigest()
 
 
 def lineage_hash(folder: Path) -> str:
-    """SHA-256, in hex, over the norms and gates as bfloat16: the same for a checkpoint in any bits.
+    """SHA-256, in hex, over the norms and gates as bfloat16: equal for all bit widths.
 
-    They are never quantized. Versions in float32, bfloat16 and quantized ones of either agree; one
-    that went through float16 may not, because it was rounded twice. Two checkpoints that differ in
-    none of them, such as fine-tunes of one model that left them frozen, are not told apart.
+    Norms and gates are never quantized. Versions in float32 and bfloat16, and quantizations of
+    either, have the same hash; a version converted through float16 may not, because its values were
+    rounded twice. Checkpoints with equal norms and gates, such as fine-tunes of one model that kept
+    them frozen, are not distinguished.
     Raises UserError when the folder's weights cannot be read.
     """
     digest = hashlib.sha256()
-    for name, entry in sorted(_by_our_names(folder).items()):
+    for name, entry in sorted(_by_canonical_name(folder).items()):
         if _is_norm_or_gate(name) and entry.dtype in FLOATS:
             digest.update(name.encode())
             digest.update(_as_bfloat16(_read(entry, 0, entry.nbytes), entry.dtype))
     return digest.hexdigest()
 
 
-def _by_our_names(folder: Path) -> dict[str, TensorEntry]:
+def _by_canonical_name(folder: Path) -> dict[str, TensorEntry]:
     named = ((canonical_name(name), entry) for name, entry in list_tensors(folder).items())
     return {name: entry for name, entry in named if name is not None}
 
@@ -68,8 +69,8 @@ def _sample(entry: TensorEntry) -> bytes:
     return _read(entry, 0, _SAMPLE_BYTES) + _read(entry, middle, _SAMPLE_BYTES)
 
 
-def _turned_sample(entry: TensorEntry) -> bytes:
-    """Of a convolution in PyTorch's layout, the sample of the same in MLX's."""
+def _channels_last_sample(entry: TensorEntry) -> bytes:
+    """The sample of a convolution stored in PyTorch's layout, as it would be in MLX's layout."""
     if entry.dtype not in FLOATS:
         return _sample(entry)
     stored = np.frombuffer(_read(entry, 0, entry.nbytes), np.uint8)
@@ -80,7 +81,7 @@ def _turned_sample(entry: TensorEntry) -> bytes:
 
 
 def _read(entry: TensorEntry, start: int, count: int) -> bytes:
-    """At most `count` bytes of a tensor's data, from byte `start` of it."""
+    """Reads up to `count` bytes of a tensor's data, from byte `start` on."""
     try:
         with entry.file.open("rb") as stream:
             stream.seek(entry.start + start)
@@ -90,7 +91,7 @@ def _read(entry: TensorEntry, start: int, count: int) -> bytes:
 
 
 def _as_bfloat16(data: bytes, dtype: str) -> bytes:
-    """Rounded to nearest, ties to even, as MLX and PyTorch do."""
+    """Converts to bfloat16, rounding to nearest and ties to even, as MLX and PyTorch do."""
     if dtype == "BF16":
         return data
     values = np.frombuffer(data, "<f2" if dtype == "F16" else "<f4").astype("<f4")

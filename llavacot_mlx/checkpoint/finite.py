@@ -1,4 +1,4 @@
-"""Scans of weights for values that look wrong: NaN, infinite, or zero throughout."""
+"""Scans weights for signs of damage: NaN, infinite values, and tensors of zeros only."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ Oddity = Literal["NaN", "infinity", "all zero"]
 
 @dataclass(frozen=True)
 class OddTensor:
+    """A tensor with suspicious values."""
+
     name: str
     oddity: Oddity
     count: int
-    """Values that are so."""
+    """Number of such values."""
 
 
 def is_finite(array: mx.array) -> mx.array:
     """Whether all values of a floating-point array are finite, as a lazy scalar.
 
-    It compares the bits as whole numbers, which takes a tenth of the time of `mx.isfinite` on a
-    CPU.
+    Comparing the bits as integers takes a tenth of the time of `mx.isfinite` on a CPU.
     """
     if not array.size:
         return mx.array(True)
@@ -41,9 +42,9 @@ def is_finite(array: mx.array) -> mx.array:
 
 
 def odd_tensors(tensors: Iterable[SourceTensor]) -> Iterator[OddTensor]:
-    """Reads the floating-point ones of `tensors`, a piece at a time, and tells which are odd.
+    """Reads the floating-point tensors in pieces of 16 MB, and yields the suspicious ones.
 
-    Raises UserError where one cannot be read.
+    Raises UserError when a tensor cannot be read.
     """
     for tensor in tensors:
         if tensor.entry.dtype in FLOATS and tensor.entry.nbytes:

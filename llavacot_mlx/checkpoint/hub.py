@@ -1,6 +1,6 @@
-"""From the name of a model to its folder: a folder, or an id of the Hugging Face hub.
+"""Finds the folder of a model, and downloads it from the Hugging Face hub if needed.
 
-What was downloaded once is used from then on without a network.
+A model that was downloaded once needs no network any more.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 
 @dataclass(frozen=True)
 class Download:
-    """How far a download is, in bytes. Files that were there already count as done."""
+    """The progress of a download, in bytes. Files that were already there count as done."""
 
     model: str
     origin: str
@@ -39,13 +39,13 @@ class Download:
 
 
 def find(model: str, report: Callable[[Download], None]) -> Path:
-    """The folder of `model`: itself if it is one, else the files of the hub id it names.
+    """The folder of `model`: the folder of that name, or the downloaded files of that hub id.
 
-    `report` is called before the first byte is asked for, with `done=0`, and then now and again;
-    never, when nothing has to be downloaded.
+    `report` is called before the download starts, with `done=0`, and then repeatedly; it is not
+    called when nothing has to be downloaded.
 
-    Raises UserError when there is no such folder, when the files are neither here nor to be had,
-    or when the disk has no room for them.
+    Raises UserError when there is no such folder, when the files cannot be downloaded, or when the
+    disk has no room for them.
     """
     if not model:
         raise UserError("the model's name is empty; give a folder or an id like owner/name")
@@ -62,12 +62,12 @@ def find(model: str, report: Callable[[Download], None]) -> Path:
 
 
 def is_id(name: str) -> bool:
-    """Whether a name has the form of a hub id, whether or not there is such a model."""
+    """Whether a name has the form of a hub id; the hub is not asked."""
     return _ID.fullmatch(name) is not None
 
 
 def downloaded(model: str) -> Path | None:
-    """The folder that an earlier download of all files left, None if there is none."""
+    """The folder of an earlier, complete download; None if there is none."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -79,7 +79,7 @@ def downloaded(model: str) -> Path | None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether all weights are there: an interrupted download leaves some of the files."""
+    """Whether all weight files are there: an interrupted download leaves only some."""
     index = folder / INDEX_NAME
     if not (folder / "config.json").is_file():
         return False
@@ -88,7 +88,7 @@ def _is_whole(folder: Path) -> bool:
     try:
         shards = set(read_weight_map(index).values())
     except UserError:
-        return True  # damaged is not missing: reading the model will say what is wrong
+        return True  # the file is damaged, not missing: loading the model will say what is wrong
     return all((folder / shard).is_file() for shard in shards)
 
 
@@ -107,15 +107,15 @@ def _download(model: str, report: Callable[[Download], None]) -> Path:
         sizes = _sizes(model, api.model_info(model, files_metadata=True, timeout=10))
         _check_room(model, Path(constants.HF_HUB_CACHE), sum(sizes.values()))
         progress = _Progress(Download(model, api.endpoint, 0, sum(sizes.values())), report)
-        # One after the other, in this thread: then Ctrl-C stops at once, and what is there already
-        # is kept. The hub's own client loads the parts of a large file in parallel.
+        # One file after the other, in this thread: Ctrl-C then stops at once, and finished files
+        # are kept. The hub's client downloads the parts of a large file in parallel.
         for name, size in sizes.items():
             path = hf_hub_download(model, name, tqdm_class=progress.of_file(size))
             progress.file_done(size)
     except UserError:
         raise
     except Exception as error:
-        raise UserError(why_not(model, error)) from error
+        raise UserError(download_error(model, error)) from error
     folder = Path(path).parents[name.count("/")]
     if not _is_whole(folder):
         raise UserError(f"{model}: changed on the hub during the download; run this again")
@@ -123,7 +123,7 @@ def _download(model: str, report: Callable[[Download], None]) -> Path:
 
 
 def _sizes(model: str, info: ModelInfo) -> dict[str, int]:
-    """The files that are wanted and their sizes in bytes, the small ones first."""
+    """The files to download and their sizes in bytes, the smallest first."""
     sizes = {
         file.rfilename: file.size or 0
         for file in info.siblings or ()
@@ -138,17 +138,17 @@ def _sizes(model: str, info: ModelInfo) -> dict[str, int]:
 
 
 def _check_room(model: str, cache: Path, needed: int) -> None:
-    place = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
-    free = shutil.disk_usage(place).free
+    existing = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
+    free = shutil.disk_usage(existing).free
     if needed > free:
         raise UserError(
-            f"{model}: {needed / 1e9:.1f} GB to download, and {place} has {free / 1e9:.1f} GB "
+            f"{model}: {needed / 1e9:.1f} GB to download, and {existing} has {free / 1e9:.1f} GB "
             "free; make room, or set HF_HOME to a folder on a larger disk"
         )
 
 
-def why_not(model: str, error: Exception) -> str:
-    """What a person can do about an error of the hub's client, in one line."""
+def download_error(model: str, error: Exception) -> str:
+    """A one-line message for an error of the hub's client, which says what to do about it."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     if isinstance(error, GatedRepoError):
@@ -166,12 +166,12 @@ def why_not(model: str, error: Exception) -> str:
 
 
 class _Progress:
-    """Turns the hub client's progress bars, several a file, into one `Download` at a time."""
+    """Combines the hub client's progress bars, several per file, into one `Download`."""
 
     def __init__(self, start: Download, report: Callable[[Download], None]) -> None:
         self._now = start
         self._report = report
-        self._files_done = 0  # bytes of the files that are whole
+        self._files_done = 0  # bytes of the complete files
         report(start)
 
     def file_done(self, size: int) -> None:
@@ -179,13 +179,13 @@ class _Progress:
         self._reach(self._files_done)
 
     def of_file(self, size: int) -> type[Any]:
-        """A class of progress bars that draw nothing and report instead."""
+        """A subclass of tqdm that draws nothing and reports the progress instead."""
         from tqdm import tqdm  # type: ignore[import-untyped]
 
         reach, before = self._reach, self._files_done
 
         class Reporting(tqdm):
-            def __init__(self, *args: Any, **options: Any) -> None:  # as tqdm's own
+            def __init__(self, *args: Any, **options: Any) -> None:  # tqdm's signature
                 super().__init__(*args, **{**options, "file": io.StringIO()})
 
             def display(self, msg: str | None = None, pos: int | None = None) -> bool:
@@ -195,6 +195,6 @@ class _Progress:
         return Reporting
 
     def _reach(self, done: int) -> None:
-        if done > self._now.done:  # one bar counts what arrived, another what is on the disk
+        if done > self._now.done:  # one bar counts bytes received, another bytes on the disk
             self._now = dataclasses.replace(self._now, done=done)
             self._report(self._now)

@@ -1,6 +1,6 @@
-"""What a model on the hub holds, from its configuration and the heads of its files alone.
+"""Fetches the configuration and the tensor headers of a model on the hub.
 
-A few hundred kilobytes are fetched, whatever the model weighs.
+This downloads a few hundred kilobytes, whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llavacot_mlx.checkpoint.config_json import load_config
-from llavacot_mlx.checkpoint.hub import why_not
+from llavacot_mlx.checkpoint.hub import download_error
 from llavacot_mlx.checkpoint.safetensors import TensorEntry
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import ModelConfig
@@ -17,13 +17,18 @@ from llavacot_mlx.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class Headers:
+    """The configuration and the tensors of a model whose weights were not downloaded."""
+
     config: ModelConfig
     tensors: dict[str, TensorEntry]
-    """By their names in the files; the files are not here."""
+    """By their names in the files, which are not on this machine."""
 
 
 def fetch_headers(model: str) -> Headers:
-    """Asks the hub about the model with the id `model`. Raises UserError, also when offline."""
+    """Fetches the headers of the model with the id `model`.
+
+    Raises UserError when there is no such model, or no network.
+    """
     from huggingface_hub import constants, get_safetensors_metadata, hf_hub_download
     from huggingface_hub.utils import logging
 
@@ -37,7 +42,7 @@ def fetch_headers(model: str) -> Headers:
         config_file = Path(hf_hub_download(model, "config.json"))
         found = get_safetensors_metadata(model)
     except Exception as error:
-        raise UserError(why_not(model, error)) from error
+        raise UserError(download_error(model, error)) from error
     tensors = {
         name: TensorEntry(
             name,

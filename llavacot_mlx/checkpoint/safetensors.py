@@ -1,7 +1,7 @@
-"""Reading the tables of safetensors files, and distrusting them.
+"""Reads and validates the headers of safetensors files.
 
-MLX reads the data; this module only looks at the headers first, so that a truncated file, a header
-that lies or an index that points elsewhere is one clear error and not a crash or a wrong tensor.
+MLX reads the data. The headers are checked first, so that a truncated file, a wrong header or a
+wrong index gives one clear error instead of a crash or a wrong tensor.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ INDEX_NAME = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where a tensor lies: what a header says of it, checked against the file's size."""
+    """Where a tensor is stored, as its file's header says; checked against the file's size."""
 
     name: str
     file: Path
@@ -32,14 +32,14 @@ class TensorEntry:
     shape: tuple[int, ...]
     nbytes: int
     start: int
-    """Where its first byte is in the file."""
+    """Offset of its first byte in the file."""
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
-    """The tensors of one safetensors file by name, none of their data.
+    """Reads the header of a safetensors file: its tensors by name, without their data.
 
-    Raises UserError when the file is shorter than its header says, when the header is no table of
-    tensors, or when an entry's bytes do not fit its shape, lie outside the file or overlap.
+    Raises UserError when the file is shorter than its header says, when the header is not a table
+    of tensors, or when an entry's bytes do not match its shape, lie outside the file or overlap.
     """
     try:
         size = file.stat().st_size
@@ -75,7 +75,7 @@ _Count = Annotated[int, Range(min=0)]
 
 @dataclass(frozen=True)
 class _Entry:
-    """A tensor in the table of a header."""
+    """The header's entry for a tensor."""
 
     dtype: str
     shape: tuple[_Count, ...]
@@ -119,11 +119,13 @@ def _check_extents(file: Path, table: dict[str, dict], available: int) -> None:
 
 
 def list_tensors(folder: Path) -> dict[str, TensorEntry]:
-    """All tensors of a checkpoint folder, by their names in the files.
+    """Lists all tensors of a checkpoint folder, by their names in the files.
 
-    With an index, the shards that it names must be there and hold what it says; without one, every
-    `*.safetensors` file of the folder counts. Nothing else is ever opened: pickles (`.bin`, `.pt`)
+    If there is an index, its shards must exist and hold what it says; otherwise every
+    `*.safetensors` file of the folder is read. No other file is opened: pickles (`.bin`, `.pt`)
     can run code.
+
+    Raises UserError when the folder holds no weights, or files that contradict each other.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")

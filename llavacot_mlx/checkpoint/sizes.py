@@ -1,4 +1,4 @@
-"""What a model weighs and what it needs to answer, worked out from its headers."""
+"""Computes the size of a model and the memory that an answer takes, from the headers alone."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from llavacot_mlx.checkpoint.weights import SourceTensor, runtime_dtype
 from llavacot_mlx.model.config import ModelConfig
 from llavacot_mlx.model.quantized_kv import kv_bytes
 
-_PROMPT_TOKENS = 64  # a question, and what stands around it
-# A part is where a tensor's name first says so.
+_PROMPT_TOKENS = 64  # a question and its chat template
+# Parts by the prefixes of their tensors' names.
 _PARTS = (
     ("embedding", "language_model.model.embed_tokens."),
     ("output head", "language_model.lm_head."),
@@ -23,11 +23,11 @@ _PARTS = (
 
 @dataclass(frozen=True)
 class Part:
-    """Some of a model's weights."""
+    """A part of a model, such as its vision tower."""
 
     name: str
     weights: int
-    """How many there are; scales and biases of groups are none."""
+    """Number of weights; scales and biases of groups are not counted."""
     nbytes: int
 
     @property
@@ -37,14 +37,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that answering takes; what the vision tower works with is an estimate."""
+    """Bytes that answering takes."""
 
     weights: int
     picture: int
-    """K/V of the picture, shared by all candidates."""
+    """K/V of the image, shared by all candidates."""
     text: int
     """K/V of the question and of every candidate's whole answer."""
     working: int
+    """Estimated activations of the vision tower."""
 
     @property
     def total(self) -> int:
@@ -52,7 +53,7 @@ class Memory:
 
 
 def parts_of(config: ModelConfig, tensors: Mapping[str, SourceTensor]) -> tuple[Part, ...]:
-    """The parts of a model in the order of an answer, the largest rest being its text layers."""
+    """The parts of a model, in the order in which they compute an answer."""
     counts: dict[str, list[int]] = {}
     for name, tensor in tensors.items():
         found = counts.setdefault(_part_of(name, config), [0, 0])
@@ -62,14 +63,17 @@ def parts_of(config: ModelConfig, tensors: Mapping[str, SourceTensor]) -> tuple[
     return tuple(Part(name, *counts[name]) for name in (*order, "output head") if name in counts)
 
 
-def memory_for(
+def estimate_memory(
     config: ModelConfig,
     tensors: Mapping[str, SourceTensor],
     tiles: int,
     candidates: int,
     max_tokens: int,
 ) -> Memory:
-    """What one question about a picture of so many tiles takes, on this device."""
+    """Estimates the memory that one question about an image of `tiles` tiles takes on this device.
+
+    `max_tokens` is the length of each of the `candidates` answers.
+    """
     dtype, text, vision = runtime_dtype("auto", tensors), config.text, config.vision
     weights = sum(
         math.prod(tensor.shape) * dtype.size
@@ -84,7 +88,7 @@ def memory_for(
     tokens = _PROMPT_TOKENS + candidates * max_tokens
     layers = text.num_hidden_layers - cross
     answers = kv_bytes(layers * per_token * tokens, text.head_dim, dtype, None)
-    # Absent tiles are encoded, too. A row is there a few times over, and widest in the MLP.
+    # Absent tiles are encoded, too. Several arrays hold each patch, and the MLP's are the widest.
     rows = vision.max_num_tiles * (-(-patches // 8) * 8)
     width = 8 * vision.hidden_size + 2 * vision.intermediate_size + vision.output_size
     return Memory(weights, picture, answers, rows * width * dtype.size)

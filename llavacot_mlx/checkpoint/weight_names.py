@@ -1,14 +1,15 @@
-"""Names of weights: the layouts in the wild, and the one that this program keeps.
+"""Maps the names of weights between checkpoint layouts.
 
 Three layouts are read (`../tests/parity` opens each of them):
 
-- on hubs and from `save_pretrained`: `language_model.model.*`, `language_model.lm_head.*`,
+- on the hub and from `save_pretrained`: `language_model.model.*`, `language_model.lm_head.*`,
   `vision_model.*`, `multi_modal_projector.*`;
-- in memory since transformers 4.52, and in some files saved from there:
+- in transformers' models since 4.52, and in some files saved from them:
   `model.language_model.*`, `model.vision_model.*`, `model.multi_modal_projector.*`, `lm_head.*`;
 - in MLX folders: `language_model.*`, `vision_tower.*`, `multi_modal_projector.*`.
 
-The last is ours too, so that a folder of ours opens in mlx-vlm and one of theirs in ours.
+The last one is also ours (the canonical one), so that our folders open in mlx-vlm and its folders
+open here.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _IN_MEMORY = (
     ("lm_head.", "language_model.lm_head."),
 )
 
-# Longest first: `model.language_model.` must not be taken for anything shorter.
+# The longest prefixes come first, so that `model.language_model.` matches before a shorter one.
 _PREFIXES = (
     *_IN_MEMORY,
     ("language_model.model.", "language_model.model."),
@@ -30,17 +31,16 @@ _PREFIXES = (
     ("vision_tower.", "vision_tower."),
 )
 
-# Buffers that old versions saved and that follow from the configuration.
+# Buffers that old versions of transformers saved; the configuration determines them.
 _DROPPED_ENDINGS = ("rotary_emb.inv_freq", "position_ids")
 
 PATCH_EMBEDDING = "vision_tower.patch_embedding.weight"
 
 
 def canonical_name(name: str) -> str | None:
-    """The name of a tensor in our layout; None for a buffer that is dropped on purpose.
+    """The name of a tensor in our layout; None for a buffer that is not needed.
 
-    A name in no known layout is returned as it is: whoever compares names with the model's own
-    tree reports it.
+    A name of an unknown layout is returned unchanged; `weights.check_tree` reports it.
     """
     if name.endswith(_DROPPED_ENDINGS):
         return None
@@ -51,24 +51,24 @@ def canonical_name(name: str) -> str | None:
 
 
 def hub_name(name: str) -> str:
-    """Our name of a tensor as hubs have it, and `save_pretrained` writes it."""
+    """The name on the hub, as `save_pretrained` writes it, for our name of a tensor."""
     if name.startswith("vision_tower."):
         return "vision_model." + name.removeprefix("vision_tower.")
     return name
 
 
 def name_in_memory(name: str) -> str:
-    """Our name of a tensor as it is in transformers' model (4.52 and later)."""
+    """The name in transformers' model (4.52 and later) for our name of a tensor."""
     for theirs, ours in _IN_MEMORY:
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
-    raise ValueError(f"{name} is no name of ours")
+    raise ValueError(f"{name} is not a canonical name")
 
 
 def is_channels_first(name: str) -> bool:
-    """Whether the layout that `name` belongs to stores convolutions as PyTorch does.
+    """Whether the layout of `name` stores convolutions in PyTorch's order of axes.
 
-    PyTorch: (out, in, height, width); MLX: (out, height, width, in). The name decides, not the
-    shape, which says nothing where patches are as many pixels wide as there are channels.
+    PyTorch: (out, in, height, width); MLX: (out, height, width, in). The name decides, because the
+    shape is ambiguous when a patch is as many pixels wide as there are channels.
     """
     return not name.startswith("vision_tower.")

@@ -1,4 +1,4 @@
-"""From a folder to a model whose weights are in memory."""
+"""Loads a checkpoint folder as a model in memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from llavacot_mlx.model.kernels import kernels
 from llavacot_mlx.model.mllama import Mllama
 
 _BATCH_SHARE = 0.05
-"""Of the checkpoint is read at once: enough for parallel reading, little beside the whole."""
+"""Fraction of the checkpoint that is read at once: enough for parallel reading, and little memory
+compared with the whole."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class SourceTensor:
     name: str
     entry: TensorEntry
     transpose: bool
-    """Whether it is a convolution in PyTorch's layout, to be turned into MLX's."""
+    """Whether it is a convolution in PyTorch's layout, to be transposed to MLX's."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -41,18 +42,18 @@ class SourceTensor:
 
     @property
     def dtype(self) -> mx.Dtype:
-        """As it is stored; of the types that a model can come in."""
+        """The stored type. Raises KeyError for a type that no supported model uses."""
         return mlx_dtype(self.entry.dtype)
 
 
 def load_model(folder: Path, dtype: str = "auto") -> Mllama:
-    """Reads a checkpoint folder, ours, mlx-vlm's or Hugging Face's, quantized or not.
+    """Loads a checkpoint folder: ours, mlx-vlm's or Hugging Face's, quantized or not.
 
-    `dtype` is "auto", "float32", "float16" or "bfloat16". Auto means float32 on the CPU, whose
-    16-bit arithmetic is slow; on a GPU the weights' own type, with float32 stored as bfloat16.
+    `dtype` is "auto", "float32", "float16" or "bfloat16". "auto" means float32 on a CPU, whose
+    16-bit arithmetic is slow. On a GPU it means the weights' own type, and bfloat16 for float32.
 
-    Peak memory is the weights' own size plus one batch of tensors. Raises UserError for whatever
-    is wrong with the folder.
+    Peak memory is the size of the weights plus one batch of tensors. Raises UserError when
+    something is wrong with the folder.
     """
     config = load_config(folder)
     tensors = source_tensors(folder)
@@ -62,7 +63,9 @@ def load_model(folder: Path, dtype: str = "auto") -> Mllama:
         arrays = read_tensors(batch)
         named = []
         for tensor in batch:
-            array = arrays.pop(tensor.name)  # the last reference to what a cast replaces
+            array = arrays.pop(
+                tensor.name
+            )  # drops the last reference to the array that a cast replaces
             if tensor.entry.dtype in FLOATS:
                 array = array.astype(target)
             named.append((tensor.name, array))
@@ -73,7 +76,7 @@ def load_model(folder: Path, dtype: str = "auto") -> Mllama:
 
 
 def model_of(config: ModelConfig, tensors: Mapping[str, SourceTensor], where: Path) -> Mllama:
-    """The model that fits these tensors, quantized where they are, without their values.
+    """Constructs the model for these tensors, quantized where they are, without their values.
 
     Raises UserError, which names `where`, when a name, a shape or a type is not the model's.
     """
@@ -85,15 +88,15 @@ def model_of(config: ModelConfig, tensors: Mapping[str, SourceTensor], where: Pa
 
 
 def source_tensors(folder: Path) -> dict[str, SourceTensor]:
-    """The tensors of a checkpoint by our names; buffers that follow from the config are left out.
+    """The tensors of a checkpoint by our names, without buffers that the config determines.
 
-    Raises UserError when two tensors mean the same weight.
+    Raises UserError when two tensors are the same weight.
     """
     return named_tensors(list_tensors(folder), folder)
 
 
 def named_tensors(entries: Mapping[str, TensorEntry], where: Path) -> dict[str, SourceTensor]:
-    """The tensors of a checkpoint at `where` by our names, as `source_tensors` has them."""
+    """The tensors in `entries` by our names, as from `source_tensors`; `where` is for errors."""
     tensors: dict[str, SourceTensor] = {}
     for theirs, entry in entries.items():
         name = canonical_name(theirs)
@@ -107,7 +110,7 @@ def named_tensors(entries: Mapping[str, TensorEntry], where: Path) -> dict[str, 
 
 
 def read_tensors(tensors: list[SourceTensor]) -> dict[str, mx.array]:
-    """Arrays by our names, lazy: the data is read when an array is evaluated."""
+    """Lazy arrays by our names: the data is read when an array is evaluated."""
     files: dict[Path, dict[str, mx.array]] = {}
     arrays = {}
     for tensor in tensors:
@@ -125,7 +128,7 @@ def read_tensors(tensors: list[SourceTensor]) -> dict[str, mx.array]:
 def quantize_modules(
     model: nn.Module, quantization: QuantizationMap, tensors: Container[str]
 ) -> None:
-    """Replaces the modules whose weights come quantized (they have scales) by quantized ones."""
+    """Replaces the modules whose stored weights are quantized (have scales) by quantized ones."""
 
     def settings(path: str, module: nn.Module) -> bool | dict[str, int | str]:
         if f"{path}.scales" not in tensors or not hasattr(module, "to_quantized"):
@@ -140,7 +143,7 @@ def quantize_modules(
 
 
 def check_tree(model: nn.Module, tensors: Mapping[str, SourceTensor], folder: Path) -> None:
-    """Compares names, shapes and types with the model's own; the first misfit is an error."""
+    """Raises UserError at the first name, shape or type that is not the model's."""
     expected = dict(tree_flatten(model.parameters()))
     for name in expected:
         if name not in tensors:
@@ -165,10 +168,12 @@ def check_tree(model: nn.Module, tensors: Mapping[str, SourceTensor], folder: Pa
 
 
 def _readable_types(wanted: mx.Dtype) -> frozenset[str]:
-    """The types of a file that a weight of type `wanted` can come in."""
+    """The types that a file may store a weight of type `wanted` in."""
     if mx.issubdtype(wanted, mx.floating):
         return FLOATS
-    return frozenset({"U32"} if wanted == mx.uint32 else {"U8"})  # of a quantized module
+    return frozenset(
+        {"U32"} if wanted == mx.uint32 else {"U8"}
+    )  # packed weights or scales of a quantized module
 
 
 def runtime_dtype(dtype: str, tensors: Mapping[str, SourceTensor]) -> mx.Dtype:
@@ -182,7 +187,7 @@ def runtime_dtype(dtype: str, tensors: Mapping[str, SourceTensor]) -> mx.Dtype:
 
 
 def _batches(tensors: list[SourceTensor]) -> Iterator[list[SourceTensor]]:
-    """The largest tensors first: what a cast replaces weighs least while little is in memory."""
+    """Yields batches, the largest tensors first: a cast copies them while little is in memory."""
     limit = _BATCH_SHARE * sum(tensor.entry.nbytes for tensor in tensors)
     batch: list[SourceTensor] = []
     size = 0
