@@ -1,4 +1,4 @@
-"""A fast BLAS for MLX on Linux, where its wheel brings the reference one."""
+"""Loads a fast BLAS for MLX on Linux, where its wheel ships the reference implementation."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _SYSTEM = "libopenblas.so.0"
-# OpenCV's wheel, which mlx-vlm needs, brings an OpenBLAS whose names are the plain ones; those of
-# NumPy's and SciPy's have a prefix of their own.
+# OpenCV's wheel, which mlx-vlm needs, ships an OpenBLAS with the standard symbol names. The ones
+# in NumPy's and SciPy's wheels prefix their symbols.
 _BUNDLED = "opencv_python*.libs/libopenblas*.so*"
 _NEEDED = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 
 
 def load_fast_blas() -> str | None:
-    """Loads OpenBLAS, for MLX to be linked to when it is imported; returns what was loaded.
+    """Loads OpenBLAS, so that MLX links to it when imported, and returns the library's name.
 
-    The linker takes the first of all libraries that were loaded for everyone and have the name
-    (ld.so(8), dlopen(3) on RTLD_GLOBAL). Products of float32 matrices are 10 to 20 times faster
-    with it. None where there is nothing to do (a Mac) and where no OpenBLAS was found. To be called
-    before MLX is imported: afterwards it has no effect.
+    The dynamic linker takes a symbol from the first library that was loaded globally (ld.so(8),
+    dlopen(3) on RTLD_GLOBAL). Products of float32 matrices are 10 to 20 times faster with it.
+
+    Returns None on a system other than Linux, and if no OpenBLAS was found. Call it before MLX is
+    imported: afterwards it has no effect.
     """
     if not sys.platform.startswith("linux"):
         return None
@@ -37,5 +38,5 @@ def load_fast_blas() -> str | None:
 
 def _bundled() -> list[str]:
     spec = find_spec("mlx")
-    places = spec.submodule_search_locations if spec else None
-    return [str(file) for place in places or () for file in Path(place).parent.glob(_BUNDLED)]
+    folders = spec.submodule_search_locations if spec else None
+    return [str(file) for folder in folders or () for file in Path(folder).parent.glob(_BUNDLED)]

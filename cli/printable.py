@@ -1,15 +1,15 @@
-"""Text that others wrote, made safe to print.
+"""Makes untrusted text safe to print.
 
-A model repeats what it reads in a picture, and file names come from anywhere. Printed as it is, an
-escape character in such a text would recolour the terminal, rename its window, or worse.
+A model repeats what it reads in an image, and file names come from anywhere. Printed unchanged, an
+escape character in such a text could recolor the terminal, rename its window, or worse.
 """
 
 from __future__ import annotations
 
 _KEPT = "\n\t"
 
-# NUL … US have pictures of their own in Unicode (U+2400 …), and so has DEL; the C1 controls, which
-# some terminals obey like ESC [, have none.
+# Unicode has a visible symbol for each of NUL … US (U+2400 …) and for DEL, but none for the C1
+# controls, which some terminals obey like ESC [.
 _SHOWN_AS = {
     **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in _KEPT},
     0x7F: "\u2421",
@@ -23,5 +23,5 @@ def printable(text: str) -> str:
 
 
 def printable_line(text: str) -> str:
-    """`text` in one printable line, its runs of white space as single spaces."""
+    """`text` as one printable line, with each run of white space as a single space."""
     return printable(" ".join(text.split()))

@@ -1,4 +1,4 @@
-"""Command-line flags made from the settings of a training, one for each that has one."""
+"""Makes the flags of lora-train from the training settings."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _FLAGS = {
     for setting in settings_of()
     if setting.flag
 }
-"""By the name that the flag's value has as a parameter."""
+"""The settings that have a flag, by the flag's parameter name, such as `batch_size`."""
 
 
 def with_setting_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command a flag for each setting, behind those that it declares itself.
+    """Adds a flag for each setting to a command, before the options that it declares itself.
 
-    The flags' values come as its first argument, a mapping for `given_settings`.
+    The command gets the flags' values as its first argument, a mapping for `given_settings`.
     """
     _, *own = inspect.signature(command, eval_str=True).parameters.values()
 
@@ -38,9 +38,9 @@ def with_setting_flags(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def given_settings(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings whose flags were given, as `settings_from` takes them.
+    """The settings whose flags were given, nested as `settings_from` takes them.
 
-    Raises UserError for a size that is none.
+    Raises UserError for a size that cannot be parsed.
     """
     values: dict[str, Any] = {}
     for name, setting in _FLAGS.items():
@@ -78,7 +78,7 @@ def _parameter(name: str, setting: Setting) -> inspect.Parameter:
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
-        default=None,  # not given: a YAML file may say, and the setting's default holds otherwise
+        default=None,  # then the YAML file decides, or the setting's default
         annotation=Annotated[kind | None, option],
     )
 

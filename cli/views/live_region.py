@@ -1,8 +1,8 @@
-"""The last lines of a terminal, redrawn in place while what is above them stays.
+"""Redraws the last lines of a terminal in place, while the lines above them stay.
 
-Only lines that changed are written, in one write, between the marks that let a terminal show a
-whole update at once; so nothing flickers. Lines that are printed for good scroll away upwards as
-any output does and stay in the terminal's history.
+Only changed lines are written, in one write, between the escape sequences that let a terminal show
+a whole update at once, so nothing flickers. Lines that are printed for good scroll up like any
+output, and stay in the terminal's history.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ERASE_LINE, _ERASE_BELOW = "\x1b[2K", "\x1b[J"
 
 @dataclass(frozen=True)
 class Line:
-    """One line as the terminal gets it, colours included, and the columns it fills."""
+    """A line with its escape sequences for colors, and the number of columns that it fills."""
 
     text: str
     columns: int
@@ -33,8 +33,8 @@ class LiveRegion:
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
-        self._lines: Sequence[Line] = ()  # what is on the screen; the cursor is in the last one
-        self._width = 0  # of the terminal, when they were written
+        self._lines: Sequence[Line] = ()  # those on the screen; the cursor is in the last one
+        self._width = 0  # the terminal's, when they were written
         self._suspended = False
 
     def open(self) -> None:
@@ -63,14 +63,14 @@ class LiveRegion:
     def draw(
         self, lines: Sequence[Line], *, width: int, height: int, above: Sequence[Line] = ()
     ) -> None:
-        """Shows `lines` in the region, after printing `above` for good where it begins.
+        """Prints `above` for good where the region begins, and redraws the region below it.
 
-        `width` and `height` are the terminal's, now.
+        `width` and `height` are the terminal's current size.
         """
         if self._suspended:
             return
-        # A window that became narrower has folded the lines that no longer fit, and one that
-        # became lower has pushed the first ones out.
+        # A window that became narrower has wrapped the lines that no longer fit, and one that
+        # became lower has pushed the first lines out.
         rows = sum(max(1, -(-line.columns // width)) for line in self._lines[:-1])
         moved = bool(self._lines) and (width != self._width or rows >= height)
         if not above and not moved and list(lines) == list(self._lines):
@@ -90,8 +90,8 @@ class LiveRegion:
                 steps += [_ERASE_LINE, line.text]
         if above and not lines:
             steps.append("\r\n")
-        # In the first column the cursor stays in the row where the line begins, should the
-        # terminal fold the line when its window becomes narrower.
+        # In the first column, the cursor stays in the row where the line begins if the terminal
+        # wraps the line after its window becomes narrower.
         steps += ["\r", _END_UPDATE]
         self._lines, self._width = tuple(lines), width
         self._write("".join(steps))
