@@ -1,4 +1,4 @@
-"""The demo model in the package, and its example pictures: where they lie."""
+"""Paths of the demo model and of its example pictures, which are part of the package."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def model_path() -> Path:
 def example_path(name: str = "square") -> Path:
     """An example picture of the little world: `square`, `busy`, `wide` or `tall`.
 
-    Raises FileNotFoundError, with the names there are, for any other.
+    Raises FileNotFoundError, which lists the names, for any other name.
     """
     path = _HERE / "examples" / f"{name}.png"
     if not path.is_file():

@@ -9,11 +9,11 @@ from PIL import Image, ImageDraw
 
 from llavacot_mlx.demo.scenes import Background, Scene, Shape
 
-_FINER = 4  # a shape's mask is drawn this many times larger and shrunk, for smooth edges
+_OVERSAMPLING = 4  # a shape's mask is drawn this many times larger and shrunk, for smooth edges
 
 
 def draw(scene: Scene) -> Image.Image:
-    """The scene as an RGB picture of `scene.picture_size` pixels."""
+    """Draws the scene as an RGB picture of `scene.picture_size` pixels."""
     width, height = scene.picture_size
     image = _draw_background(scene.background, width, height, scene.scale)
     for shape in scene.shapes:
@@ -25,14 +25,14 @@ def draw(scene: Scene) -> Image.Image:
 
 
 def _mask(shape: Shape, scale: float) -> Image.Image:
-    """How much of each pixel the shape covers, mode L, just large enough for the shape."""
+    """The coverage of each pixel by the shape, as an image of mode L just large enough for it."""
     side = math.ceil(shape.diameter * scale) + 2
-    middle = side * _FINER / 2
-    radius = shape.diameter * scale * _FINER / 2
-    mask = Image.new("L", (side * _FINER, side * _FINER))
+    middle = side * _OVERSAMPLING / 2
+    radius = shape.diameter * scale * _OVERSAMPLING / 2
+    mask = Image.new("L", (side * _OVERSAMPLING, side * _OVERSAMPLING))
     pen = ImageDraw.Draw(mask)
     if shape.kind == "circle":
-        reach = 0.94 * radius  # about the other kinds' area
+        reach = 0.94 * radius  # gives a circle about the area of the other kinds
         pen.ellipse((middle - reach, middle - reach, middle + reach, middle + reach), fill=255)
     else:
         pen.polygon(
@@ -48,7 +48,7 @@ def _mask(shape: Shape, scale: float) -> Image.Image:
     return mask.resize((side, side), Image.Resampling.BOX)
 
 
-# Corners as (degrees clockwise from the top, distance from the centre in radii).
+# Corners as (degrees clockwise from the top, distance from the center in radii).
 _OUTLINES = {
     "square": [(45.0 + 90.0 * corner, 1.12) for corner in range(4)],
     "triangle": [(120.0 * corner, 1.08) for corner in range(3)],
@@ -65,7 +65,7 @@ def _draw_background(ground: Background, width: int, height: int, scale: float) 
 
 
 def _pattern(ground: Background, width: int, height: int, scale: float) -> Image.Image:
-    """Where the background's second colour lies, mode L."""
+    """The mask of the background's second color, mode L."""
     period = ground.period * scale
     if ground.pattern == "noise":
         columns = max(2, math.ceil(3 * width / period))

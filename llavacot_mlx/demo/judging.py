@@ -1,16 +1,16 @@
-"""Judge questions: is the stage just written right, yes or no?
+"""Makes judge questions: is the last stage of an answer right, yes or no?
 
 The search scores a candidate by the probability of "yes" to these questions, so the demo model
-is trained on them with planted mistakes in half of the rows. A judge question is a user turn
-after the assistant's answer so far, which `<|eot_id|>` closes wherever it stands:
+is trained on them, with planted mistakes in half of the rows. A judge question is a user turn
+after the assistant's answer so far, which `<|eot_id|>` ends at any point:
 
     user: QUESTION
     assistant: <SUMMARY> … </SUMMARY> <CAPTION> … </CAPTION>
     user: Is this caption right? Answer yes or no.
     assistant: yes
 
-The stage judged is always the last one. It may be still open, at the end of any sentence; after
-a closing tag the blank line before the next stage may have been written or not.
+The judged stage is always the last one. It may still be open, after any sentence. After a closing
+tag, the blank line before the next stage may or may not have been written.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from llavacot_mlx.demo.scenes import COLOURS, HORIZONTAL, KINDS, SIZES, VERTICAL
 from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.search.judges.prompts import IS_IT_RIGHT
 
-OPEN_SHARE = 0.2  # of the captions and reasonings judged are cut before their end
-LAST_STEP_SHARE = 0.4  # of the mistakes planted in a reasoning or conclusion are in its last step
+OPEN_SHARE = 0.2  # fraction of judged captions and reasonings that are cut before their end
+LAST_STEP_SHARE = 0.4  # fraction of mistakes in a reasoning or conclusion that are in its last step
 _STAGE_SHARES = {
     Stage.SUMMARY: 1,
     Stage.CAPTION: 4,
@@ -43,7 +43,7 @@ _STAGE_SHARES = {
 
 @dataclass(frozen=True)
 class JudgeQuestion:
-    """A question, the assistant's answer to it as far as it goes, and the judge's question.
+    """A question, the assistant's answer so far, and the judge's question about it.
 
     `partial` is the assistant's text, tags included; its last stage is `stage`, which holds
     `judged`. `answer` is "yes" or "no".
@@ -99,7 +99,7 @@ def _planted(
         misled = wrong_last_step(question, rng)
         return misled, misled.stage_text(stage)
     if rng.random() < 0.45:
-        for _ in range(4):  # most misread shapes leave a conclusion as it was
+        for _ in range(4):  # most misread shapes do not change a conclusion
             misled = answered(question.query, misread(scene, rng))
             if misled.stage_text(stage) != question.stage_text(stage):
                 break
@@ -108,9 +108,9 @@ def _planted(
 
 
 def wrong_last_step(question: Question, rng: random.Random) -> Question:
-    """The question with a reasoning that is right up to its last step, and what it concludes.
+    """The question with a wrong last step of its reasoning, and the answer that follows from it.
 
-    The mistakes that a model makes when it has read the picture well: the letter of another
+    These are mistakes of a model that has read the picture well: the letter of another
     option, or a yes where the numbers or places before it say no.
     """
     answer, reasoning = question.answer, question.reasoning
@@ -137,12 +137,12 @@ def _ending_in(reasoning: str, answer: str, wrong: str) -> str:
 
 
 def _letters(question: Question) -> str:
-    """Of the question's options."""
+    """The letters of the question's options."""
     return LETTERS[: len(question.choices)]
 
 
 def misread(scene: Scene, rng: random.Random) -> Scene:
-    """The scene with one shape seen wrongly, missed, moved to a free cell, or invented."""
+    """The scene with one shape changed, missing, moved to a free cell, or invented."""
     shapes = list(scene.shapes)
     taken = {shape.place for shape in shapes}
     free = [place for place in scene.layout.places() if place not in taken]
@@ -150,7 +150,7 @@ def misread(scene: Scene, rng: random.Random) -> Scene:
     mistake = rng.random()
     if mistake < 0.15 and len(shapes) > 2:
         del shapes[index]
-    elif mistake < 0.3 and free and len(shapes) < scene.layout.most_shapes:
+    elif mistake < 0.3 and free and len(shapes) < scene.layout.max_shapes:
         invented = Shape(
             size=rng.choice(SIZES),
             colour=rng.choice(tuple(COLOURS)),
@@ -177,9 +177,9 @@ def _seen_wrongly(shape: Shape, rng: random.Random) -> Shape:
 
 
 def slip(text: str, rng: random.Random, letters: str = "") -> str:
-    """The text with one word that matters replaced by another of its sort.
+    """The text with one meaningful word replaced by another word of its sort.
 
-    `letters` are those of the question's options.
+    `letters` are the letters of the question's options.
     """
     places = list(_SLIPPERY.finditer(text))
     if not places:
@@ -192,9 +192,9 @@ def slip(text: str, rng: random.Random, letters: str = "") -> str:
 def slips(
     text: str, share: float, rng: random.Random, letters: str = ""
 ) -> tuple[str, list[tuple[int, int]]]:
-    """The text with a share of the words that matter replaced, and where they stand in it.
+    """The text with a fraction of its meaningful words replaced, and the spans of the new words.
 
-    Places are (start, end) in the new text, in characters; `letters` as in `slip`.
+    Spans are (start, end) in characters of the new text; `letters` as in `slip`.
     """
     made, places, end = "", [], 0
     for found in _SLIPPERY.finditer(text):

@@ -1,8 +1,8 @@
-"""Questions about a scene of the little world, each with the answer in four stages.
+"""Makes questions about a scene of the little world, each with its answer in four stages.
 
-A `Query` is what is asked, apart from any scene; `answered(query, scene)` works it out. So the
-same query can be answered of another scene as well, which is how a wrong answer that follows
-from one misread shape is planted (see `judging`).
+A `Query` is a question independent of a scene; `answered(query, scene)` computes its answer. The
+same query can be answered for another scene, too: so `judging` plants wrong answers that follow
+from one misread shape.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from llavacot_mlx.demo.scenes import COLOURS, KINDS, SIZES, Scene, Shape
 from llavacot_mlx.prompt.stages import Stage
 
 QUESTION_KINDS = ("count", "compare", "subtract", "attribute", "existence", "position")
-CHOICE_SHARE = 0.3  # of the questions are multiple choice
-CASUAL_SHARE = 0.15  # are typed without a capital and without the mark at the end
+CHOICE_SHARE = 0.3  # fraction of questions with multiple choice
+CASUAL_SHARE = 0.15  # fraction of questions without a capital and a final mark
 LETTERS = "ABCD"
 NOTHING = "none"  # the answer when what a question asks for is not there
 
 
 @dataclass(frozen=True)
 class Target:
-    """The shapes that are meant: every attribute given must agree; None means any."""
+    """A description of shapes: every attribute that is given must match; None matches any."""
 
     size: str | None = None
     colour: str | None = None
@@ -49,11 +49,11 @@ class Target:
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked. `wording` picks the question's words, and the summary's with them.
+    """A question, independent of a scene. `wording` selects the text of question and summary.
 
-    `first` is the target; `second` the other one of a comparison, a difference or a relation.
-    `asked` is the attribute asked for (`size`, `colour`, `kind`), or the relation. `place` is
-    given where the question names a place instead of a target.
+    `first` is the target; `second` is the other one in a comparison, a difference or a relation.
+    `asked` is the attribute asked for (`size`, `colour`, `kind`), or the relation. `place` is set
+    if the question names a place instead of a target.
     """
 
     kind: str
@@ -64,14 +64,14 @@ class Query:
     asked: str = ""
     place: str = ""
     choices: tuple[str, ...] = ()
-    casual: bool = False  # typed without the capital at the start and the mark at the end
+    casual: bool = False  # written without a capital at the start and a mark at the end
 
 
 @dataclass(frozen=True)
 class Question:
     """A question, its answer, and the reference text of each of the four stages.
 
-    `answer` is exactly what the CONCLUSION must say: a letter where there are `choices`.
+    `answer` is exactly the text of the CONCLUSION: a letter if there are `choices`.
     """
 
     kind: str
@@ -84,7 +84,7 @@ class Question:
     query: Query
 
     def stage_text(self, stage: Stage) -> str:
-        """What stands between the stage's tags, without the surrounding spaces."""
+        """The text between the stage's tags, without the surrounding spaces."""
         return {
             Stage.SUMMARY: self.summary,
             Stage.CAPTION: self.caption,
@@ -102,12 +102,12 @@ def tagged(stage: Stage, text: str) -> str:
 
 
 def caption(scene: Scene) -> str:
-    """Every shape, place first, in reading order; then how many there are."""
+    """The reference CAPTION: every shape in reading order, place first, and their number."""
     listed = " ".join(f"{shape.place}: {shape.description}." for shape in scene.shapes)
     return f"{listed} {len(scene.shapes)} shapes in all."
 
 
-# Questions and summaries by the query's form: the summary goes with the wording of the question.
+# Pairs of question and summary by the query's form; `Query.wording` selects the pair.
 _WORDINGS: dict[str, tuple[tuple[str, str], ...]] = {
     "count": (
         ("How many {many} are there?", "I need to count the {many}."),
@@ -272,7 +272,7 @@ def questions(scene: Scene, rng: random.Random) -> list[Question]:
 
 
 def question_of(kind: str, scene: Scene, rng: random.Random) -> Question | None:
-    """A question of one kind; None where the scene allows none (no shape is unique, say)."""
+    """A question of one kind; None if the scene allows none, such as when no shape is unique."""
     query = {
         "count": _ask_count,
         "compare": _ask_compare,
@@ -291,7 +291,7 @@ def question_of(kind: str, scene: Scene, rng: random.Random) -> Question | None:
 
 
 def answered(query: Query, scene: Scene) -> Question:
-    """The question in words, and all four stages worked out from the scene."""
+    """The question in words, with all four stages computed from the scene."""
     question, summary = _WORDINGS[query.form][query.wording]
     one = _named(query)
     words = {
@@ -327,7 +327,7 @@ def answered(query: Query, scene: Scene) -> Question:
 
 
 def _named(query: Query) -> str:
-    """The target in the singular; `small red` alone where the kind is what is asked."""
+    """The target in the singular; without its kind, such as `small red`, if the kind is asked."""
     if query.form != "kind of":
         return query.first.one
     return " ".join(word for word in (query.first.size, query.first.colour) if word)
@@ -368,7 +368,7 @@ def _work_out_number(query: Query, scene: Scene) -> tuple[str, str]:
 
 
 def _work_out_pair(query: Query, scene: Scene) -> tuple[str, str]:
-    """Both numbers stand at every step: each then follows from the step before it alone."""
+    """Compares two counts. Every step states both, so that it follows from the last step alone."""
     items, first, second = [], 0, 0
     for shape in scene.shapes:
         if query.first.matches(shape):
@@ -411,7 +411,7 @@ def _work_out_relation(query: Query, scene: Scene) -> tuple[str, str]:
 
 
 def _work_out_search(query: Query, scene: Scene) -> tuple[str, str]:
-    """Attribute, existence and place: walk until the shape is found."""
+    """Answers for attribute, existence and place: it walks the shapes until one is found."""
     items, found = [], None
     for shape in scene.shapes:
         if shape.place == query.place or (not query.place and query.first.matches(shape)):
@@ -482,7 +482,7 @@ def _count(target: Target, scene: Scene) -> int:
 
 
 def _target_of_spread_count(scene: Scene, rng: random.Random) -> Target:
-    """A target whose count is drawn about evenly from the counts that this scene offers."""
+    """A random target; its counts are about evenly distributed over those that the scene has."""
     candidates = [_any_target(rng) for _ in range(4)]
     candidates += [_target_near(rng.choice(scene.shapes), rng.choice(_MIXES)) for _ in "1234"]
     counts = sorted({_count(target, scene) for target in candidates})
@@ -496,7 +496,7 @@ def _ask_count(scene: Scene, rng: random.Random) -> Query:
 
 
 def _pair(scene: Scene, rng: random.Random) -> tuple[Target, Target]:
-    """Two targets that no shape matches both of, at least one of them in the picture."""
+    """Two disjoint targets, at least one of them in the picture."""
     attribute = rng.choice(("kind", "kind", "colour", "colour", "size"))
     near = _target_near(rng.choice(scene.shapes), (attribute,))
     far = near
@@ -515,7 +515,7 @@ def _pair(scene: Scene, rng: random.Random) -> tuple[Target, Target]:
 def _ask_compare(scene: Scene, rng: random.Random) -> Query:
     form = rng.choice(("more", "more", "fewer", "same"))
     wanted = rng.choice(("yes", "no"))
-    for _ in range(8):  # a few tries for a balanced answer; then whatever there is
+    for _ in range(8):  # a few tries for a balanced answer, then any
         first, second = _pair(scene, rng)
         query = _query(rng, "compare", form, first, second)
         if _work_out_pair(query, scene)[1] == wanted:

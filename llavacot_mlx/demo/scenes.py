@@ -1,8 +1,8 @@
-"""The little world's scenes: coloured shapes in the cells of a grid, made from a seed.
+"""Makes the little world's scenes from seeds: colored shapes in the cells of a grid.
 
 Lengths are in canvas pixels, the size at which the demo model sees the picture after its
-processor has fitted it to tiles of 64 pixels; `Scene.scale` says how much larger the picture
-is drawn. So a shape that is called large is large to the model whatever the picture's size.
+processor has fitted it to tiles of 64 pixels; `Scene.scale` is the factor from canvas pixels to
+picture pixels. So a "large" shape looks large to the model whatever the picture's size.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Split:
     count: int
 
     def seed(self, index: int) -> int:
-        """The seed of this split's scene number `index`."""
+        """The seed of scene number `index` of this split."""
         if not 0 <= index < self.count:
             raise IndexError(f"split {self.name} has {self.count} scenes, no number {index}")
         return self.first + index
 
 
 TRAIN = Split("train", 0, 100_000_000)
-VALIDATION = Split("validation", 100_000_000, 1_000_000)  # looked at while training
+VALIDATION = Split("validation", 100_000_000, 1_000_000)  # for decisions during training
 TEST = Split("test", 200_000_000, 1_000_000)  # the published figures
 CALIBRATION = Split("calibration", 300_000_000, 1_000_000)  # the judges' mean and deviation
 EXAMPLES = Split("examples", 400_000_000, 1_000_000)  # the pictures in the package
@@ -61,8 +61,8 @@ class Layout:
     columns: int
     widths: tuple[int, int]
     heights: tuple[int, int]
-    most_shapes: int
-    share: int  # how often it is drawn, relative to the other layouts
+    max_shapes: int
+    share: int  # its frequency relative to the other layouts
 
     def places(self) -> tuple[str, ...]:
         """The names of all cells in reading order, `top left` first."""
@@ -74,8 +74,8 @@ class Layout:
 
 
 # Chosen so that the processor's tile arrangement (rows x columns of tiles) is, in this order:
-# 2x2, 2x2, 2x2, 1x2, 1x3, 1x4, 2x1, 3x1, 4x1, 1x1. One row of two tiles is taken only for
-# exactly 2:1; a cell is never narrower than 32 pixels.
+# 2x2, 2x2, 2x2, 1x2, 1x3, 1x4, 2x1, 3x1, 4x1, 1x1. The processor takes one row of two
+# tiles only for exactly 2:1; a cell is never narrower than 32 pixels.
 LAYOUTS = (
     Layout("square", 3, 3, (116, 128), (116, 128), 6, 34),
     Layout("landscape", 2, 3, (128, 128), (84, 104), 6, 13),
@@ -92,14 +92,14 @@ LAYOUTS = (
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape: what is said of it (the first four), and how it is drawn."""
+    """One shape: its description (the first four fields), and how it is drawn."""
 
     size: str
     colour: str
     kind: str
     place: str  # "top left": row and column of its cell
-    x: float = 0.0  # centre, canvas pixels from the left
-    y: float = 0.0  # centre, canvas pixels from the top
+    x: float = 0.0  # center, canvas pixels from the left
+    y: float = 0.0  # center, canvas pixels from the top
     diameter: float = 0.0  # canvas pixels
     angle: float = 0.0  # degrees, counter-clockwise
     fill: Colour = (0, 0, 0)
@@ -112,24 +112,24 @@ class Shape:
 
 @dataclass(frozen=True)
 class Background:
-    """What lies behind the shapes: `base` all over, `other` where the pattern is."""
+    """The background: the color `base`, with a pattern in the color `other`."""
 
     pattern: str
     base: Colour
     other: Colour
     period: float  # canvas pixels between stripes, squares of the check or grains of the noise
     angle: float  # degrees
-    seed: int  # of the noise
+    seed: int  # seed of the noise
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's content; `shapes` are in reading order of their cells, one to a cell."""
+    """A picture's content; `shapes` are in reading order of their cells, at most one per cell."""
 
     layout: Layout
     width: int  # canvas pixels
     height: int  # canvas pixels
-    scale: float  # picture pixels a canvas pixel
+    scale: float  # picture pixels per canvas pixel
     shapes: tuple[Shape, ...]
     background: Background
 
@@ -165,8 +165,8 @@ def scenes(split: Split) -> Iterator[Scene]:
 
 def _shapes(rng: random.Random, layout: Layout, width: int, height: int) -> tuple[Shape, ...]:
     cells = layout.rows * layout.columns
-    chosen = sorted(rng.sample(range(cells), rng.randint(2, layout.most_shapes)))
-    # A picture uses a few colours and kinds, so that counts above one are common.
+    chosen = sorted(rng.sample(range(cells), rng.randint(2, layout.max_shapes)))
+    # A picture uses only a few colors and kinds, so that counts above one are common.
     colours = rng.sample(tuple(COLOURS), rng.randint(2, 4))
     kinds = rng.sample(KINDS, rng.randint(2, 4))
     places = layout.places()
@@ -208,7 +208,7 @@ def _shape(
         colour=colour,
         kind=kind,
         place=place,
-        # The middle 70% of a cell's slack: neighbours keep apart in wide cells too.
+        # Only the middle 70% of a cell's slack, so that neighbors keep apart in wide cells, too.
         x=left + width / 2 + rng.uniform(-0.7, 0.7) * slack_x,
         y=top + height / 2 + rng.uniform(-0.7, 0.7) * slack_y,
         diameter=diameter,

@@ -1,10 +1,10 @@
-"""The little world that the demo model knows, through one door.
+"""The public names of the little world that the demo model knows.
 
-`scene(seed)` makes a picture's content, `draw(scene)` the picture, `questions(scene, rng)` the
-questions with their four-stage answers, `judge_question(scene, question, rng)` what a judge
-asks about an answer. Pure Python and Pillow; everything follows from seeds. The splits' seeds
-do not overlap: the published figures are of `TEST`, and a judge's mean and deviation are to be
-measured on `CALIBRATION`.
+`scene(seed)` makes a picture's content, `draw(scene)` draws the picture, `questions(scene, rng)`
+makes questions with their four-stage answers, and `judge_question(scene, question, rng)` makes
+what a judge is asked about an answer. This is pure Python and Pillow, and seeds determine
+everything. The splits' seeds do not overlap: the published figures are measured on `TEST`, and
+a judge's mean and deviation on `CALIBRATION`.
 """
 
 from llavacot_mlx.demo.drawing import draw

@@ -1,8 +1,8 @@
-"""The checkpoint of a training: one file, written whole or not at all.
+"""Saves and loads the checkpoint of a training: one file, replaced atomically.
 
 It holds the trained weights, the optimizer state and the step, so that they always belong together.
-It is written under a temporary name, flushed to disk and renamed: whatever stops the program leaves
-the old checkpoint or the new one.
+It is written under a temporary name, flushed to disk and renamed: an interruption leaves the old
+checkpoint or the new one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Figures of data and of training, drawn as PNG files."""
+"""Draws figures of datasets and of trainings as PNG files."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STATS_SIZE = (1600, 1000)
-"""Width and height of what `draw_stats` draws, in pixels."""
+"""Width and height of the figure of `draw_stats`, in pixels."""
 CURVE_SIZE = (1200, 700)
-"""Width and height of what `draw_curve` draws, in pixels."""
+"""Width and height of the figures of `draw_curve` and `draw_curves`, in pixels."""
 
 _DPI = 100
-_BLUE, _ORANGE, _GREY = "#2f6db5", "#d9752b", "#6b7280"
+_BLUE, _ORANGE, _GRAY = "#2f6db5", "#d9752b", "#6b7280"
 _STAGE_COLORS = ("#2f6db5", "#3a9d6e", "#d9752b", "#8a5bb5")
 _BINS = 40
-_MOST_SOURCES = 12  # bars; the others share one
-_LONGEST_NAME = 24  # characters of a source
-_SMOOTHED = 60  # points that a line is drawn through; of twice as many, through running means
+_MAX_SOURCES = 12  # bars; the last one stands for all other sources
+_MAX_NAME = 24  # characters of a source's name
+_SMOOTHED = 60  # points of a line; from twice as many on, the line shows running means
 
 
 def check_can_draw(file: Path) -> None:
-    """Raises UserError where `file` could not be drawn, so that it is known before the work.
+    """Raises UserError if `file` could not be drawn; call it before the work that needs the figure.
 
-    matplotlib comes with `llavacot-mlx[plots]` alone.
+    matplotlib is installed only with `llavacot-mlx[plots]`.
     """
     try:
         import matplotlib.figure  # noqa: F401
@@ -55,19 +55,19 @@ def draw_stats(stats: Stats, file: Path) -> None:
     """
     figure = _figure(file, STATS_SIZE)
     grid = figure.add_gridspec(3, 4, height_ratios=(1, 1, 1.15))
-    # Side by side and on one scale, the stages can be compared.
+    # The stages share one scale, so that they can be compared.
     longest = max((int(counts.max()) for counts in stats.stages.values() if counts.size), default=1)
     for column, (stage, counts) in enumerate(stats.stages.items()):
         axes = figure.add_subplot(grid[0, column])
-        _histogram(axes, counts, longest, _STAGE_COLORS[column])
+        _draw_histogram(axes, counts, longest, _STAGE_COLORS[column])
         axes.set_title(f"{stage.tag}, tokens an answer")
     axes = figure.add_subplot(grid[1, :])
-    _histogram(axes, stats.tokens, int(stats.tokens.max(initial=1)), _GREY)
+    _draw_histogram(axes, stats.tokens, int(stats.tokens.max(initial=1)), _GRAY)
     axes.set_title("tokens a row, question and picture's token included")
     axes = figure.add_subplot(grid[2, :3])
-    _sources(axes, stats.sources)
+    _draw_sources(axes, stats.sources)
     axes = figure.add_subplot(grid[2, 3])
-    _tiles(axes, stats.tiles)
+    _draw_tiles(axes, stats.tiles)
     figure.suptitle(f"{stats.rows:,} rows, {stats.answers:,} answers", fontsize=15)
     _save(figure, file)
 
@@ -75,33 +75,33 @@ def draw_stats(stats: Stats, file: Path) -> None:
 def draw_curve(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Draws the losses of a training log over its steps.
 
-    `rows` are the log's: each with a `step`, and `loss`, `val_loss`, or neither. Raises UserError
-    as `check_can_draw` does.
+    `rows` are the rows of the log: each has a `step`, and `loss`, `val_loss` or neither. Raises
+    UserError as `check_can_draw` does.
     """
     figure = _figure(file, CURVE_SIZE)
     axes = figure.add_subplot()
-    _training(axes, rows, _BLUE, "training")
-    _validation(axes, rows)
+    _draw_training(axes, rows, _BLUE, "training")
+    _draw_validation(axes, rows)
     _finish_curve(axes)
     _save(figure, file)
 
 
 def draw_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) -> None:
-    """Draws the training losses of several runs over their steps, to be compared.
+    """Draws the training losses of several runs in one figure, over their steps.
 
-    `logs` has each run's rows, as `draw_curve` takes them, by the run's name. Raises UserError as
+    `logs` maps the name of each run to its rows, as for `draw_curve`. Raises UserError as
     `check_can_draw` does.
     """
     figure = _figure(file, CURVE_SIZE)
     axes = figure.add_subplot()
     for number, (name, rows) in enumerate(logs.items()):
-        _training(axes, rows, f"C{number}", name)
+        _draw_training(axes, rows, f"C{number}", name)
     _finish_curve(axes)
     _save(figure, file)
 
 
-def _training(axes: Axes, rows: Sequence[Mapping[str, Any]], color: str, name: str) -> None:
-    """The reported losses; of many, faint ones with a running mean over them."""
+def _draw_training(axes: Axes, rows: Sequence[Mapping[str, Any]], color: str, name: str) -> None:
+    """Draws the reported losses; if there are many, faintly, with a running mean over them."""
     steps, losses = _points(rows, "loss")
     window = max(1, len(losses) // _SMOOTHED)
     if window > 1:
@@ -112,8 +112,8 @@ def _training(axes: Axes, rows: Sequence[Mapping[str, Any]], color: str, name: s
         axes.plot(steps, losses, color=color, marker=".", label=name)
 
 
-def _validation(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The losses after a validation, the last of them as a number too."""
+def _draw_validation(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draws the validation losses, and labels the last one with its value."""
     steps, losses = _points(rows, "val_loss")
     if losses.size:
         axes.plot(steps, losses, color=_ORANGE, marker="o", markersize=5, label="validation")
@@ -125,21 +125,21 @@ def _validation(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 def _finish_curve(axes: Axes) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats a token")
-    _counting(axes.xaxis)
-    _plain(axes)
+    _count_labels(axes.xaxis)
+    _style(axes)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
     else:
-        _nothing(axes)
+        _draw_none(axes)
 
 
 def _figure(file: Path, size: tuple[int, int]) -> Figure:
     check_can_draw(file)
-    from matplotlib.figure import Figure  # and no pyplot, which would look for a screen
+    from matplotlib.figure import Figure  # not pyplot, which would look for a screen
 
     width, height = size
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, layout="constrained")
-    pads = {"w_pad": 0.15, "h_pad": 0.15, "wspace": 0.02, "hspace": 0.04}  # inches, then shares
+    pads = {"w_pad": 0.15, "h_pad": 0.15, "wspace": 0.02, "hspace": 0.04}  # inches, then fractions
     figure.get_layout_engine().set(**pads)  # type: ignore[union-attr]
     return figure
 
@@ -147,16 +147,16 @@ def _figure(file: Path, size: tuple[int, int]) -> Figure:
 def _save(figure: Figure, file: Path) -> None:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a folder's name in a script that the font has not
+        warnings.simplefilter("ignore")  # the font lacks characters of a folder's name
         figure.savefig(buffer, format="png", dpi=_DPI)
     write_file(file, buffer.getvalue())
 
 
-def _histogram(axes: Axes, counts: np.ndarray, longest: int, color: str) -> None:
-    """Of whole numbers up to `longest`, with a line at their median."""
-    _plain(axes)
+def _draw_histogram(axes: Axes, counts: np.ndarray, longest: int, color: str) -> None:
+    """Draws a histogram of whole numbers up to `longest`, with a line at the median."""
+    _style(axes)
     if not counts.size:
-        _nothing(axes)
+        _draw_none(axes)
         return
     width = max(1, math.ceil(longest / _BINS))
     axes.hist(counts, bins=range(0, longest + width + 1, width), color=color, alpha=0.85)
@@ -171,46 +171,44 @@ def _histogram(axes: Axes, counts: np.ndarray, longest: int, color: str) -> None
         va="top",
     )
     axes.set_xlim(0, longest + width)
-    _counting(axes.xaxis)
-    _counting(axes.yaxis)
+    _count_labels(axes.xaxis)
+    _count_labels(axes.yaxis)
 
 
-def _sources(axes: Axes, sources: Mapping[str, int]) -> None:
+def _draw_sources(axes: Axes, sources: Mapping[str, int]) -> None:
     axes.set_title("rows by source, the first folder of the picture's path")
-    _plain(axes, grid="x")
+    _style(axes, grid="x")
     if not sources:
-        _nothing(axes)
+        _draw_none(axes)
         return
     bars = list(sources.items())
-    if len(bars) > _MOST_SOURCES:
-        others = bars[_MOST_SOURCES - 1 :]
+    if len(bars) > _MAX_SOURCES:
+        others = bars[_MAX_SOURCES - 1 :]
         rest = sum(rows for _, rows in others)
-        bars = [*bars[: _MOST_SOURCES - 1], (f"{len(others)} others", rest)]
-    names = [
-        name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name, _ in bars
-    ]
-    places = range(len(bars))  # and not the names, two of which may be shortened to the same
-    drawn = axes.barh(places, [rows for _, rows in bars], color=_BLUE, height=0.7)
+        bars = [*bars[: _MAX_SOURCES - 1], (f"{len(others)} others", rest)]
+    names = [name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…" for name, _ in bars]
+    positions = range(len(bars))  # not the names, because two may be shortened to the same one
+    drawn = axes.barh(positions, [rows for _, rows in bars], color=_BLUE, height=0.7)
     # A $ in a folder's name would begin a formula.
-    axes.set_yticks(places, [name.replace("$", r"\$") for name in names])
+    axes.set_yticks(positions, [name.replace("$", r"\$") for name in names])
     axes.bar_label(drawn, labels=[f"{rows:,}" for _, rows in bars], padding=4)
     axes.invert_yaxis()
     axes.margins(x=0.1)
-    _counting(axes.xaxis)
+    _count_labels(axes.xaxis)
 
 
-def _tiles(axes: Axes, tiles: Mapping[int, int]) -> None:
+def _draw_tiles(axes: Axes, tiles: Mapping[int, int]) -> None:
     axes.set_title("rows by tiles of the picture")
-    _plain(axes)
+    _style(axes)
     if not tiles:
-        _nothing(axes)
+        _draw_none(axes)
         return
     axes.bar([str(count) for count in tiles], list(tiles.values()), color=_BLUE)
-    _counting(axes.yaxis)
+    _count_labels(axes.yaxis)
 
 
 def _points(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and losses of the rows that have a finite one."""
+    """Steps and losses of the rows with a finite loss."""
     found = [
         (row["step"], row[key])
         for row in rows
@@ -221,29 +219,29 @@ def _points(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Of each value and up to `window - 1` before it."""
+    """The mean of each value and up to `window - 1` values before it."""
     sums = np.cumsum(np.concatenate([[0.0], values]))
     stops = np.arange(1, len(values) + 1)
     starts = np.maximum(stops - window, 0)
     return (sums[stops] - sums[starts]) / (stops - starts)
 
 
-def _nothing(axes: Axes) -> None:
-    """Says that there is nothing to draw, which needs no scale."""
+def _draw_none(axes: Axes) -> None:
+    """Writes "none" instead of a scale, for an empty figure."""
     axes.set(xticks=[], yticks=[])
-    axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center", color=_GREY)
+    axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center", color=_GRAY)
 
 
-def _counting(axis: Axis) -> None:
-    """Whole numbers, in the way that the rest of the program writes them."""
+def _count_labels(axis: Axis) -> None:
+    """Labels the axis with whole numbers, with a comma between thousands."""
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     axis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
-def _plain(axes: Axes, grid: str = "y") -> None:
-    """Without the frame that says nothing, and with faint lines to read values by."""
+def _style(axes: Axes, grid: str = "y") -> None:
+    """Removes the frame's top and right sides, and draws a faint grid."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.grid(axis=grid, color="#e5e7eb")  # type: ignore[arg-type]

@@ -11,12 +11,15 @@ from llavacot_mlx.train.data.sample import Sample, TokenKind
 
 @dataclass(frozen=True)
 class Example:
+    """One training sample as text, for display."""
+
     where: str
     runs: list[tuple[TokenKind, str]]
     """Consecutive tokens of one kind as text; special tokens are spelled out."""
 
 
 def example_of(sample: Sample, tokenizer: Tokenizer) -> Example:
+    """Decodes a sample, and groups consecutive tokens of one kind."""
     tokens = zip(sample.token_kinds.tolist(), sample.ids.tolist(), strict=True)
     runs = [
         (TokenKind(kind), tokenizer.spelled([token for _, token in group]))

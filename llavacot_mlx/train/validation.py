@@ -1,4 +1,4 @@
-"""Validation: the loss on held-out rows, and answers to some of their questions."""
+"""Validates a model in training: the loss on held-out rows, and answers to some questions."""
 
 from __future__ import annotations
 

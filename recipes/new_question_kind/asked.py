@@ -11,7 +11,7 @@ from even_or_odd import parity_question
 
 from llavacot_mlx.demo.world import LAYOUTS, Scene, Split, questions, scene
 
-MOST_SHAPES = max(layout.most_shapes for layout in LAYOUTS)
+MOST_SHAPES = max(layout.max_shapes for layout in LAYOUTS)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Checks the rows of a dataset: which can be trained on, and what is wrong with the others."""
+"""Checks the rows of a dataset, and lists the problems of rows that cannot be trained on."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _answer_problems(answers: tuple[str, ...], has_stages: bool) -> list[Found]:
     for number, found in enumerate(each, 1):
         for kind, detail in found:
             if kind is ProblemKind.NO_STAGES and not all(bare):
-                # Others of the row were rewritten as stages: the bug of LLaVA-CoT-100k's generator.
+                # Other answers of the row have stages: a bug of LLaVA-CoT-100k's generator.
                 kind = ProblemKind.NOT_REWRITTEN
             problems.append((kind, f"answer {number} {detail}" if len(answers) > 1 else detail))
     return problems

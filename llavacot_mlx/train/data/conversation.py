@@ -10,7 +10,7 @@ from llavacot_mlx.prompt.tokenizer import Turn
 from llavacot_mlx.train.data.problem import ProblemKind, RowError
 
 _IMAGE_MARK = "<image>"
-# Of the two forms: the key of the list, and in its entries the keys of the role and of the text.
+# For each of the two forms: the key of the list of turns, and a turn's keys of role and text.
 _FORMS = (("conversations", "from", "value"), ("messages", "role", "content"))
 _ROLES = {
     "system": "system",
@@ -41,7 +41,7 @@ class Conversation:
 
 
 def parse_row(line: str, where: str) -> Conversation:
-    """Reads a row of LLaVA-CoT-100k, or one of mlx-lm's chat format.
+    """Parses a row of LLaVA-CoT-100k, or a row of mlx-lm's chat format.
 
     That is `{"id": …, "image": …, "conversations": [{"from": "human", "value": …}, …]}`, or
     `{"messages": [{"role": …, "content": …}, …], "images": […]}`, whose content is a string or a
@@ -67,7 +67,7 @@ def parse_row(line: str, where: str) -> Conversation:
 
 
 class _WrongError(Exception):
-    """A problem of a row, raised where the row is not known."""
+    """A problem of a row, raised by code that does not know the row's number."""
 
     def __init__(self, detail: str, kind: ProblemKind = ProblemKind.NOT_A_CONVERSATION) -> None:
         super().__init__(detail)
@@ -93,7 +93,7 @@ def _image(row: dict[str, Any]) -> str | None:
 
 
 def _messages(row: dict[str, Any]) -> list[tuple[str, str]]:
-    """Role and text of each message, still with `<image>`."""
+    """Role and text of each message; the texts still contain `<image>`."""
     form = next((form for form in _FORMS if form[0] in row), None)
     if form is None:
         raise _WrongError("expected conversations as in LLaVA-CoT-100k, or messages as in mlx-lm")

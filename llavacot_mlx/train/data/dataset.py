@@ -16,7 +16,7 @@ from llavacot_mlx.train.data.problem import ProblemKind, RowError
 
 _Stamp = tuple[int, int]
 
-# What JSON makes of a stage's tag or of the key that LLaVA-CoT-100k's rows have.
+# A stage's tag, or the key of LLaVA-CoT-100k's rows, as JSON may spell them.
 _STAGED = re.compile(
     rb'(?:<|\\u003[cC])(?:%b)(?:>|\\u003[eE])|"conversations"\s*:'
     % b"|".join(stage.tag.encode() for stage in Stage)

@@ -1,4 +1,4 @@
-"""Rules that a four-stage answer must follow."""
+"""Checks an answer against the rules of the four stages."""
 
 from __future__ import annotations
 

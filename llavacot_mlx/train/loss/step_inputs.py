@@ -28,7 +28,7 @@ class View:
     """Number of image tokens of the real tiles, which come first: what the image token and the
     tokens after it attend to."""
     aspect_ratio_id: int
-    """Of tiles that are yet to go through the vision tower; 0 for features."""
+    """The aspect ratio id, if the image is given as tiles for the vision tower; 0 for features."""
 
 
 @dataclass(frozen=True)
