@@ -34,7 +34,7 @@ from llavacot_mlx.generate.decode import decode
 from llavacot_mlx.generate.prefill import PrefilledPrompt, prefill
 from llavacot_mlx.generate.sampling_params import PUBLISHED_SAMPLING
 from llavacot_mlx.model.kv_cache import span_of_all
-from llavacot_mlx.model.quantized_kv import unpacked
+from llavacot_mlx.model.quantized_kv import dequantized
 from llavacot_mlx.model.shared_prefix import SharedPrefixCache
 from llavacot_mlx.prompt.image_processor import ImageProcessor, open_image
 from llavacot_mlx.prompt.image_spans import Prompt
@@ -107,7 +107,7 @@ class Asked:
         cache = self.read.model.language_model.new_cache()
         (prefix,) = self.state.path.segments
         for layer, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
-            cache.extend(layer, unpacked(keys), unpacked(values))
+            cache.extend(layer, dequantized(keys), dequantized(values))
         cache.advance(prefix.length)
         return decode(replace(self.read, cache=cache), PUBLISHED_SAMPLING, 0, frozenset(), steps)
 

@@ -108,7 +108,7 @@ class _Report:
         max_tokens: int,
     ) -> _Report:
         from llavacot_mlx.checkpoint.sizes import estimate_memory, parts_of
-        from llavacot_mlx.generate.device import memory_of_this_machine
+        from llavacot_mlx.generate.device import available_memory
 
         memory = estimate_memory(
             config, tensors, config.vision.max_num_tiles, candidates, max_tokens
@@ -120,7 +120,7 @@ class _Report:
             candidates,
             max_tokens,
             memory,
-            *memory_of_this_machine(),
+            *available_memory(),
         )
 
     @property

@@ -1,8 +1,8 @@
 """Decodes many candidates together, one token each per forward pass.
 
 Every candidate continues a path whose next logits are known. Each token is counted once and its K/V
-are computed once. A candidate that ends leaves the batch and takes its K/V along, so that nothing
-that continues it computes them again.
+are computed once. A candidate that ends leaves the batch and takes its K/V along, so whatever
+continues it does not compute them again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class CandidateStart:
     state: DecodeState
     key: str
     max_tokens: int
-    """Maximum number of tokens, complete or not."""
+    """Maximum number of tokens; the candidate ends there even if it is incomplete."""
 
 
 @dataclass(frozen=True)
@@ -72,48 +72,49 @@ def decode_batch(
     Yields the tokens as they come, in the candidates' order, and Ended after a candidate's last
     token.
 
-    The next step is queued before a step's tokens are yielded. So the last token of a candidate is
-    already computed when it ends, and nothing that follows it computes it again.
+    The next step is queued before a step's tokens are yielded, so the K/V of a candidate's last
+    token are already computed when it ends.
     """
     model = context.model
-    live = list(range(len(starts)))
+    active = list(range(len(starts)))
     with on_generation_stream():
         batch = SharedPrefixCache([start.state.path for start in starts], context.kv_budget)
         logits = mx.concatenate([start.state.logits for start in starts])
-        chosen = _choose(logits, sampling, seed, [start.key for start in starts], 0)
-        mx.async_eval(*chosen)
+        next_tokens = _sample_next(logits, sampling, seed, [start.key for start in starts], 0)
+        mx.async_eval(*next_tokens)
     for position in itertools.count():
-        token_ids, logprobs = chosen
+        token_ids, logprobs = next_tokens
         with on_generation_stream():
             spans = span_of_all(context.image_kv, 1)
             logits = model.logits(model.hidden(token_ids[:, None], batch, spans)[:, -1])
-            keys = [starts[candidate].key for candidate in live]
-            chosen = _choose(logits, sampling, seed, keys, position + 1)
-            mx.async_eval(*chosen)
-        context.usage.decoded_tokens += len(live)
-        staying = []
-        chances = np.array(logprobs)
-        for row, (candidate, token_id) in enumerate(zip(live, np.array(token_ids), strict=True)):
-            token = Token(candidate, int(token_id), float(chances[row]))
+            keys = [starts[candidate].key for candidate in active]
+            next_tokens = _sample_next(logits, sampling, seed, keys, position + 1)
+            mx.async_eval(*next_tokens)
+        context.usage.decoded_tokens += len(active)
+        remaining = []
+        evaluated = zip(active, np.array(token_ids), np.array(logprobs), strict=True)
+        for index, (candidate, token_id, logprob) in enumerate(evaluated):
+            token = Token(candidate, int(token_id), float(logprob))
             yield token
             if ends(token) or position + 1 == starts[candidate].max_tokens:
                 with on_generation_stream():
-                    segment = batch.segment(row, position + 1)
+                    segment = batch.segment(index, position + 1)
                 path = starts[candidate].state.path.extended_by(segment)
-                yield Ended(candidate, DecodeState(path, logits[row : row + 1]))
+                yield Ended(candidate, DecodeState(path, logits[index : index + 1]))
             else:
-                staying.append(row)
-        if not staying:
+                remaining.append(index)
+        if not remaining:
             return
-        if len(staying) < len(live):
-            live = [live[row] for row in staying]
+        if len(remaining) < len(active):
+            active = [active[index] for index in remaining]
             with on_generation_stream():
-                batch.keep(staying)
-                kept = mx.array(staying)
-                chosen = (chosen[0][kept], chosen[1][kept])
+                batch.keep(remaining)
+                indices = mx.array(remaining)
+                next_ids, next_logprobs = next_tokens
+                next_tokens = (next_ids[indices], next_logprobs[indices])
 
 
-def _choose(
+def _sample_next(
     logits: mx.array, sampling: Sampling, seed: int, keys: Sequence[str], position: int
 ) -> tuple[mx.array, mx.array]:
     """Samples the next tokens: ids and log-probabilities, (batch,) each.

@@ -12,7 +12,7 @@ from llavacot_mlx.generate.sampling import sample, token_keys
 from llavacot_mlx.generate.sampling_params import Sampling
 from llavacot_mlx.model.kv_cache import span_of_all
 
-_CLEAR_EVERY = 256
+_CLEAR_CACHE_INTERVAL = 256
 """Number of decoded tokens after which MLX's buffer cache is cleared."""
 
 
@@ -25,7 +25,7 @@ def decode(
 ) -> Iterator[int]:
     """Yields at most `max_tokens` next tokens, including the stop token.
 
-    The following token is queued before one is yielded, so that displaying it costs no time.
+    The next token is queued before one is yielded, so that displaying a token costs no time.
     `prompt` cannot be used again.
     """
     model = prompt.model
@@ -34,18 +34,18 @@ def decode(
         token = sample(prompt.logits, sampling, token_keys(seed, ["0"], 0))
         mx.async_eval(token)
     for position in range(max_tokens):
-        following = None
+        next_token = None
         if position + 1 < max_tokens:
             with on_generation_stream():
                 hidden = model.hidden(token[:, None], cache, span_of_all(prompt.image_kv, 1))
                 logits = model.logits(hidden[:, -1])
-                following = sample(logits, sampling, token_keys(seed, ["0"], position + 1))
-                mx.async_eval(following)
+                next_token = sample(logits, sampling, token_keys(seed, ["0"], position + 1))
+                mx.async_eval(next_token)
         token_id = int(token.item())  # type: ignore[arg-type]
         prompt.usage.decoded_tokens += 1
         yield token_id
-        if token_id in stop_ids or following is None:
+        if token_id in stop_ids or next_token is None:
             return
-        token = following
-        if (position + 1) % _CLEAR_EVERY == 0:
+        token = next_token
+        if (position + 1) % _CLEAR_CACHE_INTERVAL == 0:
             mx.clear_cache()

@@ -40,7 +40,7 @@ def wired_memory() -> Iterator[None]:
         mx.set_wired_limit(before)
 
 
-def memory_of_this_machine() -> tuple[int, str]:
+def available_memory() -> tuple[int, str]:
     """Returns the bytes that a model may use, and their name: a Mac's working set, or all
     memory."""
     recommended = _recommended_bytes()

@@ -13,7 +13,7 @@ from llavacot_mlx.generate.context import DecodeContext
 from llavacot_mlx.model.kv_budget import KVBudget
 from llavacot_mlx.model.kv_cache import ImageKV, ImageSpan, KVCache, SelfAttentionCache
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.model.quantized_kv import KV, joined
+from llavacot_mlx.model.quantized_kv import KV, concatenate_tokens
 from llavacot_mlx.model.shared_prefix import KVPath, SharedPrefixCache
 from llavacot_mlx.prompt.image_processor import Tiles
 from llavacot_mlx.prompt.image_spans import Prompt, VisibleImages, visible_images
@@ -33,8 +33,8 @@ class PrefilledPrompt(DecodeContext):
 
     def state(self) -> DecodeState:
         """Returns the state that candidates start from; nothing else may be decoded after this."""
-        branch = KVPath((self.cache.segment(),)).quantized(self.kv_budget.bits)
-        return DecodeState(branch, self.logits)
+        path = KVPath((self.cache.segment(),)).quantized(self.kv_budget.bits)
+        return DecodeState(path, self.logits)
 
     def single_path_cache(self) -> SelfAttentionCache:
         """Returns the cache that a single path continues in, quantized if the limits say so."""
@@ -90,7 +90,7 @@ def prefill(
     timings.prefill_s += time.perf_counter() - started
     return PrefilledPrompt(
         model=model,
-        image_kv=images.seen_last(runs),
+        image_kv=images.visible_to_last(runs),
         usage=usage,
         kv_budget=kv_budget,
         cache=cache,
@@ -101,8 +101,8 @@ def prefill(
 class PromptImages:
     """The K/V of one prompt's images during its prefill."""
 
-    def __init__(self, memory: ImageKV | None, with_absent: ImageKV | None) -> None:
-        self._memory = memory
+    def __init__(self, image_kv: ImageKV | None, with_absent: ImageKV | None) -> None:
+        self._image_kv = image_kv
         self._with_absent = with_absent  # what positions before the first image attend to
 
     @classmethod
@@ -119,26 +119,24 @@ class PromptImages:
         per_tile = model.config.vision.tokens_per_tile
         bits = kv_budget.bits
         tokens = per_tile * sum(len(image.pixels) for image in images)
-        kv_budget.reserve("images", model.language_model.memory_bytes(tokens, bits))
-        real, absent, whole = [], [], []
+        kv_budget.reserve("images", model.language_model.image_kv_bytes(tokens, bits))
+        real: list[ImageKV] = []
+        with_absent: list[ImageKV] = []
         for image in images:
             features = model.image_features(mx.array(image.pixels), image.aspect_ratio_id)
             mx.eval(features)
             usage.images_encoded += 1
             tokens = len(image.pixels) * per_tile
-            kept = model.language_model.project_image_kv(features[:, :tokens], (tokens,)).quantized(
-                bits
-            )
-            mx.eval(kept.arrays)
-            real.append(kept)
+            projected = model.language_model.project_image_kv(features[:, :tokens], (tokens,))
+            real.append(projected.quantized(bits))
+            mx.eval(real[-1].arrays)
+            with_absent.append(real[-1])
             if tokens < features.shape[1]:
-                rest = model.language_model.project_image_kv(features[:, tokens:], ())
-                absent.append(rest.quantized(bits))
-                whole += [real[-1], absent[-1]]
-            else:
-                whole.append(real[-1])
-        memory = _joined(real)
-        return cls(memory, _joined(whole) if absent else memory)
+                absent = model.language_model.project_image_kv(features[:, tokens:], ())
+                with_absent.append(absent.quantized(bits))
+        image_kv = _concatenate_images(real)
+        has_absent = len(with_absent) > len(real)
+        return cls(image_kv, _concatenate_images(with_absent) if has_absent else image_kv)
 
     def spans(self, runs: list[VisibleImages], start: int, stop: int) -> list[ImageSpan]:
         """Returns the image spans of positions `start` to `stop`, counted from `start`."""
@@ -151,32 +149,34 @@ class PromptImages:
                 assert self._with_absent is not None
                 span = ImageSpan(first - start, last - start, self._with_absent, after_image=False)
             else:
-                assert self._memory is not None
-                seen = self._memory.slice_images(run.first, run.last)
+                assert self._image_kv is not None
+                seen = self._image_kv.slice_images(run.first, run.last)
                 span = ImageSpan(first - start, last - start, seen, after_image=True)
             spans.append(span)
         return spans
 
     def drop_absent(self) -> None:
+        """Frees the K/V of absent tiles, which only positions before the first image need."""
         self._with_absent = None
 
-    def seen_last(self, runs: list[VisibleImages]) -> ImageKV | None:
+    def visible_to_last(self, runs: list[VisibleImages]) -> ImageKV | None:
         """Returns the K/V that the prompt's last position, and every new one, attends to."""
-        if self._memory is None:
+        if self._image_kv is None:
             return None
-        return self._memory.slice_images(runs[-1].first, runs[-1].last)
+        return self._image_kv.slice_images(runs[-1].first, runs[-1].last)
 
 
-def _joined(memories: list[ImageKV]) -> ImageKV:
-    if len(memories) == 1:
-        return memories[0]
+def _concatenate_images(parts: list[ImageKV]) -> ImageKV:
+    """Joins the K/V of several images to one, in the order of the prompt."""
+    if len(parts) == 1:
+        return parts[0]
     return ImageKV(
-        _concatenated([memory.keys for memory in memories]),
-        _concatenated([memory.values for memory in memories]),
-        tuple(length for memory in memories for length in memory.image_lengths),
+        _concatenate_layers([part.keys for part in parts]),
+        _concatenate_layers([part.values for part in parts]),
+        tuple(length for part in parts for length in part.image_lengths),
     )
 
 
-def _concatenated(by_memory: list[tuple[KV, ...]]) -> tuple[KV, ...]:
-    """Joins the tokens layer by layer."""
-    return tuple(joined(list(layer)) for layer in zip(*by_memory, strict=True))
+def _concatenate_layers(by_image: list[tuple[KV, ...]]) -> tuple[KV, ...]:
+    """Concatenates the tokens of all images, layer by layer."""
+    return tuple(concatenate_tokens(list(layer)) for layer in zip(*by_image, strict=True))

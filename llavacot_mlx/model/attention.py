@@ -8,7 +8,7 @@ from typing import Literal
 import mlx.core as mx
 
 from llavacot_mlx.model.kernels import kernels
-from llavacot_mlx.model.quantized_kv import KV, QuantizedKV, scores, weighted
+from llavacot_mlx.model.quantized_kv import KV, QuantizedKV, attention_scores, weighted_sum
 
 
 def attend_to_all(queries: mx.array, keys: KV, values: KV) -> mx.array:
@@ -18,13 +18,14 @@ def attend_to_all(queries: mx.array, keys: KV, values: KV) -> mx.array:
         return attend(queries, keys, values)
     kv_heads, columns, head_dim = keys.shape[1:]
     grouped = (queries * head_dim**-0.5).reshape(1, kv_heads, -1, head_dim)
-    rows = grouped.shape[2]
+    num_queries = grouped.shape[2]
     size = max(1, kernels().attention_scores_bytes // (4 * kv_heads * columns))
     blocks = []
-    for start in range(0, rows, size):
-        weights = mx.softmax(scores(grouped[:, :, start : start + size], keys), -1, precise=True)
-        blocks.append(weighted(weights, values))
-        if start + size < rows:
+    for start in range(0, num_queries, size):
+        block = grouped[:, :, start : start + size]
+        weights = mx.softmax(attention_scores(block, keys), axis=-1, precise=True)
+        blocks.append(weighted_sum(weights, values))
+        if start + size < num_queries:
             mx.eval(blocks[-1])  # or every block's scores would be in memory at once
     return mx.concatenate(blocks, axis=2).reshape(queries.shape)
 
@@ -44,24 +45,24 @@ def attend(
     memory stays bounded.
     """
     scale = queries.shape[-1] ** -0.5
-    _, heads, rows, head_dim = queries.shape
+    _, heads, num_queries, head_dim = queries.shape
     kv_heads, columns = keys.shape[1], keys.shape[2]
     if kernels().fused_attention:
         return mx.fast.scaled_dot_product_attention(
-            queries, keys, values, scale=scale, mask=mask if rows > 1 else None
+            queries, keys, values, scale=scale, mask=mask if num_queries > 1 else None
         )
-    if heads > kv_heads and (mask is None or rows == 1):
+    if heads > kv_heads and (mask is None or num_queries == 1):
         # Heads that share a K/V head become rows of one product, which reads the keys once.
         grouped = queries.reshape(1, kv_heads, -1, head_dim)
         return attend(grouped, keys, values).reshape(queries.shape)
     blocks = []
     size = max(1, kernels().attention_scores_bytes // (4 * heads * columns))
-    for start in range(0, rows, size):
-        stop = min(start + size, rows)
+    for start in range(0, num_queries, size):
+        stop = min(start + size, num_queries)
         block = queries[:, :, start:stop]
-        if mask == "causal" and rows > 1:
+        if mask == "causal" and num_queries > 1:
             # Its last query sees keys up to its own position, so those after can be left out.
-            seen = columns - rows + stop
+            seen = columns - num_queries + stop
             blocks.append(
                 mx.fast.scaled_dot_product_attention(
                     block, keys[:, :, :seen], values[:, :, :seen], scale=scale, mask=mask
@@ -69,7 +70,7 @@ def attend(
             )
         else:
             blocks.append(_attend_to_all(block, keys, values, scale))
-        if stop < rows:
+        if stop < num_queries:
             # Without this, MLX would allocate every block's scores before the first is used.
             mx.eval(blocks[-1])
     return blocks[0] if len(blocks) == 1 else mx.concatenate(blocks, axis=2)

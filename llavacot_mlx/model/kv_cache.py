@@ -9,10 +9,10 @@ import mlx.core as mx
 
 from llavacot_mlx.model.attention import attend
 from llavacot_mlx.model.kv_budget import KVBudget
-from llavacot_mlx.model.quantized_kv import KV, QuantizedKV, arrays_of, tokens_of
+from llavacot_mlx.model.quantized_kv import KV, QuantizedKV, kv_arrays, slice_tokens
 
 _STEP = 256
-_LONG = 64
+_MIN_QUANTIZED_LENGTH = 64
 """A segment of fewer tokens is not quantized: it takes little memory."""
 
 
@@ -52,7 +52,7 @@ class KVSegment:
 
     def quantized(self, bits: int | None) -> KVSegment:
         """Quantizes K/V to `bits` if the segment is long; returns it unchanged for None."""
-        if bits is None or self.length < _LONG:
+        if bits is None or self.length < _MIN_QUANTIZED_LENGTH:
             return self
         return KVSegment(
             _quantize_all(self.keys, bits), _quantize_all(self.values, bits), self.length
@@ -158,7 +158,7 @@ class ImageKV:
     @property
     def arrays(self) -> list[mx.array]:
         """All arrays, to be evaluated together."""
-        return [array for kv in (*self.keys, *self.values) for array in arrays_of(kv)]
+        return [array for kv in (*self.keys, *self.values) for array in kv_arrays(kv)]
 
     def quantized(self, bits: int | None) -> ImageKV:
         """Quantizes K/V to `bits`; returns it unchanged for None."""
@@ -175,8 +175,8 @@ class ImageKV:
         first = sum(self.image_lengths[:start])
         last = sum(self.image_lengths[:stop])
         return ImageKV(
-            tuple(tokens_of(keys, first, last) for keys in self.keys),
-            tuple(tokens_of(values, first, last) for values in self.values),
+            tuple(slice_tokens(keys, first, last) for keys in self.keys),
+            tuple(slice_tokens(values, first, last) for values in self.values),
             self.image_lengths[start:stop],
         )
 

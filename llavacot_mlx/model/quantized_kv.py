@@ -49,7 +49,7 @@ class QuantizedKV:
         )
         return QuantizedKV(packed, scales, biases, self.bits, self.group_size)
 
-    def unpacked(self) -> mx.array:
+    def dequantized(self) -> mx.array:
         return mx.dequantize(self.packed, self.scales, self.biases, self.group_size, self.bits)
 
 
@@ -73,7 +73,7 @@ def kv_bytes(values: int, head_dim: int, dtype: mx.Dtype, bits: int | None) -> i
     return values * bits // 8 + 2 * dtype.size * values // _group_size(head_dim)
 
 
-def joined(parts: list[KV]) -> KV:
+def concatenate_tokens(parts: list[KV]) -> KV:
     """Concatenates the tokens of all parts, which are all quantized or all plain."""
     if len(parts) == 1:
         return parts[0]
@@ -91,27 +91,27 @@ def joined(parts: list[KV]) -> KV:
     )
 
 
-def tokens_of(kv: KV, first: int, last: int) -> KV:
+def slice_tokens(kv: KV, first: int, last: int) -> KV:
     """The part of tokens `first` to `last` (exclusive)."""
     return kv.tokens(first, last) if isinstance(kv, QuantizedKV) else kv[..., first:last, :]
 
 
-def arrays_of(kv: KV) -> tuple[mx.array, ...]:
+def kv_arrays(kv: KV) -> tuple[mx.array, ...]:
     return (kv.packed, kv.scales, kv.biases) if isinstance(kv, QuantizedKV) else (kv,)
 
 
-def unpacked(kv: KV) -> mx.array:
-    return kv.unpacked() if isinstance(kv, QuantizedKV) else kv
+def dequantized(kv: KV) -> mx.array:
+    return kv.dequantized() if isinstance(kv, QuantizedKV) else kv
 
 
-def scores(queries: mx.array, keys: KV) -> mx.array:
+def attention_scores(queries: mx.array, keys: KV) -> mx.array:
     """Queries (1, kv heads, n, head_dim) against all keys: (1, kv heads, n, tokens)."""
     if isinstance(keys, QuantizedKV):
         return _product(queries, keys, transpose=True)
     return queries @ keys.swapaxes(-1, -2)
 
 
-def weighted(weights: mx.array, values: KV) -> mx.array:
+def weighted_sum(weights: mx.array, values: KV) -> mx.array:
     """Weighted sums of values: weights (1, kv heads, n, tokens) → (1, kv heads, n, head_dim)."""
     if isinstance(values, QuantizedKV):
         return _product(weights, values, transpose=False)

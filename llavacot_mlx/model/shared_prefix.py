@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from llavacot_mlx.model.kv_budget import KVBudget
 from llavacot_mlx.model.kv_cache import KVSegment, append_tokens, capacity_for
-from llavacot_mlx.model.quantized_kv import KV, scores, unpacked, weighted
+from llavacot_mlx.model.quantized_kv import KV, attention_scores, dequantized, weighted_sum
 
 _STEP = 64
 """Columns by which the paths' own buffers grow."""
@@ -49,7 +49,7 @@ class SharedPrefixCache:
 
     def __init__(self, paths: Sequence[KVPath], budget: KVBudget | None = None) -> None:
         """Buffers are reserved in the budget, if there is one, before they are made or grow."""
-        shared = _shared_segments(paths)
+        shared = _count_shared_segments(paths)
         self._shared = paths[0].segments[:shared]
         own = [path.segments[shared:] for path in paths]
         lengths = [sum(segment.length for segment in segments) for segments in own]
@@ -61,14 +61,16 @@ class SharedPrefixCache:
         self._budget = budget
         self._kept_bytes = 0  # K/V of paths that left the batch
         # Bytes of one column of one path in all layers.
-        one = self._shared[0].keys[0]
-        self._column_bytes = 2 * len(layers) * one.shape[1] * one.shape[3] * one.dtype.size
+        keys = self._shared[0].keys[0]
+        self._column_bytes = 2 * len(layers) * keys.shape[1] * keys.shape[3] * keys.dtype.size
         self._reserve(self._columns)
         self._keys = [
-            self._buffer([[segment.keys[n] for segment in row] for row in own], n) for n in layers
+            self._align_right([[segment.keys[n] for segment in path] for path in own], n)
+            for n in layers
         ]
         self._values = [
-            self._buffer([[segment.values[n] for segment in row] for row in own], n) for n in layers
+            self._align_right([[segment.values[n] for segment in path] for path in own], n)
+            for n in layers
         ]
 
     @property
@@ -97,7 +99,7 @@ class SharedPrefixCache:
         grouped = (queries * head_dim**-0.5).reshape(batch, kv_heads, group, head_dim)
         folded = grouped.swapaxes(0, 1).reshape(1, kv_heads, batch * group, head_dim)
         seen_scores = [
-            scores(folded, segment.keys[layer])
+            attention_scores(folded, segment.keys[layer])
             .reshape(kv_heads, batch, group, segment.length)
             .swapaxes(0, 1)
             for segment in self._shared
@@ -112,7 +114,7 @@ class SharedPrefixCache:
         *shared_weights, own_weights = mx.split(weights, ends, axis=-1)
         result = own_weights @ own_values
         for segment, part in zip(self._shared, shared_weights, strict=True):
-            seen = weighted(
+            seen = weighted_sum(
                 part.swapaxes(0, 1).reshape(1, kv_heads, batch * group, segment.length),
                 segment.values[layer],
             )
@@ -123,19 +125,19 @@ class SharedPrefixCache:
         self._columns += tokens
         self._positions = self._positions + tokens
 
-    def segment(self, row: int, tokens: int) -> KVSegment:
+    def segment(self, index: int, tokens: int) -> KVSegment:
         """Copies the K/V of a path's last `tokens` tokens out of the batch."""
         start, end = self._columns - tokens, self._columns
         self._kept_bytes += tokens * self._column_bytes
         keys, values = (
-            tuple(mx.contiguous(buffer[row : row + 1, :, start:end]) for buffer in buffers)
+            tuple(mx.contiguous(buffer[index : index + 1, :, start:end]) for buffer in buffers)
             for buffers in (self._keys, self._values)
         )
         return KVSegment(keys, values, tokens)
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def keep(self, indices: Sequence[int]) -> None:
         """Keeps only these paths, in this order."""
-        chosen = mx.array(list(rows))
+        chosen = mx.array(list(indices))
         self._keys = [buffer[chosen] for buffer in self._keys]
         self._values = [buffer[chosen] for buffer in self._values]
         self._first_column = self._first_column[chosen]
@@ -158,19 +160,19 @@ class SharedPrefixCache:
                 "candidates", batch * capacity * self._column_bytes + self._kept_bytes
             )
 
-    def _buffer(self, rows: list[list[KV]], layer: int) -> mx.array:
+    def _align_right(self, own: list[list[KV]], layer: int) -> mx.array:
         """The own tokens of all paths, right-aligned: (batch, kv heads, columns, head_dim)."""
         like = self._shared[0].keys[layer]
         _, heads, _, head_dim = like.shape
         padded = []
-        for parts in rows:
+        for parts in own:
             missing = self._columns - sum(part.shape[2] for part in parts)
             blank = mx.zeros((1, heads, missing, head_dim), dtype=like.dtype)
-            padded.append(mx.concatenate([blank, *map(unpacked, parts)], axis=2))
+            padded.append(mx.concatenate([blank, *map(dequantized, parts)], axis=2))
         return mx.concatenate(padded, axis=0)
 
 
-def _shared_segments(paths: Sequence[KVPath]) -> int:
+def _count_shared_segments(paths: Sequence[KVPath]) -> int:
     """Counts the segments that all paths start with; the first, the prompt's, always is one."""
     count = 0
     for segments in zip(*(path.segments for path in paths), strict=False):

@@ -181,7 +181,7 @@ class LanguageModel(nn.Module):
     def new_cache(self, budget: KVBudget | None = None) -> KVCache:
         return KVCache(len(self.model.layers) - len(self.model.cross_layers), budget)
 
-    def memory_bytes(self, tokens: int, bits: int | None) -> int:
+    def image_kv_bytes(self, tokens: int, bits: int | None) -> int:
         """Bytes that the K/V of `tokens` image tokens take, in `bits` or as computed."""
         config, layers = self.model.config, len(self.model.cross_layers)
         values = 2 * layers * config.num_key_value_heads * config.head_dim * tokens

@@ -115,7 +115,7 @@ class Tokenizer:
         """Returns the text of generated ids, without special tokens."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
-    def spelled(self, ids: Sequence[int]) -> str:
+    def decode_with_special_tokens(self, ids: Sequence[int]) -> str:
         """Returns the text of ids with special tokens spelled out, to be shown to people."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 

@@ -15,7 +15,7 @@ from llavacot_mlx.checkpoint.adapter_config import AdapterConfig, Base, FineTune
 from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.checkpoint.weights import load_model
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.generate.device import memory_of_this_machine
+from llavacot_mlx.generate.device import available_memory
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.prompt.image_processor import ImageProcessor
 from llavacot_mlx.prompt.tokenizer import Tokenizer
@@ -145,7 +145,7 @@ def prepare(
     training = _assemble(settings, base, workers, inputs, model)
     memory = estimate(model, settings, max(inputs.train.lengths))
     notes = inputs.notes
-    if memory.total > memory_of_this_machine()[0]:
+    if memory.total > available_memory()[0]:
         notes += (f"this may not fit this machine's memory; try {advice(settings)}",)
     first = base.sample(inputs.train.dataset, inputs.train.rows[0])
     return PreparedRun(

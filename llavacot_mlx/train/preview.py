@@ -15,14 +15,14 @@ class Example:
 
     where: str
     runs: list[tuple[TokenKind, str]]
-    """Consecutive tokens of one kind as text; special tokens are spelled out."""
+    """Consecutive tokens of one kind as text; special tokens are decode_with_special_tokens out."""
 
 
 def example_of(sample: Sample, tokenizer: Tokenizer) -> Example:
     """Decodes a sample, and groups consecutive tokens of one kind."""
     tokens = zip(sample.token_kinds.tolist(), sample.ids.tolist(), strict=True)
     runs = [
-        (TokenKind(kind), tokenizer.spelled([token for _, token in group]))
+        (TokenKind(kind), tokenizer.decode_with_special_tokens([token for _, token in group]))
         for kind, group in itertools.groupby(tokens, key=lambda pair: pair[0])
     ]
     return Example(sample.where, runs)

@@ -182,7 +182,7 @@ def test_emptying_the_buffers_changes_nothing(
     model: Mllama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, _ = answer(model, PROMPTS["two"], 12)
-    monkeypatch.setattr(decode_module, "_CLEAR_EVERY", 2)
+    monkeypatch.setattr(decode_module, "_CLEAR_CACHE_INTERVAL", 2)
     assert answer(model, PROMPTS["two"], 12)[0] == expected
 
 

@@ -76,10 +76,10 @@ def test_two_conversations_do_not_disturb_each_other(model: Mllama) -> None:
 def test_the_part_of_some_images() -> None:
     lengths = (2, 3, 4)
     keys, values = rows(9, 0), rows(9, 1)
-    memory = ImageKV((keys, keys * 2), (values, values * 2), lengths)
-    assert memory.slice_images(0, 3) is memory
-    part = memory.slice_images(1, 3)
+    image_kv = ImageKV((keys, keys * 2), (values, values * 2), lengths)
+    assert image_kv.slice_images(0, 3) is image_kv
+    part = image_kv.slice_images(1, 3)
     assert part.image_lengths == (3, 4)
     assert mx.array_equal(part.keys[1], keys[..., 2:9, :] * 2)
     assert mx.array_equal(part.values[0], values[..., 2:9, :])
-    assert mx.array_equal(memory.slice_images(1, 2).keys[0], keys[..., 2:5, :])
+    assert mx.array_equal(image_kv.slice_images(1, 2).keys[0], keys[..., 2:5, :])

@@ -16,7 +16,14 @@ from llavacot_mlx.model.attention import attend, attend_to_all
 from llavacot_mlx.model.kernels import CPU, use
 from llavacot_mlx.model.kv_budget import KVBudget, KVLimits
 from llavacot_mlx.model.kv_cache import ImageKV, KVSegment
-from llavacot_mlx.model.quantized_kv import KV, QuantizedKV, joined, kv_bytes, tokens_of, unpacked
+from llavacot_mlx.model.quantized_kv import (
+    KV,
+    QuantizedKV,
+    concatenate_tokens,
+    dequantized,
+    kv_bytes,
+    slice_tokens,
+)
 from llavacot_mlx.model.shared_prefix import KVPath, SharedPrefixCache
 from llavacot_mlx.prompt.image_processor import open_image
 from llavacot_mlx.prompt.image_spans import Prompt
@@ -41,7 +48,7 @@ def test_attention_over_few_bits_is_that_over_what_they_unpack_to(bits: int, hea
     keys, values = noise(1, 2, 50, head_dim, seed=1), noise(1, 2, 50, head_dim, seed=2)
     queries = noise(1, 6, 7, head_dim, seed=3)
     packed = QuantizedKV.of(keys, bits), QuantizedKV.of(values, bits)
-    expected = attend(queries, packed[0].unpacked(), packed[1].unpacked())
+    expected = attend(queries, packed[0].dequantized(), packed[1].dequantized())
     close(attend_to_all(queries, *packed), expected)
     with use(replace(CPU, attention_scores_bytes=4 * 2 * 50 * 3)):
         close(attend_to_all(queries, *packed), expected)
@@ -53,7 +60,8 @@ def test_what_is_unpacked_is_near(bits: int) -> None:
     array = noise(1, 2, 30, 64)
     groups = np.array(array).reshape(1, 2, 30, -1, 64)
     steps = (groups.max(-1) - groups.min(-1)) / (2**bits - 1)
-    error = np.abs(np.array(QuantizedKV.of(array, bits).unpacked()).reshape(groups.shape) - groups)
+    restored = np.array(QuantizedKV.of(array, bits).dequantized()).reshape(groups.shape)
+    error = np.abs(restored - groups)
     # MLX moves a group's scale a little, so that zero stays zero.
     assert (error.max(-1) <= 1.1 * steps).all()
     assert error.max() > 0
@@ -63,9 +71,9 @@ def test_parts_and_bytes() -> None:
     array = noise(1, 2, 30, 96)
     packed = QuantizedKV.of(array, 8)
     assert (packed.shape, packed.group_size) == (array.shape, 32)
-    parts: list[KV] = [tokens_of(packed, 0, 11), tokens_of(packed, 11, 30)]
-    close(unpacked(joined(parts)), packed.unpacked(), 0)
-    close(unpacked(tokens_of(packed, 5, 9)), packed.unpacked()[..., 5:9, :], 0)
+    parts: list[KV] = [slice_tokens(packed, 0, 11), slice_tokens(packed, 11, 30)]
+    close(dequantized(concatenate_tokens(parts)), packed.dequantized(), 0)
+    close(dequantized(slice_tokens(packed, 5, 9)), packed.dequantized()[..., 5:9, :], 0)
     assert packed.nbytes == kv_bytes(array.size, 96, array.dtype, 8)
     assert packed.nbytes < array.nbytes / 3
     assert kv_bytes(array.size, 96, array.dtype, None) == array.nbytes
@@ -97,7 +105,9 @@ def test_a_batch_reads_a_quantized_prefix_where_it_lies(bits: int) -> None:
 
 def _whole(segment: KVSegment) -> KVSegment:
     return KVSegment(
-        tuple(map(unpacked, segment.keys)), tuple(map(unpacked, segment.values)), segment.length
+        tuple(map(dequantized, segment.keys)),
+        tuple(map(dequantized, segment.values)),
+        segment.length,
     )
 
 
@@ -109,7 +119,7 @@ def _rows_alone(paths: list[KVPath], new: list[mx.array]) -> mx.array:
             *((segment.keys[0], segment.values[0]) for segment in path.segments), strict=True
         )
         own_keys, own_values = (
-            mx.concatenate([*map(unpacked, parts), last], axis=2)
+            mx.concatenate([*map(dequantized, parts), last], axis=2)
             for parts, last in zip(before, (keys, values), strict=True)
         )
         rows.append(attend(queries, own_keys, own_values))
@@ -119,9 +129,9 @@ def _rows_alone(paths: list[KVPath], new: list[mx.array]) -> mx.array:
 def test_a_short_prefix_stays_as_it_is() -> None:
     segment = KVSegment((noise(1, 2, 20, 32),), (noise(1, 2, 20, 32),), 20)
     assert segment.quantized(8) is segment
-    memory = ImageKV(segment.keys, segment.values, (20,))
-    assert memory.quantized(None) is memory
-    assert isinstance(memory.quantized(8).keys[0], QuantizedKV)
+    image_kv = ImageKV(segment.keys, segment.values, (20,))
+    assert image_kv.quantized(None) is image_kv
+    assert isinstance(image_kv.quantized(8).keys[0], QuantizedKV)
 
 
 @pytest.fixture(scope="module")

@@ -92,7 +92,7 @@ def test_memory_is_what_the_model_takes(quantizable: Path) -> None:
     assert facts["weights_bytes"] == sum(a.nbytes for _, a in tree_flatten(model.parameters()))
     config = load_config(quantizable)
     patches = (config.vision.image_size // config.vision.patch_size) ** 2 + 1
-    assert facts["picture_bytes"] == model.language_model.memory_bytes(4 * patches, None)
+    assert facts["picture_bytes"] == model.language_model.image_kv_bytes(4 * patches, None)
     more = told(str(quantizable), "--candidates", "4", "--max-tokens", "100")["memory"]
     layers = config.text.num_hidden_layers - len(config.text.cross_attention_layers)
     column = 2 * layers * config.text.num_key_value_heads * config.text.head_dim * 4
@@ -103,7 +103,7 @@ def test_memory_is_what_the_model_takes(quantizable: Path) -> None:
 def test_whether_this_machine_holds_it(
     limit: int, verdict: str, quantizable: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device, "memory_of_this_machine", lambda: (limit, "memory"))
+    monkeypatch.setattr(device, "available_memory", lambda: (limit, "memory"))
     assert told(str(quantizable))["memory"]["machine_holds_it"] == (verdict == "holds it")
     assert shown(str(quantizable)).splitlines()[-1].endswith(f"memory) {verdict}")
 
