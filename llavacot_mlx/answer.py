@@ -27,7 +27,7 @@ from llavacot_mlx.search.calibration import Calibration
 from llavacot_mlx.search.context import SearchContext
 from llavacot_mlx.search.engine import Search
 from llavacot_mlx.search.judges.plugins import ExternalJudges
-from llavacot_mlx.search.judges.registry import judge_named
+from llavacot_mlx.search.judges.registry import make_judge
 from llavacot_mlx.trace.event_log import EventLog
 from llavacot_mlx.trace.events import (
     Answered,
@@ -109,8 +109,8 @@ class AnswerStream:
         self._started = time.perf_counter()
         for notice in self._notices:
             yield Noticed(notice)
-        picture = None if request.image is None else open_image(request.image)
-        tiles = () if picture is None else (loaded.image_processor(picture),)
+        image = None if request.image is None else open_image(request.image)
+        tiles = () if image is None else (loaded.image_processor(image),)
         ids = loaded.tokenizer.prompt([Turn("user", request.question, images=len(tiles))])
         self._prompt_ids = ids
         self._usage.prompt_tokens = len(ids)
@@ -122,16 +122,16 @@ class AnswerStream:
                 tokens = Prompt(tuple(ids), tiles)
                 prompt = prefill(loaded.model, tokens, self._usage, self._timings, kv_budget)
             yield Prepared(len(ids), sum(len(cut.pixels) for cut in tiles))
-            if plan.single:
+            if plan.is_single_path:
                 yield from self._decode_path(prompt, limit)
             else:
-                yield from self._run_search(prompt, limit, picture)
+                yield from self._run_search(prompt, limit, image)
         yield Answered(self._trace())
 
     def _decode_path(self, prompt: PrefilledPrompt, limit: int) -> Iterator[Event]:
         """Decodes a single path, stage by stage."""
         loaded, reader = self._loaded, self._reader
-        sampling = self._plan.sampling_of(self._plan.steps[0])
+        sampling = self._plan.sampling_for(self._plan.steps[0])
         tokens = decode(prompt, sampling, self._request.seed, loaded.tokenizer.stop_ids, limit)
         for token_id in tokens:
             if not reader.token_ids:
@@ -155,7 +155,7 @@ class AnswerStream:
             question=self._request.question,
         )
         judges = {
-            name: judge_named(name, context, loaded.external_judges) for name in self._plan.judges
+            name: make_judge(name, context, loaded.external_judges) for name in self._plan.judges
         }
         self._search = Search(context, self._plan, judges, self._request.seed, limit)
         first = True
@@ -206,7 +206,7 @@ def _with_threshold(plan: Plan, loaded: LoadedModel) -> tuple[Plan, tuple[str, .
     retrace = plan.retrace
     if retrace is None or retrace.threshold is not None:
         return plan, ()
-    judge = plan.judge_of(plan.steps[retrace.after])
+    judge = plan.judge_for(plan.steps[retrace.after])
     stats = loaded.calibration.get(judge, {}).get(list(Stage)[retrace.after])
     notices: tuple[str, ...] = ()
     if stats is not None:

@@ -53,7 +53,7 @@ class ExternalJudge(Protocol):
     """
 
     def scores(
-        self, picture: Image.Image | None, question: str, candidates: Sequence[Candidate]
+        self, image: Image.Image | None, question: str, candidates: Sequence[Candidate]
     ) -> Sequence[float | None]:
         """Returns one score per candidate, in their order; higher is better, None means no
         verdict."""

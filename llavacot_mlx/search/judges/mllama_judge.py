@@ -30,7 +30,7 @@ from llavacot_mlx.usage import Timings, Usage
 class _Read:
     """An image and a question that were prefilled."""
 
-    picture: Image.Image | None
+    image: Image.Image | None
     token_ids: list[int]
     context: DecodeContext
     path: KVPath
@@ -59,47 +59,45 @@ class MllamaJudge:
         return cls(load_model(folder, "auto"), tokenizer, image_processor)
 
     def scores(
-        self, picture: Image.Image | None, question: str, candidates: Sequence[Candidate]
+        self, image: Image.Image | None, question: str, candidates: Sequence[Candidate]
     ) -> list[float | None]:
         context = self._model.config.text.max_position_embeddings
         prompts = [
-            self._prompt(picture, question, candidate.stage, candidate.judged_text)
+            self._prompt(image, question, candidate.stage, candidate.judged_text)
             for candidate in candidates
         ]
         asked = [row for row, ids in enumerate(prompts) if len(ids) <= context]
         scores: list[float | None] = [None] * len(candidates)
         if asked:
-            read = self._reading(picture, question, [prompts[row] for row in asked])
+            read = self._reading(image, question, [prompts[row] for row in asked])
             rest = [prompts[row][len(read.token_ids) :] for row in asked]
             paths = [read.path] * len(asked)
             logits = ask_each(read.context, paths, rest)
-            for row, chance in zip(asked, self._words.chances(logits), strict=True):
+            for row, chance in zip(asked, self._words.yes_probabilities(logits), strict=True):
                 scores[row] = chance
         return scores
 
     def _prompt(
-        self, picture: Image.Image | None, question: str, stage: Stage | None, text: str
+        self, image: Image.Image | None, question: str, stage: Stage | None, text: str
     ) -> list[int]:
         asked = is_it_right(question, stage, text)
-        return self._tokenizer.prompt([Turn("user", asked, images=int(picture is not None))])
+        return self._tokenizer.prompt([Turn("user", asked, images=int(image is not None))])
 
-    def _reading(
-        self, picture: Image.Image | None, question: str, prompts: list[list[int]]
-    ) -> _Read:
+    def _reading(self, image: Image.Image | None, question: str, prompts: list[list[int]]) -> _Read:
         """Prefills the prefix that all prompts of this question share, whatever the stage."""
         read = self._read
         if (
             read is None
-            or read.picture is not picture
+            or read.image is not image
             or any(ids[: len(read.token_ids)] != read.token_ids for ids in prompts)
         ):
-            others = [self._prompt(picture, question, stage, "") for stage in (None, *Stage)]
+            others = [self._prompt(image, question, stage, "") for stage in (None, *Stage)]
             beginning = _common(prompts + others)
-            pictures = () if picture is None else (self._image_processor(picture),)
+            images = () if image is None else (self._image_processor(image),)
             with on_generation_stream():
-                prompt = Prompt(tuple(beginning), pictures)
+                prompt = Prompt(tuple(beginning), images)
                 context = prefill(self._model, prompt, Usage(), Timings())
-            read = _Read(picture, beginning, context, context.state().path)
+            read = _Read(image, beginning, context, context.state().path)
             self._read = read
         return read
 

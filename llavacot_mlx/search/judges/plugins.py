@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from llavacot_mlx.checkpoint.hub import Download, find, is_id
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.plan.plan import OWN_JUDGES
+from llavacot_mlx.plan.plan import BUILT_IN_JUDGES
 from llavacot_mlx.search.judges.base import Candidate, ExternalJudge, JudgeError
 
 if TYPE_CHECKING:
@@ -31,17 +31,17 @@ class ExternalJudgeAdapter:
     """Adapts an external judge to the candidates of one question."""
 
     def __init__(
-        self, name: str, judge: ExternalJudge, picture: Image.Image | None, question: str
+        self, name: str, judge: ExternalJudge, image: Image.Image | None, question: str
     ) -> None:
         self._name, self._judge = name, judge
-        self._picture, self._question = picture, question
+        self._image, self._question = image, question
 
     def scores(self, nodes: Sequence[Node]) -> list[float | None]:
         """Returns the judge's scores, and turns whatever goes wrong in it into a JudgeError."""
         candidates = [Candidate(node.stage, node.stage_text, node.answer) for node in nodes]
         try:
             with redirect_stdout(sys.stderr):  # stdout is the answer's
-                scores = self._judge.scores(self._picture, self._question, candidates)
+                scores = self._judge.scores(self._image, self._question, candidates)
         except JudgeError as failure:
             raise JudgeError(f"judge {self._name}: {failure}") from failure
         except Exception as error:
@@ -78,10 +78,10 @@ def check_name(name: str) -> None:
 
     A hub id is accepted by its form.
     """
-    if name not in OWN_JUDGES and not _installed(name) and not is_model(name):
+    if name not in BUILT_IN_JUDGES and not _installed(name) and not is_model(name):
         others = ", ".join(sorted({point.name for point in entry_points(group=GROUP)}))
         raise UserError(
-            f"judge {name!r}: there are {', '.join(OWN_JUDGES)}; "
+            f"judge {name!r}: there are {', '.join(BUILT_IN_JUDGES)}; "
             f"installed by packages: {others or 'none'}; "
             "any other judge is a model: its folder, or its id on the hub like owner/name"
         )
@@ -92,7 +92,7 @@ def is_model(name: str) -> bool:
 
     Raises UserError for a file, and for a folder without a model.
     """
-    if name in OWN_JUDGES or _installed(name):
+    if name in BUILT_IN_JUDGES or _installed(name):
         return False
     folder = Path(name).expanduser()
     if not folder.exists():
@@ -100,7 +100,7 @@ def is_model(name: str) -> bool:
     if not (folder / "config.json").is_file():
         raise UserError(
             f"judge {name}: there is no config.json in it; a judge is a model's folder, "
-            f"one of {', '.join(OWN_JUDGES)}, or one that a package installed"
+            f"one of {', '.join(BUILT_IN_JUDGES)}, or one that a package installed"
         )
     return True
 

@@ -14,7 +14,7 @@ from llavacot_mlx.search.judges.plugins import ExternalJudgeAdapter, ExternalJud
 from llavacot_mlx.search.judges.self_judge import SelfJudge
 
 # Judges that ask the model take the context; the others need the candidates alone.
-OWN: Mapping[str, Callable[[SearchContext], Judge]] = {
+BUILT_IN: Mapping[str, Callable[[SearchContext], Judge]] = {
     SELF: SelfJudge,
     LOGPROB: lambda context: LogprobJudge(),
     PAIRWISE: PairwiseJudge,
@@ -22,11 +22,11 @@ OWN: Mapping[str, Callable[[SearchContext], Judge]] = {
 }
 
 
-def judge_named(name: str, context: SearchContext, external: ExternalJudges) -> Judge:
+def make_judge(name: str, context: SearchContext, external: ExternalJudges) -> Judge:
     """Returns the judge for one question; loads it if it is a model or a package's.
 
     Raises UserError when there is no such judge, or it cannot be loaded.
     """
-    if name in OWN:
-        return OWN[name](context)
+    if name in BUILT_IN:
+        return BUILT_IN[name](context)
     return ExternalJudgeAdapter(name, external.get(name), context.image, context.question)

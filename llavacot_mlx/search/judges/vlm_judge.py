@@ -65,30 +65,30 @@ class VlmJudge:
         return cls(model, processor, place)
 
     def scores(
-        self, picture: Image.Image | None, question: str, candidates: Sequence[Candidate]
+        self, image: Image.Image | None, question: str, candidates: Sequence[Candidate]
     ) -> list[float | None]:
-        if picture is not None and getattr(self._processor, "image_processor", None) is None:
+        if image is not None and getattr(self._processor, "image_processor", None) is None:
             raise JudgeError("it is a model that sees no pictures")
         return [
-            self._chance(picture, is_it_right(question, candidate.stage, candidate.judged_text))
+            self._chance(image, is_it_right(question, candidate.stage, candidate.judged_text))
             for candidate in candidates
         ]
 
-    def _chance(self, picture: Image.Image | None, text: str) -> float:
+    def _chance(self, image: Image.Image | None, text: str) -> float:
         from mlx_vlm import apply_chat_template, prepare_inputs, stream_generate
 
-        pictures = [] if picture is None else [picture.convert("RGB")]
+        images = [] if image is None else [image.convert("RGB")]
         prompt = apply_chat_template(
             self._processor,
             self._model.config,
             without_marks(text, self._marks),
-            num_images=len(pictures),
+            num_images=len(images),
             enable_thinking=False,
         )
         begin = getattr(self._tokenizer, "bos_token", None)
         inputs = prepare_inputs(
             self._processor,
-            images=pictures,
+            images=images,
             prompts=prompt,
             image_token_index=getattr(self._model.config, "image_token_index", None),
             # the template has its own; mlx-vlm would add a second one
@@ -99,7 +99,7 @@ class VlmJudge:
             self._model,
             self._processor,
             prompt,
-            image=pictures,
+            image=images,
             max_tokens=1,
             temperature=0.0,
             vision_cache=self._features,
@@ -109,7 +109,7 @@ class VlmJudge:
             logprobs = next(answer).logprobs
         if logprobs is None:
             raise JudgeError("it does not tell how likely its words are")
-        return self._words.chances(logprobs.reshape(1, -1))[0]
+        return self._words.yes_probabilities(logprobs.reshape(1, -1))[0]
 
 
 @contextmanager

@@ -33,7 +33,7 @@ class YesOrNo:
             raise JudgeError("its tokenizer begins yes and no with the same token")
         return cls(tuple(sorted(yes - both)), tuple(sorted(no - both)))
 
-    def chances(self, logits: mx.array) -> list[float]:
+    def yes_probabilities(self, logits: mx.array) -> list[float]:
         """Returns the probability of yes against no for each row of `logits` (batch,
         vocabulary)."""
         logits = logits.astype(mx.float32)
