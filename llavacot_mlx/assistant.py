@@ -14,7 +14,7 @@ from llavacot_mlx.model.kv_budget import KVLimits
 from llavacot_mlx.plan.plan_yaml import plan_from_dict
 from llavacot_mlx.prompt.image_processor import ImageProcessor, ImageSource
 from llavacot_mlx.prompt.tokenizer import Tokenizer
-from llavacot_mlx.request import AskOptions, Request, request_of
+from llavacot_mlx.request import AskOptions, Request, make_request
 from llavacot_mlx.search.calibration import load_calibration
 from llavacot_mlx.trace.record import Trace
 
@@ -107,7 +107,7 @@ class Assistant:
         A `Request` may stand in place of all arguments.
         """
         if not isinstance(image, Request):
-            return AnswerStream(self._loaded, request_of(image, question, **options))
+            return AnswerStream(self._loaded, make_request(image, question, **options))
         if question or options:
             raise TypeError("a Request says the question and all options itself")
         return AnswerStream(self._loaded, image)

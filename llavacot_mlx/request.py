@@ -59,7 +59,9 @@ class AskOptions(TypedDict, total=False):
     """Limits on keys and values; none by default."""
 
 
-def request_of(image: ImageSource | None, question: str, **options: Unpack[AskOptions]) -> Request:
+def make_request(
+    image: ImageSource | None, question: str, **options: Unpack[AskOptions]
+) -> Request:
     """Makes a request from the options.
 
     Raises UserError for options that contradict each other or that the method does not support, and

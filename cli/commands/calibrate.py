@@ -35,7 +35,7 @@ from llavacot_mlx.search.calibration import (
     ScoreStats,
     load_calibration,
     save_calibration,
-    scores_of,
+    scores_by_stage,
 )
 from llavacot_mlx.search.judges.plugins import check_name, is_model
 from llavacot_mlx.search.question_file import QuestionRow, read_questions
@@ -127,7 +127,7 @@ def _measure(
                 )
             except UserError as problem:
                 raise UserError(f"{row.where}: {problem}") from None
-            for stage, given in scores_of(trace).items():
+            for stage, given in scores_by_stage(trace).items():
                 scores[stage] += given
             notices |= set(trace.search.notices)
             bar.advance()

@@ -47,7 +47,7 @@ class Unit(enum.StrEnum):
 
 # The built-in judges; any other name is an external judge, see `search/judges/plugins.py`.
 SELF, LOGPROB, PAIRWISE, MAJORITY = "self", "logprob", "pairwise", "majority"
-OWN_JUDGES = (SELF, LOGPROB, PAIRWISE, MAJORITY)
+BUILT_IN_JUDGES = (SELF, LOGPROB, PAIRWISE, MAJORITY)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Retrace:
     after: int
     """The step after which to decide, on the candidates of all rounds."""
     to: int
-    most: int
+    max_retraces: int
     """Maximum number of retraces."""
     rank: int
     """Rank of the candidate that must be good enough: 2 is the second best of all rounds."""
@@ -94,22 +94,22 @@ class Plan:
     retrace: Retrace | None = None
 
     @property
-    def single(self) -> bool:
+    def is_single_path(self) -> bool:
         """Whether it follows a single path, with nothing to choose."""
         return all(step.candidates == 1 for step in self.steps)
 
-    def judge_of(self, step: Step) -> str:
+    def judge_for(self, step: Step) -> str:
         return step.judge or self.judge
 
-    def sampling_of(self, step: Step) -> Sampling:
+    def sampling_for(self, step: Step) -> Sampling:
         return step.sampling or self.sampling
 
     @property
     def judges(self) -> tuple[str, ...]:
         """The names of all judges that it may ask, without duplicates."""
-        asked = (self.judge_of(step) for step in self.steps if step.candidates > step.keep)
-        deciding = () if self.retrace is None else (self.judge_of(self.steps[self.retrace.after]),)
-        return tuple(dict.fromkeys((*asked, *deciding)))
+        choosing = [step for step in self.steps if step.candidates > step.keep]
+        deciding = [] if self.retrace is None else [self.steps[self.retrace.after]]
+        return tuple(dict.fromkeys(self.judge_for(step) for step in (*choosing, *deciding)))
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,10 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class _Retracing:
+class _RetraceRule:
     """How a method retraces from the reasonings to the captions."""
 
-    most: int
+    max_retraces: int
     """Default maximum number of retraces."""
     rank: Callable[[int, int], int]
     """From candidates and keep: the rank that must be good enough, see `Retrace.rank`."""
@@ -147,14 +147,14 @@ class _Rules:
     keep: Callable[[int], int] | None = lambda candidates: 1
     """From candidates to the default; None where the method only chooses at its end."""
     judge: str = SELF
-    only_judge: bool = False
+    judge_is_fixed: bool = False
     """Whether the method's judge cannot be changed."""
     whole_answers: bool = False
     """Whether its candidates are whole answers, the only ones with a majority."""
     sampling: Sampling = PUBLISHED_SAMPLING
-    draws: bool = True
+    samples: bool = True
     """Whether it allows a temperature above 0."""
-    retracing: _Retracing | None = None
+    retrace_rule: _RetraceRule | None = None
 
 
 def _one_answer(candidates: int, keep: int) -> tuple[Step, ...]:
@@ -198,23 +198,25 @@ def _half(candidates: int) -> int:
 # goes back at most three times, while the N-th best reasoning is not good enough; as coded there
 # are five rounds in all, and the second best of all rounds decides.
 _METHODS: Mapping[Method, _Rules] = {
-    Method.GREEDY: _Rules(_one_answer, candidates=1, sampling=Sampling(), draws=False),
+    Method.GREEDY: _Rules(_one_answer, candidates=1, sampling=Sampling(), samples=False),
     Method.SAMPLE: _Rules(_one_answer, candidates=1),
     Method.BEST_OF_N: _Rules(_one_answer, keep=None, whole_answers=True),
     Method.MAJORITY: _Rules(
-        _one_answer, keep=None, whole_answers=True, judge=MAJORITY, only_judge=True
+        _one_answer, keep=None, whole_answers=True, judge=MAJORITY, judge_is_fixed=True
     ),
     Method.SENTENCE_BEAM: _Rules(_sentences, candidates=2),
     Method.STAGE_BEAM: _Rules(  # the judge is that of the paper's first version
         _stages, candidates=2, judge=PAIRWISE
     ),
     Method.SWIRES: _Rules(
-        _swires, keep=_half, retracing=_Retracing(most=3, rank=lambda candidates, keep: keep)
+        _swires,
+        keep=_half,
+        retrace_rule=_RetraceRule(max_retraces=3, rank=lambda candidates, keep: keep),
     ),
     Method.SWIRES_CODE: _Rules(
         _swires_code,
         keep=_half,
-        retracing=_Retracing(most=4, rank=lambda candidates, keep: min(2, candidates)),
+        retrace_rule=_RetraceRule(max_retraces=4, rank=lambda candidates, keep: min(2, candidates)),
     ),
 }
 
@@ -268,7 +270,7 @@ def _single(method: Method, rules: _Rules, settings: Settings) -> Plan:
         if value is not None:
             raise UserError(f"{method} follows one path, so there is no {name} of {value}")
     sampling = _sampling(rules, settings)
-    if not rules.draws and sampling.temperature > 0:
+    if not rules.samples and sampling.temperature > 0:
         raise UserError(
             f"{method} never draws, so it has no temperature of {sampling.temperature:g}"
         )
@@ -289,8 +291,8 @@ def _judge(method: Method, rules: _Rules, judge: str | None) -> str:
     if judge is None:
         return rules.judge
     if not judge.strip():
-        raise UserError(f"a judge has a name or a path; there are {', '.join(OWN_JUDGES)}")
-    if rules.only_judge and judge != rules.judge:
+        raise UserError(f"a judge has a name or a path; there are {', '.join(BUILT_IN_JUDGES)}")
+    if rules.judge_is_fixed and judge != rules.judge:
         raise UserError(f"majority counts conclusions; it cannot be judged by {judge}")
     if judge == MAJORITY and not rules.whole_answers:
         raise UserError(f"{method} judges stages, and only whole answers have a majority")
@@ -308,18 +310,18 @@ def _sampling(rules: _Rules, settings: Settings) -> Sampling:
 
 
 def _retrace(method: Method, settings: Settings, candidates: int, keep: int) -> Retrace | None:
-    retracing, threshold = _METHODS[method].retracing, settings.threshold
-    if retracing is None:
+    rule, threshold = _METHODS[method].retrace_rule, settings.threshold
+    if rule is None:
         for name in ("max_retraces", "threshold"):
             value = getattr(settings, name)
             if value is not None:
                 raise UserError(f"{method} never goes back, so there is no {name} of {value:g}")
         return None
-    most = retracing.most if settings.max_retraces is None else settings.max_retraces
-    if not 0 <= most <= MAX_RETRACES:
-        raise UserError(f"max_retraces {most}: take 0 to {MAX_RETRACES}")
+    max_retraces = rule.max_retraces if settings.max_retraces is None else settings.max_retraces
+    if not 0 <= max_retraces <= MAX_RETRACES:
+        raise UserError(f"max_retraces {max_retraces}: take 0 to {MAX_RETRACES}")
     if threshold is not None and not math.isfinite(threshold):
         raise UserError(f"threshold {threshold}: must be a number")
-    if candidates == 1 or most == 0:
+    if candidates == 1 or max_retraces == 0:
         return None  # nothing to choose, or nowhere to go back to
-    return Retrace(2, 1, most, retracing.rank(candidates, keep), threshold)
+    return Retrace(2, 1, max_retraces, rule.rank(candidates, keep), threshold)

@@ -92,22 +92,22 @@ def plan_from_dict(value: Any) -> Plan:
     read = checked(_Plan, value, KeyRules(float_texts=True))
     if not read.steps:
         raise UserError("steps: a list of what is written, such as `- write: summary`")
-    usual = Sampling(read.temperature, read.top_p)
-    check_sampling(usual)
+    default = Sampling(read.temperature, read.top_p)
+    check_sampling(default)
     steps = []
     for index, entry in enumerate(read.steps):
         with named(f"steps[{index}]"):
-            steps.append(_step(entry, index, len(read.steps), usual))
+            steps.append(_step(entry, index, len(read.steps), default))
     retrace = None
     if read.retrace is not None:
         with named("retrace"):
             retrace = _retrace(read.retrace, steps)
-    return Plan(read.method, tuple(steps), usual, read.judge, retrace)
+    return Plan(read.method, tuple(steps), default, read.judge, retrace)
 
 
 def plan_to_dict(plan: Plan) -> dict[str, Any]:
     """Returns the dict from which `plan_from_dict` makes this plan."""
-    names = [_written(step, index) for index, step in enumerate(plan.steps)]
+    names = [_write_value(step, index) for index, step in enumerate(plan.steps)]
     value: dict[str, Any] = {
         "method": str(plan.method),
         "judge": plan.judge,
@@ -129,7 +129,7 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
         value["retrace"] = {
             "after": names[retrace.after],
             "to": names[retrace.to],
-            "most": retrace.most,
+            "most": retrace.max_retraces,
             "rank": retrace.rank,
         }
         if retrace.threshold is None:
@@ -139,7 +139,7 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
     return value
 
 
-def _written(step: Step, index: int) -> str:
+def _write_value(step: Step, index: int) -> str:
     """Returns the value of `write` for the plan's step `index`."""
     if step.unit is Unit.STAGE:
         return _STAGES[index]
@@ -148,7 +148,7 @@ def _written(step: Step, index: int) -> str:
     return next(name for name, unit in _TO_THE_END.items() if unit is step.unit)
 
 
-def _step(read: _Step, index: int, count: int, usual: Sampling) -> Step:
+def _step(read: _Step, index: int, count: int, default: Sampling) -> Step:
     last = index == count - 1
     if read.write in _TO_THE_END:
         if not last:
@@ -167,8 +167,8 @@ def _step(read: _Step, index: int, count: int, usual: Sampling) -> Step:
     sampling = None
     if read.temperature is not None or read.top_p is not None:
         sampling = Sampling(
-            usual.temperature if read.temperature is None else read.temperature,
-            usual.top_p if read.top_p is None else read.top_p,
+            default.temperature if read.temperature is None else read.temperature,
+            default.top_p if read.top_p is None else read.top_p,
         )
         check_sampling(sampling)
     return Step(
@@ -182,7 +182,7 @@ def _step(read: _Step, index: int, count: int, usual: Sampling) -> Step:
 
 
 def _retrace(read: _Retrace, steps: Sequence[Step]) -> Retrace:
-    names = [_written(step, index) for index, step in enumerate(steps)]
+    names = [_write_value(step, index) for index, step in enumerate(steps)]
     for key, name in (("after", read.after), ("to", read.to)):
         if name not in names:
             raise UserError(f"{key} {name!r} is no step; there are {', '.join(names)}")
@@ -200,7 +200,7 @@ def _retrace(read: _Retrace, steps: Sequence[Step]) -> Retrace:
     return Retrace(
         after=after,
         to=to,
-        most=read.most,
+        max_retraces=read.most,
         rank=rank,
         threshold=read.threshold,
         deviations=deviations,

@@ -78,7 +78,7 @@ def save_calibration(folder: Path, calibration: Calibration) -> Path:
     return file
 
 
-def scores_of(trace: Trace) -> dict[Stage, list[float]]:
+def scores_by_stage(trace: Trace) -> dict[Stage, list[float]]:
     """Returns the scores of a search's candidates, by the stage that they wrote."""
     scores: dict[Stage, list[float]] = {}
     for node in trace.search.nodes:

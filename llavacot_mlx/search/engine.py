@@ -141,7 +141,7 @@ class Search:
     ) -> Generator[SearchEvent, None, list[Node]]:
         """Decodes the step's candidates together; a node that has ended stands as it is."""
         step = self._plan.steps[index]
-        sampling = self._plan.sampling_of(step)
+        sampling = self._plan.sampling_for(step)
         going = [parent for parent in parents if not parent.ended]
         ended = [parent for parent in parents if parent.ended]
         count = step.candidates
@@ -158,7 +158,7 @@ class Search:
             return ended
         if self._best is None:
             self._best = new[0]
-        self._hold_prefixes()
+        self._reserve_prefixes()
         yield from self._decode_nodes(new, step)
         return ended + new
 
@@ -182,7 +182,7 @@ class Search:
             return False
 
         starts = [_start(node, step, self._max_tokens) for node in new]
-        sampling = self._plan.sampling_of(step)
+        sampling = self._plan.sampling_for(step)
         for event in decode_batch(
             context, starts, sampling, self._seed, lambda token: complete(token.candidate)
         ):
@@ -223,7 +223,7 @@ class Search:
         self.nodes.append(node)
         return node
 
-    def _hold_prefixes(self) -> None:
+    def _reserve_prefixes(self) -> None:
         """Reserves the bytes of the prompt and of every node that may still be read."""
         segments = {
             id(segment): segment.nbytes
@@ -241,7 +241,7 @@ class Search:
             assert node.parent is not None
             first.setdefault((node.parent.id, tuple(node.token_ids)), node)
         asked = list(first.values())
-        name = self._plan.judge_of(step)
+        name = self._plan.judge_for(step)
         started = time.perf_counter()
         try:
             given = self._judges[name].scores(asked)
@@ -298,7 +298,7 @@ class Search:
         good = (
             deciding.closed and deciding.score is not None and deciding.score >= retrace.threshold
         )
-        return not good and self.retraces < retrace.most
+        return not good and self.retraces < retrace.max_retraces
 
     def _notice(self, text: str) -> Iterator[SearchEvent]:
         """Yields a notice, each text once."""

@@ -80,13 +80,13 @@ class EventLog:
             yield dataclasses.replace(event, text="".join(pieces))
 
 
-def event_object(event: LoggedEvent) -> dict[str, Any]:
+def event_to_dict(event: LoggedEvent) -> dict[str, Any]:
     """The event as JSON holds it."""
     return {"event": _NAMES[type(event)], **dataclasses.asdict(event)}
 
 
-def event_from(value: Any, rules: KeyRules, path: str) -> LoggedEvent:
-    """The event whose `event_object` is `value`.
+def event_from_dict(value: Any, rules: KeyRules, path: str) -> LoggedEvent:
+    """The event whose `event_to_dict` is `value`.
 
     Raises UserError that names the key which is missing, unknown, or of another type; `path` leads
     to the value, such as `events[3]`.

@@ -32,7 +32,7 @@ from llavacot_mlx.trace.events import (
 )
 from llavacot_mlx.trace.record import RULES, SearchRecord, Trace
 
-_LARGEST = 10**9  # bytes; what no search and hardly any picture comes near
+_MAX_BYTES = 10**9  # bytes; what no search and hardly any picture comes near
 
 _MEDIA_TYPES = {  # by what a file begins with; `?` is any byte
     b"\x89PNG": "image/png",
@@ -84,7 +84,7 @@ def read_trace(file: Path) -> StoredTrace:
     """Raises UserError that names the file, and the key where something in it is wrong."""
     try:
         with file.expanduser().open("rb") as stream:
-            data = stream.read(_LARGEST + 1)
+            data = stream.read(_MAX_BYTES + 1)
     except FileNotFoundError:
         raise UserError(f"{file}: there is no such trace") from None
     except IsADirectoryError:
@@ -97,12 +97,12 @@ def read_trace(file: Path) -> StoredTrace:
 
 def parse_trace(data: bytes, name: str) -> StoredTrace:
     """The trace in the bytes of a file. Raises UserError as `read_trace` does, with that name."""
-    if len(data) > _LARGEST:
-        raise UserError(f"{name}: too large for a trace, over {_LARGEST // 10**6} MB")
+    if len(data) > _MAX_BYTES:
+        raise UserError(f"{name}: too large for a trace, over {_MAX_BYTES // 10**6} MB")
     if not data.strip():
         raise UserError(f"{name}: empty")
     try:
-        value = json.loads(data, parse_constant=_no_number)
+        value = json.loads(data, parse_constant=_reject_constant)
     except RecursionError:
         raise UserError(f"{name}: not a trace: nested too deep") from None
     except ValueError as problem:
@@ -195,5 +195,5 @@ def _picture(value: Any) -> bytes | None:
         raise UserError(f"picture.base64: {problem}") from None
 
 
-def _no_number(name: str) -> None:
+def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is no number in JSON")

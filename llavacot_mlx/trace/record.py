@@ -12,7 +12,7 @@ from llavacot_mlx.checked import KeyRules, checked
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.plan.plan_yaml import plan_from_dict
 from llavacot_mlx.prompt.stages import Closed, Stage, StageParser, StageRecord
-from llavacot_mlx.trace.event_log import EventLog, event_from, event_object, stage_events
+from llavacot_mlx.trace.event_log import EventLog, event_from_dict, event_to_dict, stage_events
 from llavacot_mlx.trace.events import (
     CandidateEnded,
     CandidateScored,
@@ -137,7 +137,7 @@ class Trace:
         """The object that `--json` prints, with `answer` after `seed`."""
         plain = dataclasses.asdict(dataclasses.replace(self, events=()))
         head = {key: plain.pop(key) for key in ("question", "image", "model", "seed")}
-        events = [event_object(event) for event in self.events]
+        events = [event_to_dict(event) for event in self.events]
         return {**head, "answer": self.answer, **plain, "events": events}
 
     def to_json(self) -> str:
@@ -156,7 +156,7 @@ class Trace:
         rest.setdefault("adapter", None)  # written before there were adapters
         trace = checked(cls, {**rest, "events": []}, RULES)
         log = checked(tuple[Any, ...], value.get("events", []), RULES, "events")
-        events = (event_from(each, RULES, f"events[{n}]") for n, each in enumerate(log))
+        events = (event_from_dict(each, RULES, f"events[{n}]") for n, each in enumerate(log))
         trace = dataclasses.replace(trace, events=tuple(events))
         if value.get("answer") != trace.answer:
             raise UserError("answer: not the text of the last conclusion among stages")

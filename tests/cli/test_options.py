@@ -120,7 +120,7 @@ def test_ask_states_the_defaults_of_its_searches() -> None:
         make_plan(Settings("stage-beam")).judge,
     )
     assert stated("ask", "--judge") == f"{default}; stage-beam: {other}"
-    most = [make_plan(Settings(name)).retrace.most for name in ("swires", "swires-code")]
+    most = [make_plan(Settings(name)).retrace.max_retraces for name in ("swires", "swires-code")]
     assert stated("ask", "--max-retraces") == f"{most[0]}; swires-code: {most[1]}"
     assert stated("ask", "--search") == make_plan(Settings()).method
     for search, candidates, keep in (

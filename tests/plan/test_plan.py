@@ -35,7 +35,7 @@ def test_swires_has_its_published_numbers() -> None:
         ),
         Sampling(0.6, 0.9),
         SELF,
-        Retrace(after=2, to=1, most=3, rank=2, threshold=None, deviations=0.2533),
+        Retrace(after=2, to=1, max_retraces=3, rank=2, threshold=None, deviations=0.2533),
     )
 
 
@@ -45,7 +45,7 @@ def test_swires_code_has_the_numbers_of_its_authors_program() -> None:
     plan = make_plan(Settings("swires-code"))
     assert [step.candidates for step in plan.steps] == [1, 4, 4, 3]
     assert [step.keep for step in plan.steps] == [1, 2, 3, 1]
-    assert plan.retrace == Retrace(after=2, to=1, most=4, rank=2)
+    assert plan.retrace == Retrace(after=2, to=1, max_retraces=4, rank=2)
 
 
 def test_the_first_version_of_the_paper_judges_in_pairs() -> None:
@@ -66,7 +66,7 @@ def test_without_a_method_the_temperature_decides() -> None:
 @pytest.mark.parametrize("method", list(Method))
 def test_one_candidate_has_nothing_to_choose(method: Method) -> None:
     plan = make_plan(Settings(method, candidates=1))
-    assert plan.single
+    assert plan.is_single_path
     assert plan.retrace is None
     assert plan.judges == ()
 
@@ -98,7 +98,7 @@ def test_judge_retraces_and_threshold_change_a_plan() -> None:
     assert make_plan(Settings("swires", judge="/models/reward")).judges == ("/models/reward",)
     retrace = make_plan(Settings("swires", max_retraces=7, threshold=-0.243)).retrace
     assert retrace is not None
-    assert (retrace.most, retrace.threshold) == (7, -0.243)
+    assert (retrace.max_retraces, retrace.threshold) == (7, -0.243)
     assert make_plan(Settings("swires", max_retraces=0)).retrace is None
 
 

@@ -43,7 +43,7 @@ def test_every_stage_is_set_by_itself(tmp_path: Path) -> None:
         ),
         Sampling(0.7, 0.9),
         "logprob",
-        Retrace(after=2, to=1, most=2, rank=1, threshold=-0.5),
+        Retrace(after=2, to=1, max_retraces=2, rank=1, threshold=-0.5),
     )
 
 

@@ -96,10 +96,10 @@ def search(
 ) -> Found:
     """A search through the engine itself, whatever the plan."""
     usage, loaded = Usage(), assistant._loaded
-    memory, state = read_prompt(assistant)
+    image_kv, state = read_prompt(assistant)
     context = SearchContext(
         model=loaded.model,
-        image_kv=memory,
+        image_kv=image_kv,
         usage=usage,
         kv_budget=KVBudget(usage, KVLimits(budget=budget)),
         tokenizer=loaded.tokenizer,

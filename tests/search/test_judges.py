@@ -25,7 +25,7 @@ from llavacot_mlx.model.kv_budget import KVBudget
 from llavacot_mlx.model.kv_cache import KVSegment
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.model.shared_prefix import KVPath
-from llavacot_mlx.plan.plan import OWN_JUDGES
+from llavacot_mlx.plan.plan import BUILT_IN_JUDGES
 from llavacot_mlx.prompt.stages import Stage, StageRecord
 from llavacot_mlx.prompt.tokenizer import Tokenizer
 from llavacot_mlx.search.context import SearchContext
@@ -40,7 +40,7 @@ from llavacot_mlx.search.judges.plugins import (
     check_name,
     is_model,
 )
-from llavacot_mlx.search.judges.registry import OWN, judge_named
+from llavacot_mlx.search.judges.registry import BUILT_IN, make_judge
 from llavacot_mlx.search.judges.self_judge import SelfJudge
 from llavacot_mlx.search.judges.yes_or_no import YesOrNo
 from llavacot_mlx.search.node import Node
@@ -274,14 +274,14 @@ def test_the_judge_in_the_documentation(
     entry = re.findall(r'judges"\]\n(.*?)\n', PAGE.read_text(encoding="utf-8"))[0].replace('"', "")
     outside = installed(tmp_path, monkeypatch, in_the_page(), entry)
     check_name("brevity")
-    judge = judge_named("brevity", context_of(None, tokenizer), outside)
+    judge = make_judge("brevity", context_of(None, tokenizer), outside)
     assert judge.scores(captions("A large red circle.", "A circle.")) == [1 / 5, 1 / 3]
     assert outside.get("brevity") is outside.get("brevity")
 
 
 def test_the_documentation_names_every_judge() -> None:
     rows = re.findall(r"^\| `(\w+)`", PAGE.read_text(encoding="utf-8"), re.M)
-    assert tuple(rows) == OWN_JUDGES == tuple(OWN)
+    assert tuple(rows) == BUILT_IN_JUDGES == tuple(BUILT_IN)
 
 
 def test_what_a_judge_from_outside_is_shown() -> None:
@@ -392,7 +392,7 @@ def test_a_name_that_is_no_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             "installed by packages: brevity; "
             "any other judge is a model: its folder, or its id on the hub like owner/name"
         )
-    for name in (*OWN_JUDGES, "brevity"):
+    for name in (*BUILT_IN_JUDGES, "brevity"):
         check_name(name)
         assert not is_model(name)
     assert is_model("owner/name")
@@ -432,7 +432,7 @@ def test_yes_and_no_by_what_they_begin_with() -> None:
     words = YesOrNo.of(ids.__getitem__)
     assert (words.yes, words.no) == ((3, 4), (5, 6, 7))
     logits = mx.log(mx.array([[0.2, 0.2, 0.1, 0.1, 0.2, 0.05, 0.05, 0.1]]))
-    assert words.chances(logits) == pytest.approx([0.3 / 0.5])
+    assert words.yes_probabilities(logits) == pytest.approx([0.3 / 0.5])
     with pytest.raises(JudgeError, match="begins yes and no with the same token"):
         YesOrNo.of(lambda text: [1, len(text)])
 

@@ -23,7 +23,7 @@ from llavacot_mlx.cli.views.search_view import unit_of
 from llavacot_mlx.generate.sampling_params import Sampling
 from llavacot_mlx.plan.plan import Plan, Retrace, Settings, Step, Unit, make_plan
 from llavacot_mlx.prompt.stages import Stage
-from llavacot_mlx.trace.event_log import EventLog, event_from, event_object
+from llavacot_mlx.trace.event_log import EventLog, event_from_dict, event_to_dict
 from llavacot_mlx.trace.events import (
     Answered,
     CandidateText,
@@ -126,8 +126,8 @@ PLANS = {
     "sentence-beam": make_plan(Settings("sentence-beam", judge="logprob", temperature=1.5)),
     "stage-beam": make_plan(Settings("stage-beam", judge="logprob", temperature=1.5)),
     "swires": make_plan(Settings("swires", judge="logprob", threshold=0.0, max_retraces=2)),
-    "short": stages(1.2, Retrace(after=2, to=1, most=2, rank=2, threshold=0.0)),
-    "to the beginning": stages(1.2, Retrace(after=1, to=0, most=1, rank=1, threshold=0.0)),
+    "short": stages(1.2, Retrace(after=2, to=1, max_retraces=2, rank=2, threshold=0.0)),
+    "to the beginning": stages(1.2, Retrace(after=1, to=0, max_retraces=1, rank=1, threshold=0.0)),
     "no choice": stages(0.0, None),
     "greedy": make_plan(Settings()),
 }
@@ -213,14 +213,14 @@ def test_every_event_becomes_an_object_and_comes_back() -> None:
     events = [*trace.events, *trace_of(events_of(text=f"Well. {GOOD_ANSWER}")).events]
     assert {type(event) for event in events} == set(get_args(LoggedEvent))
     for event in events:
-        stored = json.loads(json.dumps(event_object(event)))
-        assert event_from(stored, RULES, "x") == event
+        stored = json.loads(json.dumps(event_to_dict(event)))
+        assert event_from_dict(stored, RULES, "x") == event
 
 
 def test_an_event_is_stored_under_a_name_that_stays() -> None:
     """Files have these names in them; a class may be renamed, they may not."""
     events = [Prepared(3, 1), StageStarted(Stage.CAPTION), CandidateText(2, "a")]
-    assert [event_object(event) for event in events] == [
+    assert [event_to_dict(event) for event in events] == [
         {"event": "prepared", "prompt_tokens": 3, "tiles": 1},
         {"event": "stage_started", "stage": "caption"},
         {"event": "candidate_text", "node": 2, "text": "a"},
