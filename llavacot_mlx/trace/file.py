@@ -71,7 +71,7 @@ def write_trace(file: Path, trace: Trace, picture: bytes | None) -> None:
     Raises UserError when that fails; the file is whole or as it was before. Whether it may be
     written at all, `atomic.check_can_write` finds out beforehand.
     """
-    value = trace.to_dict()
+    value = trace.to_dict_with_log()
     if picture is not None:
         encoded = base64.b64encode(picture).decode("ascii")
         value["picture"] = {"media_type": media_type(picture), "base64": encoded}

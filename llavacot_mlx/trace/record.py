@@ -134,11 +134,15 @@ class Trace:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The object that `--json` prints, with `answer` after `seed`."""
+        """Returns the object that `--json` prints, with `answer` after `seed` and without a log."""
         plain = dataclasses.asdict(dataclasses.replace(self, events=()))
+        del plain["events"]
         head = {key: plain.pop(key) for key in ("question", "image", "model", "seed")}
-        events = [event_to_dict(event) for event in self.events]
-        return {**head, "answer": self.answer, **plain, "events": events}
+        return {**head, "answer": self.answer, **plain}
+
+    def to_dict_with_log(self) -> dict[str, Any]:
+        """Returns the object that a trace file holds: that of `to_dict`, and the event log."""
+        return {**self.to_dict(), "events": [event_to_dict(event) for event in self.events]}
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), ensure_ascii=False)

@@ -397,7 +397,7 @@ def test_a_trace_is_replayed(assistant: Assistant) -> None:
     )
     picture = demo.example_path()
     first = assistant.ask(picture, QUESTION, search=plan, seed=5, max_tokens=150)
-    kept = Trace.from_dict(json.loads(first.to_json()))
+    kept = Trace.from_dict(json.loads(json.dumps(first.to_dict_with_log())))
     again = assistant.replay(kept, picture)
     assert again.token_ids == first.token_ids
     assert again.search == first.search

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from fakes import GOOD_ANSWER, RETRACING, FakeAnswerStream, Script, ScriptedRound
 from PIL import Image
@@ -66,3 +68,9 @@ def png(size: tuple[int, int] = (16, 12), colour: str = "red") -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", size, colour).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def stored_object(trace: Trace) -> dict[str, Any]:
+    """What a trace file holds of a trace without a picture, as JSON gives it back."""
+    value: dict[str, Any] = json.loads(json.dumps(trace.to_dict_with_log(), ensure_ascii=False))
+    return value

@@ -13,7 +13,7 @@ from typing import get_args
 import pytest
 from fakes import GOOD_ANSWER, RETRACING, ScriptedRound
 from PIL import Image
-from traces import events_of, trace_of
+from traces import events_of, stored_object, trace_of
 
 from llavacot_mlx import demo
 from llavacot_mlx.assistant import Assistant
@@ -69,7 +69,7 @@ def viewed(events: Iterable[Event], show: ShowLevel, unit: Unit) -> str:
 def check_shown_again(live: Sequence[Event]) -> None:
     """The log has what happened in the order in which it did, and is short."""
     trace = trace_of(live)
-    assert Trace.from_dict(json.loads(trace.to_json())) == trace
+    assert Trace.from_dict(stored_object(trace)) == trace
     again = list(trace_events(trace))
     assert snapshots(again) == snapshots(live)
     for before, event in itertools.pairwise(again):
@@ -177,7 +177,7 @@ def test_an_answer_that_was_interrupted(demo_assistant: Assistant, plan: Plan, a
             break
     assert not isinstance(live[-1], Answered), "stopped too late"
     trace = answering.so_far()
-    assert Trace.from_dict(json.loads(trace.to_json())) == trace
+    assert Trace.from_dict(stored_object(trace)) == trace
     live.append(Interrupted(trace))
     again = list(trace_events(trace))
     unit = unit_of(trace)
@@ -250,8 +250,8 @@ def test_a_trace_without_a_log_is_shown_as_it_was(name: str) -> None:
 def test_the_log_that_an_old_trace_gets_is_a_valid_one() -> None:
     trace = read_trace(OLD / "swires.json").trace
     assert trace.events
-    assert Trace.from_dict(json.loads(trace.to_json())) == trace
+    assert Trace.from_dict(stored_object(trace)) == trace
     unnoticed = trace_of(events_of(RETRACING))
-    old = json.loads(unnoticed.to_json())
+    old = stored_object(unnoticed)
     del old["events"]
     assert Trace.from_dict(old) == replace(unnoticed, events=())

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from traces import events_of, greedy, png, retracing, trace_of
+from traces import events_of, greedy, png, retracing, stored_object, trace_of
 
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.prompt.stages import Stage
@@ -34,6 +34,8 @@ def test_a_trace_file_is_what_json_prints_and_the_picture(tmp_path: Path) -> Non
     write_trace(tmp_path / "t.json", trace, png())
     value = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))
     picture = value.pop("picture")
+    assert value == stored_object(trace)
+    del value["events"]
     assert value == json.loads(trace.to_json())
     assert picture["media_type"] == "image/png"
     assert base64.b64decode(picture["base64"]) == png()
@@ -54,9 +56,9 @@ def test_an_interrupted_single_path_may_have_an_open_stage() -> None:
     events = whole.events[: whole.events.index(StageStarted(Stage.REASONING)) + 1]
     stages = whole.stages[:2]
     stopped = replace(whole, interrupted=True, text=text, stages=stages, events=events)
-    assert Trace.from_dict(json.loads(stopped.to_json())) == stopped
+    assert Trace.from_dict(stored_object(stopped)) == stopped
     with pytest.raises(UserError, match="stages: not those that the tags in text say"):
-        Trace.from_dict(json.loads(replace(stopped, interrupted=False).to_json()))
+        Trace.from_dict(stored_object(replace(stopped, interrupted=False)))
 
 
 @pytest.mark.parametrize(
@@ -150,7 +152,7 @@ CHANGES: list[tuple[Change, str]] = [
 
 @pytest.mark.parametrize(("change", "said"), CHANGES, ids=[said for _, said in CHANGES])
 def test_a_damaged_trace_is_refused_with_its_key(change: Change, said: str) -> None:
-    value = copy.deepcopy(json.loads(retracing().to_json()))
+    value = copy.deepcopy(stored_object(retracing()))
     change(value)
     with pytest.raises(UserError) as raised:
         parse_trace(json.dumps(value).encode(), "t.json")
@@ -186,7 +188,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_a_log_that_ends_early_is_refused_unless_the_answer_was_stopped() -> None:
-    value = json.loads(retracing().to_json())
+    value = stored_object(retracing())
     started = [n for n, each in enumerate(value["events"]) if each["event"] == "candidate_started"]
     value["events"] = value["events"][: started[-1]]
     with pytest.raises(UserError, match="events: 10 of the 11 candidates"):
@@ -203,14 +205,14 @@ def test_a_trace_that_lost_its_log_gets_one() -> None:
 
 
 def test_a_log_of_other_stages_is_refused() -> None:
-    value = json.loads(greedy().to_json())
+    value = stored_object(greedy())
     value["events"] = [each for each in value["events"] if each["event"] != "stage_ended"]
     with pytest.raises(UserError, match="events: not the stages of this trace"):
         Trace.from_dict(value)
 
 
 def test_a_log_of_another_text_is_refused() -> None:
-    value = json.loads(greedy().to_json())
+    value = stored_object(greedy())
     index = next(n for n, each in enumerate(value["events"]) if each["event"] == "stage_text")
     value["events"][index]["text"] += "!"
     with pytest.raises(UserError, match="events: not the text of this trace"):
@@ -219,7 +221,7 @@ def test_a_log_of_another_text_is_refused() -> None:
 
 def test_the_log_of_an_interrupted_answer_may_end_before_its_record() -> None:
     """The engine changes the record before it reports, and may be stopped in between."""
-    whole = json.loads(retracing().to_json())
+    whole = stored_object(retracing())
     whole["interrupted"] = True
     for length in range(1, len(whole["events"])):
         Trace.from_dict({**whole, "events": whole["events"][:length]})

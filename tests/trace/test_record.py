@@ -89,7 +89,6 @@ def test_the_json_of_a_trace() -> None:
             "total_s": 0.0,
         },
         "peak_memory_bytes": 7,
-        "events": [],
     }
 
 
