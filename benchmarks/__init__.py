@@ -1,1 +1,1 @@
-"""Measurements against the peers: the figures of the README come from here."""
+"""Benchmarks, also against other programs; docs/benchmarks.md takes its figures from them."""

@@ -1,4 +1,4 @@
-"""Ours and mlx-vlm side by side in one run: `python -m benchmarks.against_mlx_vlm`.
+"""Compares answering with mlx-vlm in one run: `python -m benchmarks.against_mlx_vlm`.
 
 On a random checkpoint with a real picture's geometry (4 tiles of 560 px, 6404 image tokens) it
 measures picture and prefill, a decode step and the peak memory of the process; on the demo model,

@@ -1,4 +1,4 @@
-"""A random checkpoint and a picture of the real geometry, to measure without real weights."""
+"""Makes a random checkpoint and a picture of the real geometry, to measure without real weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llavacot_mlx.demo import model_path
 from llavacot_mlx.model.mllama import Mllama
 
 TILE, TILES = 560, 4
-"""Pixels of a tile's side and tiles of a picture, as in the 11B: 6404 image tokens."""
+"""Side of a tile in pixels, and tiles per picture, as in the 11B: 6404 image tokens."""
 
 
 def write_checkpoint(folder: Path, vocabulary: int) -> None:
@@ -25,7 +25,7 @@ def write_checkpoint(folder: Path, vocabulary: int) -> None:
 
     The picture's geometry is the 11B's; the vision tower has as many heads as the 11B's (16) but
     two layers. The tokenizer is the demo model's, its vocabulary filled up to `vocabulary` ids. No
-    special token is ever the likeliest, so that a run decodes as many tokens as it is asked for.
+    special token is ever ranked first, so that a run decodes the full number of tokens.
     """
     folder.mkdir(parents=True)
     demo = model_path()
@@ -52,7 +52,7 @@ def write_checkpoint(folder: Path, vocabulary: int) -> None:
 
 
 def write_picture(file: Path, tiles: int) -> None:
-    """Writes a picture of noise that is cut into so many tiles: 1, 2 or 4."""
+    """Writes a picture of noise that is cut into `tiles` tiles: 1, 2 or 4."""
     columns, rows = {1: (1, 1), 2: (2, 1), 4: (2, 2)}[tiles]
     shape = (rows * TILE, columns * TILE, 3)
     noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -126,7 +126,7 @@ def filled_tokenizer(tokenizer: dict, vocabulary: int) -> dict:
 
 def _random(name: str, shape: tuple[int, ...]) -> mx.array:
     if shape == (1,):
-        return mx.array([0.5])  # a gate: open, so that everything behind it counts
+        return mx.array([0.5])  # an open gate, so that the layers behind it have an effect
     if name.endswith("norm.weight") or ("layernorm" in name and name.endswith("weight")):
         return mx.ones(shape)
     return mx.random.normal(shape) * 0.02

@@ -1,9 +1,9 @@
-"""Conversion to 4 bits, ours and mlx-vlm's side by side: `… -m benchmarks.convert_against_mlx_vlm`.
+"""Compares conversion to 4 bits with mlx-vlm's: `… -m benchmarks.convert_against_mlx_vlm`.
 
 A random checkpoint in bfloat16 with the 11B's widths and 5 of its 40 text layers is converted by
-both programs in turn, each time by their own command in a new process. Ours is run as it is by
-default, verification and hashes included. Beside the whole command, the conversion alone is timed,
-without the imports: mlx-vlm's take seconds.
+both programs in turn, each time by their own command in a new process. Ours runs with its
+defaults, which include verification and hashes. Besides the whole command, the conversion alone is
+timed, without the imports: mlx-vlm's take seconds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.real_widths import write_real_widths
 RESULT = Path(__file__).parent / "results" / "convert_against_mlx_vlm.json"
 PROGRAMS = ("ours", "mlx-vlm")
 
-# Each prints how long the conversion alone took.
+# Each script prints the seconds of the conversion alone.
 _ALONE = {
     "ours": """
 import sys, time

@@ -1,9 +1,9 @@
-"""The whole way of an 11B on this machine: `python -m benchmarks.full_size --scratch /some/disk`.
+"""Converts and runs a full-size 11B: `python -m benchmarks.full_size --scratch /some/disk`.
 
 Writes 21.3 GB of random bfloat16 in the 11B's exact shapes, converts them to 4 bits, asks one
 question about a picture of one tile, and writes times and peaks of memory to
 `benchmarks/results/full_size.json`. The source is deleted as soon as it is converted, and the rest
-at the end. It takes 30 GB of disk and, on a CPU, the better part of an hour.
+at the end. This takes 30 GB of disk and, on a CPU, most of an hour.
 """
 
 from __future__ import annotations

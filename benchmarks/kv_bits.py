@@ -1,8 +1,9 @@
-"""What K/V in few bits cost in exactness, and save in memory: `python -m benchmarks.kv_bits`.
+"""Measures the error and the memory of quantized K/V: `python -m benchmarks.kv_bits`.
 
-Each model answers with all bits; then the same tokens are read again over K/V in 8 and in 4 bits,
-and the logits of every token are compared. The random checkpoint has a real picture's geometry (4
-tiles of 560 px, 6404 image tokens); the demo model answers questions of its little world.
+Each model answers without quantization; then the same tokens are read again over K/V in 8 and in 4
+bits, and the logits of every token are compared. The random checkpoint has a real picture's
+geometry (4 tiles of 560 px, 6404 image tokens); the demo model answers questions of its little
+world.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def _read(
 ) -> tuple[np.ndarray, int, float]:
     """Logits of every token of an answer, (tokens, vocabulary); bytes of the images' K/V; s/token.
 
-    Read token by token, as it was decoded.
+    The answer is read token by token, as it was decoded.
     """
     usage = Usage()
     kv_budget = KVBudget(usage, KVLimits(bits))

@@ -1,4 +1,4 @@
-"""What a figure was measured on: it is written beside every result."""
+"""Describes the machine; the description is stored with every result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One command in a process of its own: how long it took, and its peak of resident memory."""
+"""Runs one command in its own process, and measures its time and peak resident memory."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Measured:
     seconds: float
     peak_rss_bytes: int
     output: str
-    """What it printed on stdout."""
+    """The command's stdout."""
 
 
 def measured(command: Sequence[str | Path], **environment: str) -> Measured:
-    """Runs a command to its end; leaves the program if it fails."""
+    """Runs a command to its end; exits the program if it fails."""
     started = time.perf_counter()
     with subprocess.Popen(
         [str(word) for word in command],

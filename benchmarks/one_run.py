@@ -1,4 +1,4 @@
-"""One measured run in a process of its own: `python -m benchmarks.one_run ours|mlx-vlm …`.
+"""Measures one answer in its own process: `python -m benchmarks.one_run ours|mlx-vlm …`.
 
 Prints one JSON object on the last line of stdout.
 """
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _ours(model: Path, picture: Path, max_tokens: int) -> list[float]:
-    """The time of the question, then of each token."""
+    """Yields the seconds of the question, and then of each token."""
     from llavacot_mlx.checkpoint.config_json import load_config
     from llavacot_mlx.checkpoint.weights import load_model
     from llavacot_mlx.generate.decode import decode
@@ -69,7 +69,7 @@ def _ours(model: Path, picture: Path, max_tokens: int) -> list[float]:
 
 
 def _mlx_vlm(model: Path, picture: Path, max_tokens: int) -> list[float]:
-    """The time of the question, then of each token."""
+    """Yields the seconds of the question, and then of each token."""
     from mlx_vlm import load
     from mlx_vlm.generate import stream_generate
 

@@ -1,13 +1,13 @@
-"""One search in a process of its own: `python -m benchmarks.one_search together|…|mlx-vlm …`.
+"""Measures one search in its own process: `python -m benchmarks.one_search together|…|mlx-vlm …`.
 
-The four ways to write the same tree of candidates, see `search_tree.py`:
+There are four ways to decode the same tree of candidates (see `search_tree.py`):
 
 - together: our engine. The picture is read once, and each round is decoded as one batch.
 - one-by-one: our engine with one candidate at a time. The picture and every prefix are still read
   once, but each candidate is decoded in a batch of its own.
-- cold: our engine the reference way. For every candidate the picture is encoded and the question
-  and the prefix are read again.
-- mlx-vlm: the reference way on mlx-vlm.
+- cold: our engine, in the reference's way. For every candidate the picture is encoded and
+  the question and the prefix are read again.
+- mlx-vlm: the reference's way, with mlx-vlm.
 
 The clock starts when the model is loaded. Prints one JSON object on the last line of stdout.
 """
@@ -34,16 +34,16 @@ from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
 from llavacot_mlx.usage import Timings, Usage
 
 QUESTION = "What is in the picture?"
-WORD = " red"  # one token, however often it is repeated: stands for any prefix of so many tokens
+WORD = " red"  # one token, also when repeated: n of them stand for any prefix of n tokens
 
 
 @dataclass
 class Measured:
-    """What one search took, and what was computed in it."""
+    """The time and memory of one search, and the tokens that it computed."""
 
     total_s: float
     picture_and_prefix_s: float
-    """Of the total, until the first token of each candidate that began with the picture."""
+    """Seconds of the total before the first token of each candidate that began with the picture."""
     decoded_tokens: int
     prefilled_tokens: int
     images_encoded: int
@@ -72,7 +72,7 @@ def _one_by_one(folder: Path, picture: Path, rounds: list[list[Planned]]) -> Mea
 
 
 def _shared(folder: Path, picture: Path, batches: list[list[Planned]]) -> Measured:
-    """Our engine: a candidate goes on where its parent stopped."""
+    """Runs our engine: a candidate continues its parent."""
     loaded, usage = _Loaded(folder), Usage()
     started = time.perf_counter()
     context = prefill(loaded.model, loaded.prompt(picture, 0), usage, Timings())
@@ -91,7 +91,7 @@ def _shared(folder: Path, picture: Path, batches: list[list[Planned]]) -> Measur
 
 
 def _cold(folder: Path, picture: Path, rounds: list[list[Planned]]) -> Measured:
-    """Our engine: every candidate begins with the picture, the question and its prefix."""
+    """Runs our engine: every candidate begins with the picture, the question and its prefix."""
     loaded, usage = _Loaded(folder), Usage()
     prepared = 0.0
     started = time.perf_counter()
@@ -109,7 +109,7 @@ def _cold(folder: Path, picture: Path, rounds: list[list[Planned]]) -> Measured:
 
 
 def _mlx_vlm(folder: Path, picture: Path, rounds: list[list[Planned]]) -> Measured:
-    """mlx-vlm's own generation, every candidate from the picture on."""
+    """Runs mlx-vlm's generation: every candidate begins with the picture."""
     from mlx_vlm import load
     from mlx_vlm.generate import stream_generate
 
@@ -141,7 +141,7 @@ def _mlx_vlm(folder: Path, picture: Path, rounds: list[list[Planned]]) -> Measur
 
 
 class _Loaded:
-    """Our engine's model, and what makes prompts for it."""
+    """Our engine's model, and its tokenizer and image processor."""
 
     def __init__(self, folder: Path) -> None:
         config = load_config(folder)

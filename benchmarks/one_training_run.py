@@ -1,4 +1,4 @@
-"""Training steps measured in a process of their own, ours or mlx-vlm's.
+"""Measures training steps in their own process, ours or mlx-vlm's.
 
 `python -m benchmarks.one_training_run ours|mlx-vlm …` prints one JSON object on the last line.
 """
@@ -22,10 +22,10 @@ from mlx.utils import tree_map
 
 RANK, ALPHA = 8, 16.0
 PROMPT_TOKENS = 64
-"""Of a row: what is not learned. LLaVA-CoT's questions are short and its answers long."""
+"""Tokens of a row without a loss. LLaVA-CoT's questions are short and its answers long."""
 _IMAGE_AT = 5
 _HIGHEST_ID = 400
-"""Ids are drawn from below: ordinary tokens of every vocabulary here."""
+"""Ids are drawn below this one, where every vocabulary here has ordinary tokens."""
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
     arguments = parser.parse_args()
     prepare = _ours if arguments.program == "ours" else _mlx_vlm
     parts = prepare(arguments)
-    mx.reset_peak_memory()  # of the arrays: reading the weights is not what is measured
+    mx.reset_peak_memory()  # evaluates the weights, so that reading them is not measured
     seconds: dict[str, list[float]] = {name: [] for name in parts}
     for _ in range(1 + arguments.steps):
         for name, run in parts.items():
@@ -65,7 +65,7 @@ def _ids(arguments: argparse.Namespace, image_token_id: int) -> np.ndarray:
 
 
 def _ours(arguments: argparse.Namespace) -> dict[str, Callable[[], None]]:
-    """Vision tower of one picture, and the step of a batch whose pictures are known."""
+    """Functions that run the vision tower on a picture, and a step with cached image features."""
     from llavacot_mlx.checkpoint.weights import load_model
     from llavacot_mlx.prompt.image_processor import ImageProcessor, open_image
     from llavacot_mlx.train.data.sample import TokenKind
@@ -102,10 +102,10 @@ def _ours(arguments: argparse.Namespace) -> dict[str, Callable[[], None]]:
 
 
 def _mlx_vlm(arguments: argparse.Namespace) -> dict[str, Callable[[], None]]:
-    """The step of mlx-vlm's own loop: its loss, its LoRA on the same layers, its picture inputs.
+    """A function that runs a step of mlx-vlm's loop: its loss, LoRA on the same layers, its inputs.
 
-    Its vision tower is part of every step. The mask of the absent tiles is left out: there are
-    none here, and mlx-vlm is quicker without it.
+    Its vision tower is part of every step. The mask of absent tiles is omitted: no tile is absent
+    here, and mlx-vlm is faster without the mask.
     """
     from mlx_vlm import load
     from mlx_vlm.trainer.core import grad_checkpoint

@@ -1,4 +1,4 @@
-"""How sure a share is, and a difference between two shares of the same questions."""
+"""Confidence intervals of a fraction, and of the difference of two on the same questions."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RESAMPLES = 10_000  # of the bootstrap
-_Z = 1.96  # of a 95% interval
+RESAMPLES = 10_000  # draws of the bootstrap
+_Z = 1.96  # normal quantile of a 95% interval
 
 
 def wilson(hits: int, count: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share of `count` > 0 independent questions."""
+    """Wilson's 95% interval of a fraction of `count` > 0 independent questions."""
     share = hits / count
     scale = 1 + _Z**2 / count
     middle = (share + _Z**2 / (2 * count)) / scale
@@ -23,11 +23,11 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Difference:
-    """Between two ways to answer the same questions, in shares of right answers."""
+    """The advantage of one way to answer over another, as a fraction of the same questions."""
 
     value: float
     low: float
-    """The 95% interval, by a bootstrap over questions."""
+    """The 95% interval, from a bootstrap over questions."""
     high: float
     wins: int
     """Questions that only the first got right."""
@@ -54,7 +54,7 @@ def difference(first: Sequence[bool], second: Sequence[bool]) -> Difference:
 
 
 def mcnemar(wins: int, losses: int) -> float:
-    """The exact two-sided p: how often a fair coin is at least as one-sided."""
+    """The exact two-sided p: the probability that a fair coin is at least as one-sided."""
     flips, fewer = wins + losses, min(wins, losses)
     tail = sum(math.comb(flips, heads) for heads in range(fewer + 1)) / 2**flips
     return min(1.0, 2 * tail)

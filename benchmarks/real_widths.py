@@ -1,7 +1,7 @@
-"""A random checkpoint with the 11B's widths, and as many of its layers as asked for.
+"""Writes a random checkpoint with the 11B's widths and a chosen number of its layers.
 
-It is written piece by piece, so that 21 GB of it need no memory. Real weights are not needed to
-measure how long they take to read, convert and run.
+It is written in pieces, so that 21 GB take little memory. Measuring how long weights take to read,
+convert and run does not need real ones.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from llavacot_mlx.demo import model_path
 from llavacot_mlx.model.mllama import Mllama
 
 TEXT_LAYERS, VISION_LAYERS = 40, 32
-"""Of the 11B; it has 8 global vision layers as well."""
+"""Layers of the 11B; it has 8 global vision layers as well."""
 
 VOCABULARY = 128256
 _SHARD_BYTES = 5 * 10**9
-_POOL = 2**24  # random values that all weights are cut from
+_POOL = 2**24  # random values that all weights are slices of
 _PIECE = 2**24
 
 
 def write_real_widths(
     folder: Path, text_layers: int, vision_layers: int, global_layers: int
 ) -> int:
-    """Writes a checkpoint in bfloat16 as hubs hold one, and returns the size of its weights.
+    """Writes a checkpoint in bfloat16 in the hub's layout, and returns the size of its weights.
 
     `vision_layers` must be 5 or more, for the widths that the projector reads. No special token is
-    ever the likeliest, so that an answer is as long as it may be.
+    ever ranked first, so that an answer has the maximum length.
     """
     folder.mkdir(parents=True)
     demo = model_path()
@@ -74,7 +74,7 @@ def write_real_widths(
 
 
 class _Weights:
-    """Random values: 0.02 wide as a fresh model's, norms of one, gates half open."""
+    """Random values with a deviation of 0.02, as in a new model; norms are one, gates half open."""
 
     def __init__(self, special: list[int]) -> None:
         self._random = np.random.default_rng(0)

@@ -1,10 +1,10 @@
-"""What each recipe of quantization costs and saves: `python -m benchmarks.recipes`.
+"""Measures the size and the error of each quantization recipe: `python -m benchmarks.recipes`.
 
 Every recipe converts the demo model, which then answers held-out questions of its little world, and
-a random checkpoint with the 11B's widths. Of each the table has bits a weight and size; how far the
-logits of every token drift from the unquantized model's, when both read the tokens that the latter
-wrote; how often the likeliest token stays the same; and of the demo model how many answers are
-right. Random weights know no likely tokens, so their agreement is a lower bound.
+a random checkpoint with the 11B's widths. For each, the table has bits per weight and size; the
+error of every token's logits, when both models read the tokens that the unquantized one wrote; how
+often the token ranked first stays the same; and for the demo model the fraction of right answers.
+Random weights have no clear first token, so their agreement is a lower bound.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
 from llavacot_mlx.usage import Timings, Usage
 
 RESULT = Path(__file__).parent / "results" / "recipes.json"
-MOST_TOKENS = 320  # a reference answer has at most about 200
-DEFAULT = "4bit"  # of `llavacot convert -q`
+MOST_TOKENS = 320  # reference answers have at most about 200
+DEFAULT = "4bit"  # group size of `llavacot convert -q`
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Asked:
     picture: Image.Image
     question: str
     answer: str | None
-    """The right one, where there is one."""
+    """The right answer, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Row:
     bits_per_weight: float
     weight_bytes: int
     mean_drift: float
-    """Largest difference of a token's logits over its largest logit, the mean over tokens."""
+    """Largest difference of a token's logits over its largest logit; mean over tokens."""
     largest_drift: float
     same_token: float
     tokens: int
@@ -213,7 +213,7 @@ def _written(folder: Path, asked: Sequence[Asked], max_tokens: int) -> list[Read
 
 
 def _drift(folder: Path, written: Sequence[Reading]) -> tuple[np.ndarray, np.ndarray]:
-    """Of every token: how far its logits are off, and whether the likeliest is the same."""
+    """For every token, the error of its logits, and whether the token ranked first is the same."""
     model = load_model(folder, "float32")
     drifts, same = [], []
     for one in written:
@@ -227,7 +227,7 @@ def _drift(folder: Path, written: Sequence[Reading]) -> tuple[np.ndarray, np.nda
 def _read(
     model: Mllama, prompt: tuple[int, ...], tiles: Tiles, written: Sequence[int]
 ) -> np.ndarray:
-    """The logits from which each written token would be chosen, (tokens, vocabulary)."""
+    """The logits that each written token is chosen from, (tokens, vocabulary)."""
     context = prefill(model, Prompt(prompt, (tiles,)), Usage(), Timings())
     first, rest = context.logits, list(written[:-1])
     if not rest:

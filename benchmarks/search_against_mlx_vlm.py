@@ -1,15 +1,16 @@
-"""A whole search against the reference way: `python -m benchmarks.search_against_mlx_vlm`.
+"""Compares a whole search with the reference's way: `python -m benchmarks.search_against_mlx_vlm`.
 
 The reference search scripts start every candidate cold: the picture, the question and the prefix
-again, one candidate after the other. Here the same tree is written in that way on mlx-vlm and on
-our engine, with one candidate at a time on our engine, and as our engine does it (`one_search.py`).
+again, one candidate after the other. Here the same tree is decoded in that way with mlx-vlm and
+with our engine, with one candidate at a time on our engine, and in our engine's own way
+(`one_search.py`).
 
 What is fixed, and why: the tree is that of the published search (`search_tree.py`) and every
-candidate has the number of tokens that its stage is given, because a random model closes no stage.
-Each takes the likeliest token, because among drawn ones there would be special tokens, which end a
-generation on mlx-vlm; siblings write the same, and each is computed. mlx-vlm reads one token more
+candidate has the fixed number of tokens of its stage, because a random model closes no stage.
+Decoding is greedy, because sampling would draw special tokens, which end a generation in mlx-vlm;
+so siblings write the same tokens, but each is computed. mlx-vlm reads one token more
 for every candidate, because its processor puts one before the prompt. Loading does not count.
-Nobody judges: mlx-vlm has no judge, and the reference's is another model.
+There is no judge: mlx-vlm has none, and the reference's is another model.
 
 The ways run in turn, each time in a new process. Seconds are medians and ratios the medians of the
 rounds' ratios; everything is printed and written to `benchmarks/results/`.
@@ -76,7 +77,7 @@ def _run(way: str, model: Path, picture: Path, shape: list[str]) -> dict[str, fl
 def _summary(
     runs: dict[str, list[dict[str, float]]], candidates: int, retraces: int
 ) -> dict[str, object]:
-    """Prints and returns each way's figures and what it takes of the time of `together`."""
+    """Prints and returns each way's figures, and its time relative to `together`."""
     nodes = sum(map(len, swires_rounds(candidates, retraces)))
     print(f"\n{retraces} retraces: {nodes} candidates")
     print(f"{'':12}{'seconds':>10}{'ratio':>8}{'of it decoding':>16}{'ratio':>8}{'pictures':>10}")

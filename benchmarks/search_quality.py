@@ -1,14 +1,14 @@
-"""Whether a search answers better, and at what price: `python -m benchmarks.search_quality`.
+"""Measures the quality and the cost of a search: `python -m benchmarks.search_quality`.
 
 Held-out questions of the demo world are answered by every method with every judge, at the
-published sampling (temperature 0.6, top-p 0.9). A judge of this benchmark's own knows the truth:
-`oracle`, the ceiling of what a judge can do for a method. Outcomes are appended to `rows.jsonl` in
-the folder `--rows` as soon as a question is done with; a run that was stopped goes on behind them.
+published sampling (temperature 0.6, top-p 0.9). A judge of this benchmark, `oracle`,
+knows the truth: it is the upper bound for any judge. Outcomes are appended to `rows.jsonl` in
+the folder `--rows` as soon as a question is done, and a run that was stopped resumes after them.
 At the end the table is printed and written to `benchmarks/results/search_quality.json`.
 
-A candidate's random numbers depend on the seed and on its place in the tree alone, so the first n
-of many whole answers are what best-of-n with n candidates writes, whoever judges. They are decoded
-once for every n and every judge; `sample` is the first of them.
+A candidate's random numbers depend only on the seed and on its position in the tree. So the first n
+of many whole answers are those of best-of-n with n candidates, with any judge. They are decoded
+once for all n and all judges; `sample` is the first of them.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ from llavacot_mlx.usage import Timings, Usage
 
 RESULT = Path(__file__).parent / "results" / "search_quality.json"
 SEED = 0
-MOST_TOKENS = 320  # a reference answer has at most about 200
-CANDIDATES = 4  # of best-of-n and majority in the table
+MOST_TOKENS = 320  # reference answers have at most about 200
+CANDIDATES = 4  # numbers of candidates of best-of-n and majority in the table
 ORACLE = "oracle"
 JUDGES = (SELF, LOGPROB, ORACLE)
 _EVERYONE = "everyone"
@@ -64,13 +64,13 @@ class Contender:
 
     method: str
     judge: str = ""
-    """Empty where there is none to choose."""
+    """Empty for methods without a judge."""
     candidates: int = 1
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one question."""
+    """The outcome of one question."""
 
     question: int
     contender: Contender
@@ -80,11 +80,11 @@ class Outcome:
     judge_tokens: int
     retraces: int
     seconds: float | None
-    """From the picture to the answer; None where the answers were decoded for others as well."""
+    """Seconds from the picture to the answer; None if the answers were also decoded for others."""
 
 
 class Oracle:
-    """Knows the reference answer: 1 for a text that says the same, or begins so, and else 0."""
+    """Knows the reference answer: scores 1 for that text or a beginning of it, and 0 otherwise."""
 
     def __init__(self, question: Question) -> None:
         self._question = question
@@ -100,7 +100,7 @@ class Oracle:
 
 
 class Everyone:
-    """Asks several judges about whole answers, and leaves the choice to whoever reads `given`."""
+    """Asks several judges about whole answers, and stores their scores in `given`."""
 
     def __init__(self, judges: Mapping[str, Judge]) -> None:
         self._judges = judges
@@ -122,7 +122,7 @@ class _Asked:
     question: Question
     context: PrefilledPrompt
     seconds: float
-    """That the reading took, the picture included."""
+    """Seconds that reading took, including the picture."""
 
 
 class Examiner:
@@ -138,7 +138,7 @@ class Examiner:
     def outcomes(
         self, split: Split, index: int, contenders: Sequence[Contender]
     ) -> Iterator[Outcome]:
-        """How these contenders answer one question; whole answers bring all that share them."""
+        """Runs these contenders on one question; they may share whole answers."""
         seed = split.seed(index)
         world = scene(seed)
         question = questions(world, random.Random(f"rows {seed}"))[0]
@@ -157,7 +157,7 @@ class Examiner:
                 yield self._searched(asked, contender)
 
     def _whole(self, asked: _Asked, judges: Sequence[str], answers: int) -> Iterator[Outcome]:
-        """One sample, and what the judges and the majority choose from the first n answers."""
+        """The first sample, and the choices of judges and majority from the first n answers."""
         usage = Usage()
         everyone = Everyone({name: self._judge(name, asked, usage) for name in judges})
         plan = make_plan(Settings(Method.BEST_OF_N, answers, judge=_EVERYONE))
@@ -165,7 +165,7 @@ class Examiner:
         for _ in search.run(asked.context.state()):
             pass
         nodes = search.nodes
-        # The engine judges twins once.
+        # The engine judges equal candidates once.
         a_question = usage.judge_tokens // max(1, len(everyone.given))
         yield _outcome(asked, Contender(Method.SAMPLE), nodes[:1], nodes[0], 0)
         for count in range(2, len(nodes) + 1):
@@ -199,7 +199,7 @@ class Examiner:
         )
 
     def _plan(self, contender: Contender) -> Plan:
-        """The method's usual numbers, and the cut-off that is calibrated for the judge."""
+        """The method's defaults, and the judge's calibrated threshold."""
         plan = make_plan(Settings(contender.method, judge=contender.judge or None))
         if plan.retrace is None:
             return plan
@@ -222,7 +222,7 @@ class Examiner:
             kv_budget=KVBudget(usage),
             tokenizer=self._tokenizer,
             timings=Timings(),
-            image=None,  # no judge here looks at it
+            image=None,  # no judge here reads it
             question=asked.question.text,
         )
 
@@ -235,20 +235,20 @@ class Examiner:
 
 
 def _best(nodes: Sequence[Node], scores: Sequence[float | None]) -> Node:
-    """What the engine would keep of these, had a judge given them these scores."""
+    """The candidates that the engine would keep if a judge gave them these scores."""
     for node, score in zip(nodes, scores, strict=True):
         node.score = score
     return best(nodes, 1)[0]
 
 
 def _answer(nodes: Sequence[Node], path: Sequence[int]) -> str | None:
-    """The conclusion of the candidate that the path of tokens ends in."""
+    """The conclusion of the candidate at the end of the path of tokens."""
     chosen = next(node for node in nodes if node.path_ids == list(path))
     return _conclusion(chosen)
 
 
 def _conclusion(node: Node) -> str | None:
-    """As in a trace: the text of the last CONCLUSION."""
+    """The text of the last CONCLUSION, as in a trace."""
     conclusions = [
         record.text.strip() for record in node.stages if record.stage is Stage.CONCLUSION
     ]
@@ -270,9 +270,9 @@ Outcomes = dict[Contender, dict[int, Outcome]]
 
 
 def contenders(methods: Sequence[str], judges: Sequence[str], answers: int) -> list[Contender]:
-    """All that is compared: each method with each judge that it can have.
+    """All contenders: each method with each judge that it supports.
 
-    Best-of-n and majority are, with every n up to `answers`.
+    Best-of-n and majority take part with every n up to `answers`.
     """
     found, counts = [], range(2, answers + 1)
     for method in methods:
@@ -290,7 +290,7 @@ def contenders(methods: Sequence[str], judges: Sequence[str], answers: int) -> l
 
 
 def read_rows(file: Path) -> Outcomes:
-    """All outcomes so far, by contender and question; a last line that was cut off is left out."""
+    """All outcomes so far, by contender and question; a truncated last line is ignored."""
     outcomes: Outcomes = defaultdict(dict)
     if file.exists():
         for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
@@ -309,7 +309,7 @@ def run(
     wanted: Sequence[Contender],
     processes: int,
 ) -> None:
-    """Appends to the file what is missing in it, question by question."""
+    """Answers the questions that are missing in the file, and appends their outcomes."""
     outcomes = read_rows(file)
     tasks = []
     for index in numbers:
@@ -319,7 +319,7 @@ def run(
     if not tasks:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    if file.exists():  # a cut-off line must not run into the next
+    if file.exists():  # a truncated line must not join the next one
         text = file.read_text(encoding="utf-8")
         file.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
     context = multiprocessing.get_context("spawn")
@@ -334,7 +334,7 @@ def run(
                 print(f"{done} of {len(tasks)} questions", flush=True)
 
 
-_examiner: Examiner | None = None  # of a worker process
+_examiner: Examiner | None = None  # globals of a worker process
 
 
 def _load(model: Path) -> None:
@@ -352,23 +352,23 @@ def _examined(task: tuple[Split, int, Sequence[Contender]]) -> list[Outcome]:
 
 @dataclass(frozen=True)
 class Line:
-    """A contender's figures, and its differences from others on what both answered."""
+    """A contender's figures, and its differences from others on questions that both answered."""
 
     contender: Contender
     questions: int
     right: int
     interval: tuple[float, float]
     decoded: float
-    """Means of a question, as the next two."""
+    """Means per question, like the next two fields."""
     judge_tokens: float
     retraces: float
     seconds: float | None
-    """The median of a question: other programs may have used the machine as well."""
+    """The median per question: other programs may have used the machine as well."""
     against: Mapping[str, Difference]
 
 
 def line(outcomes: Outcomes, contender: Contender, rivals: Mapping[str, Contender]) -> Line:
-    """The figures of one contender, and against each of the rivals, by the rivals' names."""
+    """The figures of one contender, and its comparisons with the rivals, by their names."""
     mine = outcomes[contender]
     right = sum(outcome.right for outcome in mine.values())
     seconds = [outcome.seconds for outcome in mine.values() if outcome.seconds is not None]
@@ -394,9 +394,10 @@ def line(outcomes: Outcomes, contender: Contender, rivals: Mapping[str, Contende
 
 
 def as_costly(outcomes: Outcomes, contender: Contender, method: str, judge: str) -> Contender:
-    """`method` with the fewest candidates that decode no fewer tokens than the contender.
+    """The cheapest rival of `method` that decodes at least as many tokens as the contender.
 
-    Both means are over the questions that both answered; the most candidates where none do.
+    The cheapest has the fewest candidates. Both means are over the questions that both answered.
+    If no rival decodes as many, it is the one with the most candidates.
     """
     mine = outcomes[contender]
     rivals = [rival for rival in outcomes if (rival.method, rival.judge) == (method, judge)]
@@ -413,7 +414,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def table(lines: Sequence[Line]) -> str:
-    """In Markdown: shares in percent, tokens and seconds a question, differences in points."""
+    """The table in Markdown: percentages, tokens and seconds per question, and differences."""
     rivals = sorted({name for one in lines for name in one.against}, reverse=True)
     rows = [
         "| method | judge | n | right | 95% | decoded | judged | s | of |"
@@ -435,7 +436,7 @@ def table(lines: Sequence[Line]) -> str:
 
 
 def _against(found: Difference | None) -> str:
-    """Two cells: percentage points with their interval, and the p."""
+    """Two cells: percentage points with their interval, and p."""
     if found is None:
         return " | |"
     value, low, high = (f"{100 * share:+.1f}" for share in (found.value, found.low, found.high))
@@ -480,10 +481,10 @@ def main() -> None:
 
 
 def report(outcomes: Outcomes) -> list[Line]:
-    """The lines of the table, of everything that there are outcomes of.
+    """The rows of the table, for everything that has outcomes.
 
-    Best-of-n and majority are shown with the usual number of candidates, and with as many as
-    decode no fewer tokens than `swires` judged by the model itself.
+    Best-of-n and majority are shown with the default number of candidates, and with the number that
+    decodes as many tokens as `swires` with the model as its own judge.
     """
     rivals = {"greedy": Contender(Method.GREEDY), "sample": Contender(Method.SAMPLE)}
     rivals = {name: rival for name, rival in rivals.items() if outcomes[rival]}

@@ -1,9 +1,9 @@
-"""What a decode step costs for many candidates: `python -m benchmarks.search_steps`.
+"""Measures a decode step with many candidates: `python -m benchmarks.search_steps`.
 
 On a random checkpoint with a real picture's geometry (4 tiles of 560 px, 6404 image tokens):
 seconds of a step for 1 to 16 candidates that are decoded together from one prompt, and for a single
-path as `decode` follows it; and bytes of K/V. Runs of all sizes take turns, a ratio is the median
-of the rounds' ratios. Tokens are drawn at the published temperature and top-p.
+path with `decode`; and bytes of K/V. Runs of all sizes take turns, and a ratio is the median of the
+rounds' ratios. Tokens are sampled at the published temperature and top-p.
 
 K/V are counted as memory that MLX has allocated for arrays: the picture's, the prompt's, and what
 the candidates' own tokens add. Everything is printed and written to `benchmarks/results/`.
@@ -43,7 +43,7 @@ from llavacot_mlx.usage import Timings, Usage
 
 QUESTION = "What is in the picture?"
 RESULTS = Path(__file__).parent / "results"
-WARM_UP = 2  # steps at a run's beginning that are not counted
+WARM_UP = 2  # steps at the beginning of a run that are not counted
 
 
 def main() -> None:
@@ -97,13 +97,13 @@ class Asked:
         return cls(prompt, read, read.state())
 
     def together(self, candidates: int, steps: int) -> Iterable[object]:
-        """A token of the first candidate for each step of all."""
+        """Yields a token of the first candidate for each step of all candidates."""
         starts = [CandidateStart(self.state, str(number), steps) for number in range(candidates)]
         events = decode_batch(self.read, starts, PUBLISHED_SAMPLING, 0, lambda _: False)
         return (event for event in events if isinstance(event, Token) and event.candidate == 0)
 
     def alone(self, steps: int) -> Iterable[object]:
-        """The tokens of a single path, decoded without any of what a search needs."""
+        """Yields the tokens of a single path, decoded without a search."""
         cache = self.read.model.language_model.new_cache()
         (prefix,) = self.state.path.segments
         for layer, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
@@ -150,7 +150,7 @@ def _bytes(asked: Asked, tokens: int) -> dict[str, object]:
 
 
 def _own_bytes(asked: Asked, candidates: int, tokens: int) -> int:
-    """What MLX holds more, once so many candidates have decoded so many tokens together."""
+    """Bytes that MLX allocates in addition while candidates decode tokens together."""
     before = mx.get_active_memory()
     batch = SharedPrefixCache([asked.state.path] * candidates)
     spans = span_of_all(asked.read.image_kv, 1)

@@ -1,8 +1,7 @@
-"""The tree of a stage-wise retracing search with a fixed number of tokens for each candidate.
+"""Defines the tree of a stage-wise retracing search, with a fixed length for each candidate.
 
-A random model closes no stage, so what a candidate writes ends after as many tokens as its stage is
-given here. Nobody judges: the first candidates are kept, and a retrace is made because it was asked
-for.
+A random model closes no stage, so a candidate ends after the number of tokens that is set here for
+its stage. There is no judge: the first candidates are kept, and the number of retraces is given.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 STAGE_TOKENS = (24, 48, 48, 12)
-"""Of a summary, a caption, a reasoning and a conclusion."""
+"""Tokens of a summary, a caption, a reasoning and a conclusion."""
 
 
 @dataclass(frozen=True)
@@ -18,16 +17,16 @@ class Planned:
     """One candidate."""
 
     key: str
-    """Its place in the tree: its parent's key, and its number among the parent's children."""
+    """Its path in the tree: its parent's key, and its number among the parent's children."""
     parent: str | None
     """None for the prompt."""
     tokens: int
     prefix_tokens: int
-    """Generated tokens between the prompt and its first."""
+    """Number of generated tokens before its first one."""
 
 
 def swires_rounds(candidates: int, retraces: int) -> list[list[Planned]]:
-    """What is written together, round by round, with the published shape.
+    """The candidates that are decoded together, round by round, in the published shape.
 
     One summary; `candidates` captions, half of them kept; as many reasonings, spread over the kept
     captions; captions and reasonings once more for each of the `retraces`; and a conclusion for
@@ -53,6 +52,6 @@ def swires_rounds(candidates: int, retraces: int) -> list[list[Planned]]:
         captions = written([root], candidates, caption)
         reasonings = written(captions[:keep], candidates, reasoning)
         rounds += [captions, reasonings]
-    # The kept reasonings have one parent each, as where the best of each caption is kept.
+    # The kept reasonings have one parent each, as if the best one of each caption were kept.
     rounds.append(written(reasonings[:: candidates // keep], keep, conclusion))
     return rounds

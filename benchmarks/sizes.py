@@ -1,4 +1,4 @@
-"""What LLaVA-CoT takes in memory, computed from its shapes: `python -m benchmarks.sizes`.
+"""Computes the memory that LLaVA-CoT takes from its shapes: `python -m benchmarks.sizes`.
 
 No weights are needed. The geometry is that of Llama-3.2-11B-Vision, which LLaVA-CoT fine-tunes.
 """
@@ -46,9 +46,9 @@ LLAVA_COT = {
     },
 }
 ANSWER_TOKENS = 2048  # a long answer; the published setting stops there
-PROMPT_TOKENS = 64  # of a question with its chat template
+PROMPT_TOKENS = 64  # a question with its chat template
 CANDIDATES = (1, 2, 4, 8, 16)
-BYTES = 2  # of a bfloat16 value
+BYTES = 2  # a bfloat16 value
 
 
 def main() -> None:
@@ -90,7 +90,7 @@ def text_cache_bytes(config: ModelConfig, tokens: int) -> int:
 
 
 def search_cache_bytes(config: ModelConfig, candidates: int, tokens: int) -> int:
-    """K/V of candidates that share a picture and a prompt and have `tokens` of their own each."""
+    """K/V of candidates that share a picture and a prompt and have `tokens` own tokens each."""
     text = text_cache_bytes(config, PROMPT_TOKENS + candidates * tokens)
     return image_cache_bytes(config) + text
 

@@ -1,9 +1,9 @@
-"""Training against mlx-vlm, in one run: `python -m benchmarks.training_against_mlx_vlm`.
+"""Compares training with mlx-vlm in one run: `python -m benchmarks.training_against_mlx_vlm`.
 
 LoRA of rank 8 on all linear layers of the text, on a random checkpoint with the real vocabulary
-and a picture of the real size (6404 image tokens). mlx-vlm trains one row at a time, because on
-this model it fails at more; ours one and eight. The programs run in turn, each time in a new
-process. Then, ours alone, what gradient checkpointing costs and saves at several lengths.
+and a picture of the real size (6404 image tokens). mlx-vlm trains one row at a time, because it
+fails with more on this model; ours trains one and eight. The programs run in turn, each time in a
+new process. Then it measures gradient checkpointing at several lengths, for ours only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.machine import machine
 
 VOCABULARY = 128256
 PUBLISHED_EPOCHS = 3
-"""Of LLaVA-CoT's own training: the command in its repository's README."""
+"""From LLaVA-CoT's own training: the command in its repository's README."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _compare(common: tuple[str, ...], rounds: int, tokens: int) -> dict[str, object]:
-    """Samples a second and peak memory, and the medians of ratios within a round."""
+    """Samples per second, peak memory, and the medians of the ratios within a round."""
     figures: dict[str, list[dict[str, float]]] = {}
     for _ in range(rounds):
         theirs = _run("mlx-vlm", *common, "--tokens", str(tokens))
@@ -62,7 +62,7 @@ def _compare(common: tuple[str, ...], rounds: int, tokens: int) -> dict[str, obj
         eight = _run("ours", *common, "--tokens", str(tokens), "--rows", "8", "--no-tower")
         for name, rows, run, tower in (
             ("mlx-vlm, 1 row", 1, theirs, 0.0),
-            # The tower runs once a picture; with --cache-features, in the first epoch alone.
+            # The tower runs once per picture; with --cache-features, only in the first epoch.
             ("ours, 1 row, first epoch", 1, one, one["tower_s"]),
             ("ours, 1 row, features cached", 1, one, 0.0),
             ("ours, 8 rows, first epoch", 8, eight, 8 * one["tower_s"]),
@@ -89,7 +89,7 @@ def _compare(common: tuple[str, ...], rounds: int, tokens: int) -> dict[str, obj
 
 
 def _checkpointing(common: tuple[str, ...], lengths: list[int]) -> list[dict[str, float]]:
-    """Seconds and peak of MLX's arrays of a step of one row, without and with it."""
+    """Seconds and peak memory of a step with one row, without and with gradient checkpointing."""
     print("\ngradient checkpointing, 1 row")
     print(f"{'tokens':>8}{'s':>10}{'with, s':>10}{'price':>8}{'GB':>8}{'with, GB':>10}")
     table = []

@@ -1,4 +1,4 @@
-"""Draws a run's curve: what is read right and answered right, over the time spent.
+"""Draws a run's curve: the fractions read and answered correctly, over time.
 
 python recipes/demo_model/curve.py CURVE_JSONL OUT_SVG
 """
@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 
 
 def entries(path: Path) -> list[dict]:
-    """The log's lines in order; of a stretch that was trained twice, the later ones."""
+    """The log's lines in order; of steps that were trained twice, the later lines."""
     result: dict[tuple[str, str, int], dict] = {}
     for line in path.read_text().splitlines():
         entry = json.loads(line)

@@ -1,9 +1,9 @@
-"""The demo model's figures: held-out questions answered greedily by this project's runtime.
+"""Measures the demo model: this project's runtime answers held-out questions greedily.
 
     python recipes/demo_model/evaluate.py [MODEL] [--count 1000] [--processes 2] [--out FILE]
 
-One question a scene of the test split. MODEL is any folder that `Assistant.load` opens; without
-one, the model in the package.
+It asks one question per scene of the test split. MODEL is a folder that `Assistant.load` opens, by
+default the model in the package.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from llavacot_mlx import Assistant
 from llavacot_mlx.demo import model_path
 from llavacot_mlx.demo.world import SPLITS, Question, Scene, Split, draw, questions, scene
 
-MOST_TOKENS = 320  # a reference answer has at most about 200
+MOST_TOKENS = 320  # reference answers have at most about 200
 
 
 def asked(split: Split, index: int) -> tuple[Scene, Question]:
-    """The split's question number `index`."""
+    """The scene and question number `index` of the split."""
     seed = split.seed(index)
     world = scene(seed)
     return world, questions(world, random.Random(f"rows {seed}"))[0]
 
 
 def answered(model: Path, split: Split, indices: list[int]) -> list[dict[str, object]]:
-    """What the model made of these questions."""
+    """The model's scored answers to these questions."""
     assistant = Assistant.load(model, dtype="float32")
     rows = []
     for index in indices:

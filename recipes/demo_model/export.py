@@ -18,7 +18,7 @@ from train import SEED
 
 
 def export(run: Path, out: Path) -> None:
-    """The joint phase's checkpoint as bf16 safetensors with everything that belongs to it."""
+    """Writes the joint phase's checkpoint as bfloat16 safetensors, with all settings files."""
     tokenizer = Tokenizer.from_file(str(run / "tokenizer.json"))
     model = new_model(tokenizer, SEED)
     saved = torch.load(run / "joint.pt")

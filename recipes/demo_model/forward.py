@@ -21,14 +21,14 @@ from transformers import MllamaForConditionalGeneration
 
 IMAGE_AT = 5  # begin, header, "user", header end, blank line, then the image token
 PADDED = -(-TOKENS // 8) * 8  # Mllama pads a tile's tokens to a multiple of eight
-# What products are computed in: without AMX a CPU takes twenty times as long over bf16.
+# The type of matrix products: without AMX, bfloat16 takes a CPU twenty times as long.
 PRODUCTS = torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
 CLOSED = -1e9  # added to the score of a key that may not be seen
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures as the processor gives them, one to a row."""
+    """Pictures from the processor, one per row."""
 
     tiles: Tensor  # (pictures, tiles, 3, 64, 64) normalized
     ratio_ids: Tensor  # (pictures,) 1-based tile arrangement
@@ -36,7 +36,7 @@ class Pictures:
 
 
 def features(model: MllamaForConditionalGeneration, pictures: Pictures) -> Tensor:
-    """What the text sees: (pictures, tiles * tokens, text width), projected."""
+    """What the text model attends to: (pictures, tiles * tokens, text width), projected."""
     vision = model.model.vision_model
     count = len(pictures.tiles)
     patches = vision.patch_embedding(pictures.tiles.flatten(0, 1)).flatten(2).transpose(1, 2)
@@ -161,7 +161,7 @@ vision_block, self_block, cross_block = _vision_block, _self_block, _cross_block
 
 
 def compile_blocks() -> None:
-    """From now on the blocks are compiled; each new length costs some seconds once."""
+    """Compiles the blocks; the first pass with each new length then takes some seconds."""
     global vision_block, self_block, cross_block
     torch._dynamo.config.cache_size_limit = 64
     vision_block = torch.compile(_vision_block, dynamic=False)
@@ -177,7 +177,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def _attend_grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """The same where several query heads share a key head."""
+    """Like `attention`, with several query heads per key head."""
     rows, heads, length, head_dim = q.shape
     groups = k.shape[1]
     share = heads // groups
@@ -210,7 +210,7 @@ def _linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _cast(*weights: nn.Parameter) -> list[Tensor]:
-    """Matrices as products want them; norms and biases stay in float32."""
+    """Casts matrices to the type of products; norms and biases stay in float32."""
     return [w.to(PRODUCTS) if w.ndim == 2 else w for w in weights]
 
 

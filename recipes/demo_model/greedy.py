@@ -1,6 +1,7 @@
-"""Greedy answers and verdicts of the model in torch, and how good they are.
+"""Answers and judges greedily with the model in torch, and measures both.
 
-Used while training; the published figures come from `evaluate`, through this project's runtime.
+This is used during training; the published figures come from `evaluate`, with this project's
+runtime.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Asked:
 
 
 def held_out(split: Split, count: int, first: int = 0) -> list[Asked]:
-    """One question a scene, of the split's scenes from number `first`."""
+    """One question per scene of the split, from scene number `first` on."""
     result = []
     for index in range(first, first + count):
         seed = split.seed(index)
@@ -69,7 +70,7 @@ def pictures_of(worlds: list[Scene]) -> Pictures:
 def answers(
     model: MllamaForConditionalGeneration, tokenizer: Tokenizer, asked: list[Asked]
 ) -> list[str]:
-    """Greedy replies as text, the end of the turn included when it was reached."""
+    """Greedy replies as text, including the end of the turn if it was reached."""
     inputs = _inputs(model, tokenizer, asked, [prompt(one.question.text) for one in asked])
     ids = model.generate(**inputs, max_new_tokens=MOST_TOKENS, do_sample=False)
     start = inputs["input_ids"].shape[1]
@@ -97,7 +98,7 @@ def _inputs(
     asked: list[Asked],
     texts: list[str],
 ) -> dict[str, Tensor]:
-    """transformers' inputs for one picture a row, padded at the left."""
+    """transformers' inputs for one picture per row, padded on the left."""
     rows = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
     length = max(len(row) for row in rows)
     ids = torch.full((len(rows), length), tokenizer.token_to_id(PAD))
@@ -119,7 +120,7 @@ def _inputs(
 def score(
     model: MllamaForConditionalGeneration, tokenizer: Tokenizer, asked: list[Asked], batch: int
 ) -> dict[str, float]:
-    """Shares between 0 and 1: well-formed, right (in all and by kind), each stage exact, judged."""
+    """Fractions: well-formed, right (in all and by kind), each stage exact, judged correctly."""
     hits: dict[str, list[float]] = defaultdict(list)
     for start in range(0, len(asked), batch):
         part = asked[start : start + batch]

@@ -1,8 +1,8 @@
-"""How often the demo model, asked as a judge, is right about a stage: held-out judge questions.
+"""Measures the demo model as a judge of stages, on held-out judge questions.
 
     python recipes/demo_model/judge.py [MODEL] [--count 1000] [--out FILE]
 
-Counted as right when yes is likelier than no exactly where the stage is right. Beside the share,
+A verdict is right if yes is likelier than no exactly when the stage is right. The second figure is
 the area under the curve: how often a right stage gets a higher probability of yes than a wrong
 one, which is what a search that ranks candidates needs.
 """
@@ -26,7 +26,7 @@ BATCH = 50
 
 
 def area(right: list[float], wrong: list[float]) -> float:
-    """The chance that a right one's probability is above a wrong one's; a draw counts half."""
+    """The probability that a right stage's score is above a wrong stage's; a draw counts half."""
     pairs = [(above > below) + 0.5 * (above == below) for above in right for below in wrong]
     return sum(pairs) / len(pairs)
 

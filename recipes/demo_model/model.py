@@ -1,4 +1,4 @@
-"""The demo model's geometry and its weights before training, in transformers' Mllama."""
+"""Defines the demo model's geometry and its initial weights, in transformers' Mllama."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def configuration(tokenizer: Tokenizer) -> MllamaConfig:
 
 
 def generation_configuration(tokenizer: Tokenizer) -> GenerationConfig:
-    """Greedy, and the three tokens that end a turn, as in Llama 3.2."""
+    """Greedy decoding, and the three tokens that end a turn, as in Llama 3.2."""
     return GenerationConfig(
         do_sample=False,
         bos_token_id=tokenizer.token_to_id(BOS),
@@ -76,10 +76,10 @@ def generation_configuration(tokenizer: Tokenizer) -> GenerationConfig:
 
 
 def new_model(tokenizer: Tokenizer, seed: int) -> MllamaForConditionalGeneration:
-    """A model to be trained: positions are sines and cosines, and all gates are open.
+    """An untrained model: positions are sines and cosines, and all gates are open.
 
-    A patch's position is the only thing by which the text can ask for a place, so it is put
-    there from the start. Gates are zero in a new Mllama: a picture would not be seen at all.
+    The text can refer to a place only by the position of its patches, so positions are there from
+    the start. Gates are zero in a new Mllama, so that a picture would not be seen at all.
     """
     torch.manual_seed(seed)
     config = configuration(tokenizer)
@@ -114,11 +114,11 @@ def new_model(tokenizer: Tokenizer, seed: int) -> MllamaForConditionalGeneration
 
 
 def canvas_positions(aspect_ratios: list[list[int]]) -> torch.Tensor:
-    """Where each patch lies on its canvas, as sines and cosines.
+    """The position of each patch on its canvas, as sines and cosines.
 
     Shape (1 + arrangements, tiles, tokens, width); row 0 (no picture) and absent tiles are zero.
-    A quarter of the width each for x and y relative to the canvas, which names of places follow,
-    and for x and y in patches, which neighbours follow. The class token has the tile's middle.
+    A quarter of the width each encodes x and y relative to the canvas, for the names of places,
+    and x and y in patches, for neighbors. The class token has the position of the tile's middle.
     """
     result = torch.zeros(1 + len(aspect_ratios), TILES, TOKENS, VISION_WIDTH)
     for index, (rows, columns) in enumerate(aspect_ratios):

@@ -14,13 +14,17 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the iteration's odd polynomial, as published
+COEFFICIENTS = (
+    3.4445,
+    -4.7750,
+    2.0315,
+)  # coefficients of the iteration's odd polynomial, as published
 ITERATIONS = 5
 ADAM_LIKE = 0.2  # the size of AdamW's usual update, so that one learning rate fits both
 
 
 class Muon:
-    """Momentum with orthogonalised updates for matrices."""
+    """Momentum with orthogonalized updates for matrices."""
 
     def __init__(self, matrices: Iterable[nn.Parameter], momentum: float, decay: float) -> None:
         self.momentum = momentum
@@ -54,7 +58,7 @@ def _gradient(matrix: nn.Parameter) -> Tensor:
 
 
 def orthogonal(stack: Tensor) -> Tensor:
-    """(matrices, rows, columns) with all singular values brought near one."""
+    """Brings all singular values of `(matrices, rows, columns)` near one."""
     first, third, fifth = COEFFICIENTS
     wide = stack if stack.shape[-2] <= stack.shape[-1] else stack.transpose(-1, -2)
     x = (wide / (wide.norm(dim=(-2, -1), keepdim=True) + 1e-7)).bfloat16()
@@ -66,7 +70,7 @@ def orthogonal(stack: Tensor) -> Tensor:
 
 
 class Optimizer:
-    """Both optimizers over a model, stepped with one learning rate."""
+    """Both optimizers of a model, with one learning rate."""
 
     def __init__(self, modules: list[nn.Module], matrices_by_muon: bool) -> None:
         matrices, others, still = [], [], []
@@ -91,7 +95,7 @@ class Optimizer:
         )
 
     def step(self, muon_rate: float, adam_rate: float) -> float:
-        """One step of both; returns the gradient's length before it was clipped to one."""
+        """Makes one step of both; returns the gradient's norm before it was clipped to one."""
         length = nn.utils.clip_grad_norm_(self.parameters, 1.0).item()
         self.muon.step(muon_rate)
         for group in self.adam.param_groups:

@@ -1,4 +1,4 @@
-"""How a model in the package gets back into transformers, to be asked or trained further."""
+"""Loads a model of the package in transformers, to ask it or to train it further."""
 
 from __future__ import annotations
 

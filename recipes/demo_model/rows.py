@@ -1,6 +1,6 @@
-"""Training rows: the conversation as token ids, what of it is learned, and what cells hold.
+"""Makes training rows: token ids, the tokens with a loss, and the contents of the cells.
 
-Everything follows from a step's number, so a resumed run sees what an unbroken one would have.
+The step's number determines everything, so a resumed run sees the rows of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CELL_HEADS = {
     "count": 7,  # shapes in the picture, asked of the class tokens alone
 }
 PATCH_HEADS = ("kind", "colour", "size", "place", "next")  # the others ask the class tokens alone
-# Classes of tokens whose loss is logged apart.
+# Classes of tokens whose loss is logged separately.
 TOKEN_CLASSES = (
     "unlearned",
     "frame",  # tags and ends
@@ -64,17 +64,17 @@ TOKEN_CLASSES = (
 )
 JUDGE_WEIGHT = 10.0  # a judge row has one token that counts, another row about a hundred
 MISTAKEN = 0.5  # rows with many mistakes, for each judge row
-MISTAKEN_WORDS = 0.15  # of the words that matter are replaced in them
+MISTAKEN_WORDS = 0.15  # fraction of the meaningful words that are replaced in them
 TURN = f"{HEADER}{{role}}{HEADER_END}\n\n{{content}}{EOT}"
 ANSWERING = f"{HEADER}assistant{HEADER_END}\n\n"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One conversation. `classes` says for each token how it counts as a thing to be learned.
+    """One conversation. `classes` gives the class of each token, which decides its loss.
 
     `true` is what the auxiliary head should say at each token of a text with planted mistakes:
-    0 at a word that is wrong, 1 at the others, IGNORE where there is nothing to be said.
+    0 at a wrong word, 1 at the others, IGNORE where it has no target.
     """
 
     token_ids: list[int]
@@ -84,7 +84,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures and their rows; every picture has the same number of rows, one after another."""
+    """Pictures and their rows; every picture has the same number of consecutive rows."""
 
     tiles: np.ndarray  # (pictures, tiles, 3, 64, 64) uint8
     ratio_ids: np.ndarray  # (pictures,)
@@ -107,7 +107,7 @@ def judge_prompt(asked: JudgeQuestion) -> str:
 
 
 def answer_row(tokenizer: Tokenizer, question: Question) -> Row:
-    """The question and its reference answer; all of the answer is learned."""
+    """The question and its reference answer; the whole answer has a loss."""
     start = len(prompt(question.text))
     text = prompt(question.text) + question.reply() + EOT
     encoded = tokenizer.encode(text, add_special_tokens=False)
@@ -126,7 +126,7 @@ def answer_row(tokenizer: Tokenizer, question: Question) -> Row:
 
 
 def judge_row(tokenizer: Tokenizer, asked: JudgeQuestion) -> Row:
-    """A judge's question; of its text only the yes or no and the end of the turn are learned."""
+    """A judge's question; only the yes or no and the end of the turn have a loss."""
     text = judge_prompt(asked)
     before = tokenizer.encode(text, add_special_tokens=False)
     after = tokenizer.encode(asked.answer + EOT, add_special_tokens=False).ids
@@ -143,7 +143,7 @@ def judge_row(tokenizer: Tokenizer, asked: JudgeQuestion) -> Row:
 
 
 def mistaken_row(tokenizer: Tokenizer, question: Question, rng: random.Random) -> Row:
-    """An answer with many words replaced; only the auxiliary head learns from it, which ones."""
+    """An answer with many words replaced; only the auxiliary head learns from it to find them."""
     start = len(prompt(question.text))
     letters = LETTERS[: len(question.choices)]
     reply, wrong = slips(question.reply(), MISTAKEN_WORDS, rng, letters)
@@ -156,7 +156,7 @@ def mistaken_row(tokenizer: Tokenizer, question: Question, rng: random.Random) -
 def _true(
     offsets: list[tuple[int, int]], start: int, end: int, wrong: list[tuple[int, int]]
 ) -> list[int]:
-    """For each token: 0 where it reaches into a wrong place, 1 elsewhere between start and end."""
+    """For each token, 0 if it overlaps a wrong span, and 1 otherwise, between start and end."""
     return [
         int(not any(low < stop and first < high for low, high in wrong))
         if start < stop <= end
@@ -194,7 +194,7 @@ def _class_of(stage: Stage | None, word: str) -> str:
 
 
 def cells(world: Scene, fitted: Fitted) -> dict[str, np.ndarray]:
-    """What the auxiliary head should say at each token of each tile: (tiles * tokens,) each."""
+    """The auxiliary heads' targets at each token of each tile: (tiles * tokens,) each."""
     side = 8  # patches along a tile
     tokens = side * side + 1
     result = {name: np.full((4, tokens), IGNORE, dtype=np.int64) for name in CELL_HEADS}
@@ -231,7 +231,7 @@ def cells(world: Scene, fitted: Fitted) -> dict[str, np.ndarray]:
 
 @lru_cache(maxsize=2)
 def _chunk(number: int, size: int) -> tuple[tuple[Scene, int], ...]:
-    """A chunk's scenes with their seeds, few shapes first."""
+    """A chunk's scenes with their seeds, those with few shapes first."""
     seeds = [TRAIN.seed(number * size + index) for index in range(size)]
     worlds = [(scene(seed), seed) for seed in seeds]
     return tuple(sorted(worlds, key=lambda pair: len(pair[0].shapes)))
@@ -242,7 +242,7 @@ def training_batch(
 ) -> Batch:
     """One part of a step: `pictures` of the step's `parts * pictures`, each with `rows` rows.
 
-    `judged` is the share of rows that are judge questions.
+    `judged` is the fraction of rows that are judge questions.
     """
     chunk, item = divmod(step, BATCHES_A_CHUNK)
     order = list(range(BATCHES_A_CHUNK))
@@ -265,7 +265,7 @@ def training_batch(
 
 
 def assemble(worlds: list[Scene], rows: list[Row]) -> Batch:
-    """Draws the scenes, and pads the rows at the right to one length."""
+    """Draws the scenes, and pads the rows on the right to one length."""
     fitted = [fit(draw(world)) for world in worlds]
     heads = [cells(world, picture) for world, picture in zip(worlds, fitted, strict=True)]
     longest = max((len(row.token_ids) for row in rows), default=0)

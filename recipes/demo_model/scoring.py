@@ -1,4 +1,4 @@
-"""Whether an answer is well-formed and right, and how sure a share of so many answers is."""
+"""Scores answers as well-formed and right, with confidence intervals of the fractions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WELL_FORMED = re.compile(
 
 @dataclass(frozen=True)
 class Scored:
-    """What became of one question."""
+    """The scores of one answer."""
 
     kind: str
     layout: str
@@ -34,7 +34,7 @@ class Scored:
 
 
 def scored(world: Scene, question: Question, text: str, ended: bool) -> Scored:
-    """`text` is the whole answer without special tokens; `ended` that the turn was closed."""
+    """Scores `text`, an answer without special tokens; `ended` says if its turn was closed."""
     found = WELL_FORMED.fullmatch(text) if ended else None
 
     def exact(stage: Stage) -> bool:
@@ -73,7 +73,7 @@ class Share:
 
 
 def shares(results: list[Scored]) -> dict[str, Share]:
-    """By name: form, exactness, right answers in all, by kind of question and by picture."""
+    """Fractions by name: form, exactness, right answers in all, by question kind and by picture."""
     hits: dict[str, list[bool]] = defaultdict(list)
     for one in results:
         hits["well-formed"].append(one.well_formed)
@@ -90,7 +90,7 @@ def shares(results: list[Scored]) -> dict[str, Share]:
 
 
 def table(figures: dict[str, Share]) -> str:
-    """The shares as a Markdown table."""
+    """The fractions as a Markdown table."""
     lines = ["| | share | 95% interval | of |", "|---|---:|---:|---:|"]
     for name, share in figures.items():
         low, high = share.interval

@@ -1,4 +1,4 @@
-"""Pictures as the model gets them, made faster than by transformers' processor, and equal to it.
+"""Cuts pictures into tiles exactly like transformers' processor, but faster.
 
 `settings()` are the processor's settings, saved beside the model as preprocessor_config.json.
 """
@@ -91,7 +91,7 @@ def normalized(tiles: np.ndarray, tile_mask: np.ndarray) -> np.ndarray:
 
 
 def check_against_transformers(images: list[Image.Image]) -> None:
-    """Raises AssertionError if a picture comes out otherwise than from transformers."""
+    """Raises AssertionError if a picture differs from transformers' result."""
     theirs = processor()
     for image in images:
         expected = theirs(image, return_tensors="np")

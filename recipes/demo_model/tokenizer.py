@@ -1,7 +1,8 @@
 """Trains the demo model's byte-level BPE tokenizer on the little world's own texts.
 
-Laid out as Llama 3.2's: the same split of text into words, the special tokens behind the words,
-`<|image|>` behind the vocabulary that the model can say. The stage tags are ordinary text.
+It has the layout of Llama 3.2's: the same split of text into words, the special tokens after the
+words, and `<|image|>` after the vocabulary that the model can generate. Stage tags are ordinary
+text.
 
     python recipes/demo_model/tokenizer.py OUT
 """
@@ -26,7 +27,7 @@ HEADER, HEADER_END = "<|start_header_id|>", "<|end_header_id|>"
 SPECIALS = (BOS, END, PAD, HEADER, HEADER_END, EOM, EOT, "<|python_tag|>")
 WORDS = 720  # at most: bytes and merges; the special tokens come on top
 ROUND = 64  # the vocabulary is filled up with reserved tokens to a multiple of this
-# Words as Llama 3 cuts them: contractions, letters with one leading sign or space, up to three
+# Words as Llama 3 splits them: contractions, letters with one leading sign or space, up to three
 # digits, runs of punctuation with the line ends after them, line ends, spaces.
 WORD_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -52,7 +53,7 @@ CHAT_TEMPLATE = """\
 
 
 def corpus(scenes: int) -> Iterator[str]:
-    """What users, the assistant and judges say about so many training scenes."""
+    """Yields the texts of users, assistant and judges about the first `scenes` training scenes."""
     for index in range(scenes):
         seed = TRAIN.seed(index)
         world, rng = scene(seed), random.Random(f"tokenizer {seed}")
@@ -63,7 +64,7 @@ def corpus(scenes: int) -> Iterator[str]:
 
 
 def train_tokenizer(scenes: int = 3000) -> Tokenizer:
-    """The tokenizer; the same texts always give the same one."""
+    """Trains the tokenizer; the same texts always give the same one."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -89,7 +90,7 @@ def train_tokenizer(scenes: int = 3000) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """tokenizer.json and what transformers wants to know beside it."""
+    """Writes tokenizer.json and the settings that transformers needs with it."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {

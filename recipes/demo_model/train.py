@@ -1,12 +1,11 @@
-"""Trains the demo model from nothing: the vision tower on cells first, then all of it.
+"""Trains the demo model from scratch: first the vision tower on cells, then all of it.
 
     python recipes/demo_model/train.py pictures RUN --steps 800
     python recipes/demo_model/train.py joint RUN --steps 9000 --decay 3500
 
-RUN holds the tokenizer, a checkpoint for each phase and the curve (curve.jsonl). A phase that
-was interrupted goes on from its checkpoint. The learning rate rises, stays, and falls linearly
-to zero over the last `--decay` steps; a phase that has not begun to fall may be given other
-`--steps` when it is resumed.
+RUN holds the tokenizer, a checkpoint for each phase and the curve (curve.jsonl). An interrupted
+phase resumes from its checkpoint. The learning rate rises, stays, and falls linearly to zero over
+the last `--decay` steps; until the decay begins, `--steps` may change when a phase is resumed.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ from transformers import MllamaForConditionalGeneration
 from llavacot_mlx.demo.world import VALIDATION, draw
 
 SEED = 0
-CELLS_WEIGHT = 0.5  # of the auxiliary loss beside the text's
-MISTAKES_WEIGHT = 0.5  # of the other auxiliary loss, which words of a text are wrong
+CELLS_WEIGHT = 0.5  # weight of the auxiliary loss
+MISTAKES_WEIGHT = 0.5  # weight of the other auxiliary loss: which words of a text are wrong
 CELL_WEIGHTS = {"kind": 3.0}  # the last thing to be learned: it takes several patches' outlines
 WARMUP = 100  # steps
 SAVE_EVERY = 240.0  # seconds
@@ -48,7 +47,7 @@ LOG_EVERY = 25  # steps
 
 @dataclass(frozen=True)
 class Plan:
-    """What a phase does, and for how long."""
+    """The settings of a phase."""
 
     phase: str  # "pictures" (the vision tower and the cells alone) or "joint"
     steps: int
@@ -64,14 +63,14 @@ class Plan:
     evaluated: int  # questions
 
     def factor(self, step: int) -> float:
-        """What the learning rates are multiplied by at a step."""
+        """The factor of the learning rates at a step."""
         return min(1.0, (step + 1) / WARMUP, (self.steps - step) / max(1, self.decay))
 
 
 def cell_losses(
     heads: nn.ModuleDict, seen: Tensor, batch: Batch
 ) -> tuple[Tensor, dict[str, float]]:
-    """The mean cross-entropy of what the cells hold, and each head's share of right ones."""
+    """The mean cross-entropy of the cells' contents, and each head's accuracy."""
     total, shares = torch.zeros(()), {}
     for name in CELL_HEADS:
         target = torch.from_numpy(batch.cells[name])
@@ -91,7 +90,7 @@ def text_losses(
     tile_mask: Tensor,
     batch: Batch,
 ) -> tuple[Tensor, dict[str, float]]:
-    """The weighted mean cross-entropy of the learned tokens, and the mean by class of token."""
+    """The weighted mean cross-entropy of the tokens with a loss, and the mean by class of token."""
     token_ids, classes = torch.from_numpy(batch.token_ids), torch.from_numpy(batch.classes)
     shared = len(token_ids) // len(seen)
     mask = tile_mask.repeat_interleave(shared, dim=0)
@@ -117,10 +116,10 @@ def text_losses(
 def mistakes_loss(
     head: nn.Module, hidden: Tensor, target: Tensor
 ) -> tuple[Tensor, dict[str, float]]:
-    """Whether each word of a text with planted mistakes is right.
+    """The loss of finding the wrong words in a text with planted mistakes.
 
-    One yes or no at the end of a row teaches little; what a judge has to notice is a word that
-    is not what the picture, or the text before it, would have it be.
+    One yes or no at the end of a row teaches little. A judge has to notice a word that contradicts
+    the picture or the text before it.
     """
     asked = target != IGNORE
     if not asked.any():
@@ -139,7 +138,7 @@ def mistakes_loss(
 
 @dataclass(frozen=True)
 class Learner:
-    """The weights being trained, and what turns a part of a step into their gradient."""
+    """The weights in training, and the code that turns a part of a step into their gradient."""
 
     model: MllamaForConditionalGeneration
     heads: nn.ModuleDict
@@ -183,7 +182,7 @@ def new_learner(tokenizer_file: Path, plan: Plan) -> Learner:
 
 
 class Helper:
-    """A second process that works on the same weights, one thread each.
+    """A second process that works on the same weights; each process has one thread.
 
     A step's parts are taken one by one by whichever process is free, so that a core that other
     programs also use slows a step down by no more than its share; two threads over every
@@ -208,7 +207,7 @@ class Helper:
         ).start()
 
     def step(self, learner: Learner, number: int) -> list[dict[str, float]]:
-        """Both processes' gradients of a whole step, in the weights' `grad`."""
+        """Computes both processes' gradients of a whole step, in the weights' `grad`."""
         self._taken.value = 0
         self._steps.put(number)
         figures = _work(learner, number, self._taken)
@@ -223,7 +222,7 @@ class Helper:
 
 
 def _work(learner: Learner, step: int, taken: Synchronized) -> list[dict[str, float]]:
-    """Takes parts of the step until there is none left."""
+    """Processes parts of the step until none is left."""
     figures = []
     while True:
         with taken.get_lock():
@@ -243,7 +242,7 @@ def _help(
     steps: multiprocessing.Queue,
     done: multiprocessing.Queue,
 ) -> None:
-    """The helper's life: a step's number in, the gradient into shared memory, figures out."""
+    """The helper's loop: receives a step's number, adds to the shared gradient, sends figures."""
     torch.set_num_threads(1)
     learner = new_learner(tokenizer_file, plan)
     for parameter, weight in zip(learner.parameters(), weights, strict=True):
@@ -261,7 +260,7 @@ def _help(
 
 
 def run(plan: Plan, folder: Path, start_from: Path | None) -> None:
-    """Trains a phase to its end, from its checkpoint if there is one."""
+    """Trains a phase to its end, starting from its checkpoint if there is one."""
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer_file = folder / "tokenizer.json"
@@ -324,7 +323,7 @@ def run(plan: Plan, folder: Path, start_from: Path | None) -> None:
 
 
 def _check(model: MllamaForConditionalGeneration, tokenizer: Tokenizer) -> None:
-    """Our tiles and our forward pass against transformers', before any time is spent."""
+    """Compares our tiles and our forward pass with transformers', before training begins."""
     asked = held_out(VALIDATION, 16)
     check_against_transformers([draw(one.scene) for one in asked])
     texts = [prompt(one.question.text) + one.question.reply() for one in asked]
@@ -343,7 +342,7 @@ def _save(
     step: int,
     seconds: float,
 ) -> None:
-    """Whole or not at all."""
+    """Writes the file atomically."""
     state = {
         "model": model.state_dict(),
         "heads": heads.state_dict(),

@@ -1,4 +1,4 @@
-"""Which question is asked about which scene."""
+"""Chooses the scenes, and the question about each scene."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Asked:
 
 
 def few_shapes(split: Split, first: int, most: int) -> Iterator[int]:
-    """The seeds of a split, from number `first` on, whose scenes have at most so many shapes."""
+    """The seeds of a split from number `first` on whose scenes have at most `most` shapes."""
     for index in itertools.count(first):
         seed = split.seed(index)
         if len(scene(seed).shapes) <= most:

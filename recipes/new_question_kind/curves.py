@@ -1,4 +1,4 @@
-"""Draws trainings beside each other: `python curves.py PICTURE NAME=ADAPTER …`.
+"""Draws the losses of several trainings in one figure: `python curves.py PICTURE NAME=ADAPTER …`.
 
 Each NAME=ADAPTER is a line's name and the folder that `llavacot lora-train` wrote.
 """

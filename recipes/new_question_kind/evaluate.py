@@ -1,7 +1,7 @@
-"""What was learned and what was forgotten: `python evaluate.py ADAPTER`.
+"""Measures what was learned and what was forgotten: `python evaluate.py ADAPTER`.
 
-Held-out questions of the new kind and of the old ones are answered greedily by the demo model, or
-what `--model` names instead, with the adapter and without it.
+The demo model, or the one in `--model`, greedily answers held-out questions of the new kind and of
+the old ones, with the adapter and without it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.demo import model_path
 from llavacot_mlx.demo.world import TEST, draw
 
-_NEW_FIRST = 500_000  # the first thousands of TEST are the demo model's own figures
+_NEW_FIRST = 500_000  # the first thousands of TEST are for the demo model's own figures
 
 
 def held_out_new(count: int, most_shapes: int = MOST_SHAPES) -> list[Asked]:

@@ -1,4 +1,4 @@
-"""A kind of question that the demo model has never seen: whether a number is even or odd.
+"""Makes a kind of question that the demo model has never seen: is a number even or odd?
 
 "Is the number of red shapes even or odd?" is answered as the demo world answers everything: the
 caption lists the shapes, the reasoning counts along them, and then says what the count is.
@@ -30,11 +30,11 @@ class ParityQuestion:
 
 
 def parity_question(content: Scene, rng: random.Random) -> ParityQuestion:
-    """A question of this kind about a scene; half of them are to be answered with even."""
+    """A question of this kind about a scene; the answer to half of them is even."""
     counts = {target: sum(map(target.matches, content.shapes)) for target in _targets()}
     wanted = rng.randrange(2)
     fitting = [target for target, count in counts.items() if count and count % 2 == wanted]
-    # Where no sort of shapes comes an even number of times, one that does not come at all does.
+    # If no sort of shapes occurs an even number of times, a missing sort is asked for: 0 is even.
     absent = [target for target, count in counts.items() if count % 2 == wanted]
     target = rng.choice(fitting or absent or list(counts))
     return _answered(content, target, rng.choice(_WORDINGS))

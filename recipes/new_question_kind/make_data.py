@@ -1,4 +1,4 @@
-"""Writes the rows to learn from: `python make_data.py DATA`.
+"""Writes the training rows: `python make_data.py DATA`.
 
 DATA gets `train.jsonl` and `valid.jsonl` in LLaVA-CoT-100k's form, with their pictures: questions
 of the new kind, and twice as many of the old ones, so that those are not forgotten.
@@ -21,9 +21,9 @@ _FIRST = 50_000_000  # far from the scenes that the demo model was trained on
 def new_and_old(
     split: Split, first: int, count: int, old_share: float, most_shapes: int = MOST_SHAPES
 ) -> Iterator[Asked]:
-    """`count` questions of the new kind, and among them `old_share` as many of the old kinds.
+    """`count` questions of the new kind, mixed with `old_share` times as many of the old kinds.
 
-    Their scenes are those of the split from number `first` on that have few enough shapes.
+    Their scenes are the split's scenes from number `first` on with at most `most_shapes` shapes.
     """
     seeds = few_shapes(split, first, most_shapes)
     for index in range(count):

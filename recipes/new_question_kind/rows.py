@@ -1,4 +1,4 @@
-"""Questions with their answers as rows of LLaVA-CoT-100k."""
+"""Writes questions with their answers as rows of LLaVA-CoT-100k."""
 
 from __future__ import annotations
 
