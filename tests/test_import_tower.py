@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -289,3 +290,21 @@ def test_pure_python_modules_do_not_load_mlx(module: str) -> None:
     loaded = loaded_by(f"import llavacot_mlx.{module}")
     assert f"llavacot_mlx.{module}" in loaded
     assert {name for name in loaded if name.partition(".")[0] in ("mlx", "yaml", "rich")} == set()
+
+
+def test_what_stands_beside_the_package_imports_what_exists() -> None:
+    """Benchmarks and recipes are run by hand, so nothing else would notice a renamed function."""
+    missing = []
+    for folder in ("benchmarks", "recipes", "docs", "tests"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE):
+                    assert node.module is not None
+                    module = importlib.import_module(node.module)
+                    missing += [
+                        f"{file.relative_to(ROOT)}:{node.lineno}: {node.module}.{alias.name}"
+                        for alias in node.names
+                        if not hasattr(module, alias.name)
+                        and f"{node.module}.{alias.name}" not in MODULES
+                    ]
+    assert not missing

@@ -114,7 +114,7 @@ def go(child: subprocess.Popen[str]) -> None:
 def test_killed_at_any_moment_the_next_run_ends_as_if_nothing_had_been(
     source: Path, out: Path, undisturbed: dict[str, str]
 ) -> None:
-    """Twenty times, over nothing and over an older model; what is there is never half a model."""
+    """Twenty times or more, over nothing or an older model; there is never half a model."""
     chance = random.Random(7)
     resumed = 0
     ready = children(source, out)
@@ -123,7 +123,10 @@ def test_killed_at_any_moment_the_next_run_ends_as_if_nothing_had_been(
     go(child)
     assert child.communicate()[0] == "done\n"
     whole = time.perf_counter() - started
-    for number in range(20):
+    # On a busy machine most kills come before the first note of the journal: then there are more.
+    for number in range(60):
+        if number >= 20 and resumed >= 3:
+            break
         shutil.rmtree(out)
         older = None
         if number % 2:

@@ -18,7 +18,7 @@ from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.demo.world import questions, scene
 from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
-from llavacot_mlx.trace.stage_reader import Reader
+from llavacot_mlx.trace.stage_reader import StageReader
 from llavacot_mlx.train.data.conversation import Conversation
 from llavacot_mlx.train.data.encoding import answer_token_kinds, encode
 from llavacot_mlx.train.data.sample import Sample, TokenKind
@@ -179,7 +179,7 @@ def test_the_stages_are_those_that_are_read_from_the_answer(tokenizer: Tokenizer
         for asked in questions(content, random.Random(number)):
             ids = tokenizer.encode(asked.reply())
             token_kinds = answer_token_kinds(asked.reply(), ids, tokenizer)
-            reader = Reader.after(tokenizer, ids)
+            reader = StageReader.after(tokenizer, ids)
             reader.finish()
             for record in reader.records:
                 of_stage = [
