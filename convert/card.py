@@ -89,7 +89,7 @@ def _front_matter(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        begin, head, _ = file.read_text(encoding="utf-8").split("---\n", 2)
+        begin, head, _ = file.read_text(encoding="utf-8-sig").split("---\n", 2)
         values = yaml.safe_load(head)
     except (OSError, ValueError, yaml.YAMLError):
         return {}

@@ -13,6 +13,7 @@ keys, such as `layers[3].heads: expected a whole number of at least 1, not 0`.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import dataclasses
 import difflib
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.file_kinds import foreign_kind
 
 _MAX_JSON_BYTES = 100_000_000  # a tokenizer.json has 17 MB
 _MAX_YAML_BYTES = 1_000_000  # files written by hand have a few hundred bytes
@@ -338,11 +340,42 @@ def _parse_yaml(text: str) -> Any:
         raise ValueError(problem) from None
 
 
-def _parsed(file: Path, language: str, parse: Callable[[str], Any], data: bytes) -> Any:
+def decode_text(data: bytes) -> str:
+    """Decodes UTF-8, without the byte order mark that some editors put first.
+
+    Raises ValueError that says what is wrong, and what to do about a text in UTF-16 or UTF-32.
+    """
+    if encoding := wide_encoding(data):
+        raise ValueError(
+            f"it is {encoding} text: save it as UTF-8, or run: iconv -f {encoding} -t UTF-8"
+        )
     try:
-        return parse(data.decode())
+        return data.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError:
-        reason = "not UTF-8 text"
+        raise ValueError("not UTF-8 text") from None
+
+
+def wide_encoding(start: bytes) -> str | None:
+    """Returns `UTF-16` or `UTF-32` if a text begins in one, with a byte order mark or without."""
+    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "UTF-32"
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16"
+    # JSON, YAML and CSV begin with two characters of ASCII.
+    zeros = tuple(byte == 0 for byte in start[:4])
+    return {
+        (False, True, False, True): "UTF-16LE",
+        (True, False, True, False): "UTF-16BE",
+        (False, True, True, True): "UTF-32LE",
+        (True, True, True, False): "UTF-32BE",
+    }.get(zeros)
+
+
+def _parsed(file: Path, language: str, parse: Callable[[str], Any], data: bytes) -> Any:
+    if kind := foreign_kind(data):
+        raise UserError(f"{file} is {kind}")
+    try:
+        return parse(decode_text(data))
     except RecursionError:
         reason = "nested too deep"
     except ValueError as problem:

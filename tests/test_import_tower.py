@@ -24,12 +24,13 @@ PACKAGE = "llavacot_mlx"
 TOWER_TABLE = """
 __init__
 errors
+file_kinds
 usage
 atomic      errors
-checked     errors
+checked     errors file_kinds
 model       errors usage
-checkpoint  errors atomic checked model
-prompt      errors checked model
+checkpoint  errors file_kinds atomic checked model
+prompt      errors file_kinds checked model
 generate    errors usage model prompt
 plan        errors checked prompt generate
 trace       errors usage atomic checked prompt plan

@@ -16,8 +16,10 @@ from typing import Annotated
 from llavacot_mlx.checked import KeyRules, Range, checked, named, read_json
 from llavacot_mlx.checkpoint.dtypes import ELEMENT_TYPES
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.file_kinds import foreign_kind
 
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_KIND_BYTES = 512
 
 INDEX_NAME = "model.safetensors.index.json"
 
@@ -45,6 +47,9 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
         size = file.stat().st_size
         with file.open("rb") as stream:
             start = stream.read(8)
+            after = stream.peek(_KIND_BYTES)
+            if not after.startswith(b"{") and (kind := foreign_kind(start + after)):
+                raise UserError(f"{file} is {kind}")
             if len(start) < 8:
                 raise UserError(f"{file} is truncated: it holds {size} bytes; download it again")
             (length,) = struct.unpack("<Q", start)

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from llavacot_mlx.checked import KeyRules, OneOf, Range, checked, named, read_json
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.file_kinds import foreign_kind
 from llavacot_mlx.model.config import VisionConfig
 
 ImageSource = str | Path | bytes | Image.Image
@@ -211,6 +212,8 @@ def open_image(source: ImageSource, name: str = "the picture") -> Image.Image:
     except UserError:
         raise
     except UnidentifiedImageError:
+        if kind := foreign_kind(data):
+            raise UserError(f"{name} is {kind}") from None
         raise UserError(
             f"{name} is not a picture that can be read (PNG, JPEG, WebP, GIF and the like)"
         ) from None

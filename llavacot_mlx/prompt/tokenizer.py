@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import codecs
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as HFTokenizer
 
-from llavacot_mlx.checked import KeyRules, checked, named, read_json
+from llavacot_mlx.checked import KeyRules, checked, decode_text, named, read_json
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.file_kinds import foreign_kind_of
 from llavacot_mlx.model.config import ModelConfig
+from llavacot_mlx.prompt.stages import Stage
 
 _FORMAT_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+STAGE_TAGS = frozenset(tag for stage in Stage for tag in (stage.opening, stage.closing))
+"""Text that some fine-tunes have tokens of their own for."""
 _STOP_TOKENS = ("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")
 
 # The published training collator and search scripts tokenised a templated text with special tokens
@@ -53,16 +59,11 @@ class Tokenizer:
     def load(cls, folder: Path, config: ModelConfig) -> Tokenizer:
         """Reads `tokenizer.json` and, where there is one, `generation_config.json`."""
         file = folder / "tokenizer.json"
-        if not file.exists():
-            raise UserError(f"{file} is missing: the model cannot read or write text without it")
-        try:
-            tokenizer = HFTokenizer.from_file(str(file))
-        except Exception as problem:  # the library raises nothing more precise
-            raise UserError(f"{file} cannot be read: {problem}") from None
+        tokenizer = _read(file)
         plain = [
             AddedToken(token.content, special=True)
             for token in tokenizer.get_added_tokens_decoder().values()
-            if not token.special
+            if not token.special and token.content not in STAGE_TAGS
         ]
         if plain:
             tokenizer.add_special_tokens(plain)
@@ -170,6 +171,36 @@ class _Generation:
     """The keys that are read from generation_config.json."""
 
     eos_token_id: int | tuple[int | None, ...] | None = None
+
+
+def _read(file: Path) -> HFTokenizer:
+    """Reads tokenizer.json; stage tags among its added tokens become plain text of one token.
+
+    As special tokens they would vanish from the answer, and no stage would ever open; as tokens
+    that are matched with the white space around them, they would take that along.
+    """
+    if not file.exists():
+        raise UserError(f"{file} is missing: the model cannot read or write text without it")
+    try:
+        text = decode_text(file.read_bytes())
+        tokenizer = HFTokenizer.from_str(text)
+        added = tokenizer.get_added_tokens_decoder().values()
+        if any(token.content in STAGE_TAGS for token in added):
+            tokenizer = HFTokenizer.from_str(json.dumps(_with_plain_tags(json.loads(text))))
+        return tokenizer
+    except Exception as problem:  # the library raises nothing more precise
+        if kind := foreign_kind_of(file):
+            raise UserError(f"{file} is {kind}") from None
+        raise UserError(f"{file} cannot be read: {problem}") from None
+
+
+def _with_plain_tags(values: dict[str, Any]) -> dict[str, Any]:
+    plain = dict.fromkeys(("special", "lstrip", "rstrip", "normalized", "single_word"), False)
+    values["added_tokens"] = [
+        {**token, **plain} if token["content"] in STAGE_TAGS else token
+        for token in values["added_tokens"]
+    ]
+    return values
 
 
 def _stop_ids(folder: Path, tokenizer: HFTokenizer) -> frozenset[int]:

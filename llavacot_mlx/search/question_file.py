@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llavacot_mlx.checked import decode_text
 from llavacot_mlx.errors import UserError
 
 _IMAGE_MARK = "<image>"
@@ -30,14 +31,17 @@ def read_questions(file: Path, images: Path) -> Iterator[QuestionRow]:
     question. Raises UserError that names the row.
     """
     try:
-        with file.open(encoding="utf-8") as lines:
+        with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield _row(line, f"{file}, row {number}", images)
+                text = decode_text(line) if number == 1 else line.decode()
+                if text.strip():
+                    yield _row(text, f"{file}, row {number}", images)
     except OSError as problem:
         raise UserError(f"{file}: {problem.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{file}: not UTF-8 text") from None
+    except ValueError as problem:
+        raise UserError(f"{file}: {problem}") from None
 
 
 def _row(line: str, where: str, images: Path) -> QuestionRow:

@@ -229,3 +229,30 @@ def test_a_tokenizer_of_another_size(folder: Path) -> None:
     change(folder / "config.json", image_token_index=1000, text_config=text)
     with pytest.raises(UserError, match="image_token_index is 1000: this is another model's"):
         load(folder)
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("strip", [True, False])
+def test_stage_tags_that_are_tokens_are_text(special: bool, strip: bool, folder: Path) -> None:
+    """They vanished from the answer, so that no stage ever opened, and nobody was told."""
+    file = folder / "tokenizer.json"
+    values = json.loads(file.read_text(encoding="utf-8"))
+    tags = ["<SUMMARY>", "</SUMMARY>", "<CONCLUSION>"]
+    spare = [t for t in values["added_tokens"] if t["content"].startswith("<|reserved")]
+    assert spare
+    ids = {}
+    for token, tag in zip(spare, tags, strict=False):
+        token |= {"content": tag, "special": special, "lstrip": strip, "rstrip": strip}
+        ids[tag] = token["id"]
+    file.write_text(json.dumps(values), encoding="utf-8")
+    tokenizer = load(folder)
+    text = "<SUMMARY> a b </SUMMARY>\n\n<CONCLUSION> 6 "
+    encoded = tokenizer.encode(text)
+    for tag, token_id in ids.items():
+        assert encoded.count(token_id) == text.count(tag)
+    stream = tokenizer.stream()
+    assert "".join(map(stream.push, encoded)) + stream.finish() == text
+    assert tokenizer.decode(encoded) == text
+    # Every other special token stays what it was.
+    begin = tokenizer.prompt([Turn("user", "<|eot_id|>")])
+    assert sum(token_id in tokenizer.stop_ids for token_id in begin) == 1

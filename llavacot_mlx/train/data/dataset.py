@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 import re
@@ -9,6 +10,7 @@ from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llavacot_mlx.checked import decode_text, wide_encoding
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.train.data.conversation import Conversation, parse_row
@@ -66,7 +68,9 @@ class Dataset:
                 offset = 0
                 for number, line in enumerate(stream, 1):
                     digest.update(line)
-                    if line.strip():
+                    if number == 1:
+                        _check_encoding(path, line)
+                    if line.removeprefix(codecs.BOM_UTF8).strip():
                         offsets.append(offset)
                         lines.append(number)
                         has_stages = has_stages or _STAGED.search(line) is not None
@@ -105,7 +109,7 @@ class Dataset:
             raise UserError(f"{self.file}: {problem.strerror}") from None
         where = self.where(index)
         try:
-            line = data.decode()
+            line = data.removeprefix(codecs.BOM_UTF8).decode()
         except UnicodeDecodeError:
             raise RowError(where, ProblemKind.NOT_JSON, "not UTF-8 text") from None
         return parse_row(line, where)
@@ -143,6 +147,15 @@ def open_splits(path: Path, images: Path | None) -> Splits:
     )
     assert train is not None
     return Splits(train, valid, test)
+
+
+def _check_encoding(path: Path, line: bytes) -> None:
+    """Raises UserError once for a file in UTF-16, each row of which would be broken."""
+    if wide_encoding(line):
+        try:
+            decode_text(line)
+        except ValueError as problem:
+            raise UserError(f"{path}: {problem}") from None
 
 
 def _stamp(status: os.stat_result) -> _Stamp:
