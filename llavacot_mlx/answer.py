@@ -71,7 +71,7 @@ class AnswerStream:
     def __init__(self, loaded: LoadedModel, request: Request) -> None:
         """Raises UserError for a retrace whose threshold needs a calibration that is not there."""
         self._loaded, self._request = loaded, request
-        self._plan, self._notices = _with_threshold(request.plan, loaded)
+        self._plan, self._notices = _resolve_threshold(request.plan, loaded)
         self._usage, self._timings = Usage(), Timings(load_s=loaded.load_s)
         self._prompt_ids: list[int] = []
         self._reader = StageReader(loaded.tokenizer)
@@ -201,7 +201,7 @@ class AnswerStream:
         )
 
 
-def _with_threshold(plan: Plan, loaded: LoadedModel) -> tuple[Plan, tuple[str, ...]]:
+def _resolve_threshold(plan: Plan, loaded: LoadedModel) -> tuple[Plan, tuple[str, ...]]:
     """Returns the plan with its threshold as a score, and notices for the user about it."""
     retrace = plan.retrace
     if retrace is None or retrace.threshold is not None:

@@ -46,9 +46,9 @@ class Assistant:
         calibration = load_calibration(folder)
         model = load_model(folder, dtype)
         if adapter is not None:
-            place = Path(adapter).expanduser()
-            load_adapter(model, place, folder)
-            calibration = {**calibration, **load_calibration(place)}
+            adapter_folder = Path(adapter).expanduser()
+            load_adapter(model, adapter_folder, folder)
+            calibration = {**calibration, **load_calibration(adapter_folder)}
         seconds = time.perf_counter() - started
         return cls(
             LoadedModel(
@@ -104,7 +104,7 @@ class Assistant:
     ) -> AnswerStream:
         """Like `ask`, but yields the events of the answer as they happen; the last is Answered.
 
-        A `Request` may stand in place of all arguments.
+        A `Request` may stand in adapter_folder of all arguments.
         """
         if not isinstance(image, Request):
             return AnswerStream(self._loaded, make_request(image, question, **options))

@@ -35,7 +35,7 @@ from llavacot_mlx.model.kv_budget import BITS, KVLimits
 from llavacot_mlx.plan.plan import Method, Plan, Settings, make_plan
 from llavacot_mlx.plan.plan_yaml import read_plan
 from llavacot_mlx.request import Request
-from llavacot_mlx.search.judges.plugins import check_name, is_model
+from llavacot_mlx.search.judges.plugins import check_judge_name, is_model
 from llavacot_mlx.trace.events import Answered, Interrupted
 from llavacot_mlx.trace.file import write_trace
 from llavacot_mlx.trace.record import Trace
@@ -183,7 +183,7 @@ def ask(
         )
         plan = _plan(settings) if plan_file is None else _read_plan(plan_file, settings)
         for name in plan.judges:
-            check_name(name)
+            check_judge_name(name)
         limits = _limits(kv_bits, kv_budget)
         check_positive("--max-tokens", max_tokens)
         _check_output(show, as_json=as_json, answer_only=answer_only)

@@ -37,7 +37,7 @@ from llavacot_mlx.search.calibration import (
     save_calibration,
     scores_by_stage,
 )
-from llavacot_mlx.search.judges.plugins import check_name, is_model
+from llavacot_mlx.search.judges.plugins import check_judge_name, is_model
 from llavacot_mlx.search.question_file import QuestionRow, read_questions
 
 HELP = """\
@@ -89,7 +89,7 @@ def calibrate(
             raise UserError(
                 "--judge majority: majority counts whole answers, but swires judges stages"
             )
-        check_name(judge)
+        check_judge_name(judge)
         check_positive("--limit", limit)
         check_positive("--max-tokens", max_tokens)
         rows = list(itertools.islice(read_questions(file, images or file.parent), limit))

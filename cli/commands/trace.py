@@ -125,7 +125,7 @@ def _replay(stored: StoredTrace, file: str, model: str | None) -> None:
     from llavacot_mlx.cli.resolve_model import resolve_adapted_model
 
     before = stored.trace
-    if before.image is not None and stored.picture is None:
+    if before.image is not None and stored.image_bytes is None:
         raise UserError(f"{file}: there is no picture in it; use a file that ask --trace wrote")
     if before.interrupted:
         raise UserError(f"{file}: that answer was stopped, so there is no end to compare with")
@@ -134,7 +134,7 @@ def _replay(stored: StoredTrace, file: str, model: str | None) -> None:
     from llavacot_mlx.assistant import Assistant
 
     assistant = Assistant.load(chosen.folder, adapter=chosen.adapter)
-    now = assistant.replay(before, stored.picture)
+    now = assistant.replay(before, stored.image_bytes)
     if now.token_ids != before.token_ids:
         pairs = zip(now.token_ids, before.token_ids, strict=False)
         same = next((place for place, (a, b) in enumerate(pairs) if a != b), None)
@@ -161,7 +161,7 @@ def _write_page(stored: StoredTrace, html: str, file: str) -> None:
     from llavacot_mlx.cli.html.page import page
 
     try:
-        data = page(stored.trace, stored.picture).encode(errors="replace")
+        data = page(stored.trace, stored.image_bytes).encode(errors="replace")
     except UserError as problem:  # of the picture
         raise UserError(f"{'stdin' if file == '-' else file}: {problem}") from None
     if html == "-":

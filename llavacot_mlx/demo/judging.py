@@ -29,7 +29,7 @@ from llavacot_mlx.demo.questions import (
 )
 from llavacot_mlx.demo.scenes import COLOURS, HORIZONTAL, KINDS, SIZES, VERTICAL, Scene, Shape
 from llavacot_mlx.prompt.stages import Stage
-from llavacot_mlx.search.judges.prompts import IS_IT_RIGHT
+from llavacot_mlx.search.judges.prompts import SELF_QUESTIONS
 
 OPEN_SHARE = 0.2  # fraction of judged captions and reasonings that are cut before their end
 LAST_STEP_SHARE = 0.4  # fraction of mistakes in a reasoning or conclusion that are in its last step
@@ -80,7 +80,7 @@ def judge_question(scene: Scene, question: Question, rng: random.Random) -> Judg
         question=question,
         partial="\n\n".join([*before, last]),
         judged=judged,
-        text=IS_IT_RIGHT[stage],
+        text=SELF_QUESTIONS[stage],
         answer="yes" if right else "no",
     )
 

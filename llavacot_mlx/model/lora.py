@@ -44,9 +44,9 @@ class LoRALinear(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         y = self.linear(x)
-        return mx.addmm(y, self._low(x), self.lora_b.astype(y.dtype))
+        return mx.addmm(y, self._low_rank(x), self.lora_b.astype(y.dtype))
 
-    def _low(self, x: mx.array) -> mx.array:
+    def _low_rank(self, x: mx.array) -> mx.array:
         """scale · Aᵀ x, (…, rank). The scale is applied here, where there is least to multiply."""
         if self._dropout and self._dropout_key is not None:
             kept = 1 - self._dropout
@@ -77,7 +77,7 @@ class DoRALinear(LoRALinear):
     def __call__(self, x: mx.array) -> mx.array:
         bias = self.linear.bias if "bias" in self.linear else None
         y = self.linear(x) if bias is None else self.linear(x) - bias
-        y = mx.addmm(y, self._low(x), self.lora_b.astype(y.dtype))
+        y = mx.addmm(y, self._low_rank(x), self.lora_b.astype(y.dtype))
         y = y * self._row_scales().astype(y.dtype)
         return y if bias is None else y + bias
 

@@ -76,7 +76,7 @@ class ImageProcessor:
         rgb = to_rgb(image)
         width, height = rgb.size
         rows, columns = self.arrangement(height, width)
-        new_height, new_width = self._fitted(height, width, rows, columns)
+        new_height, new_width = self._fit_size(height, width, rows, columns)
         # PIL resizes 8-bit channels; so does the reference, before anything else is computed.
         resized = np.asarray(rgb.resize((new_width, new_height), resample=self.resample))
         size = self.tile_size
@@ -103,7 +103,7 @@ class ImageProcessor:
         candidates = [(rows, columns) for scale, rows, columns in scales if scale == best]
         return min(candidates, key=math.prod)
 
-    def _fitted(self, height: int, width: int, rows: int, columns: int) -> tuple[int, int]:
+    def _fit_size(self, height: int, width: int, rows: int, columns: int) -> tuple[int, int]:
         """Returns height and width after resizing: at least a tile, at most the canvas."""
         size = self.tile_size
         target_height = min(max(height, size), rows * size)

@@ -1,4 +1,4 @@
-"""Statistics of a judge's scores, in `calibration.json` beside a model, and thresholds from them.
+"""Statistics of a judge's scores, stored in `calibration.json` beside a model.
 
 A judge's scores are only comparable with other scores of the same judge. Their mean and standard
 deviation, measured on data that is not a benchmark (`llavacot calibrate`), turn the published
@@ -34,10 +34,11 @@ class ScoreStats:
 
     @classmethod
     def of(cls, scores: Sequence[float]) -> ScoreStats:
-        """Computes them from `scores`. `std` is the population's, as in the published threshold."""
+        """Computes them; `std` is the population's, as in the published threshold."""
         return cls(statistics.fmean(scores), statistics.pstdev(scores), len(scores))
 
     def threshold(self, deviations: float) -> float:
+        """Returns the score that lies this many standard deviations above the mean."""
         return self.mean + deviations * self.std
 
 
@@ -66,7 +67,7 @@ def load_calibration(folder: Path) -> Calibration:
 
 
 def save_calibration(folder: Path, calibration: Calibration) -> Path:
-    """Writes the file atomically, and returns its path."""
+    """Writes `calibration.json` into `folder` atomically, and returns its path."""
     value = {
         "judges": {
             judge: {stage.value: asdict(stats) for stage, stats in stages.items()}

@@ -13,7 +13,7 @@ from llavacot_mlx.usage import Timings
 
 @dataclass(frozen=True)
 class SearchContext(DecodeContext):
-    """Everything that the search and the judges of one question share."""
+    """The state that the search and the judges of one question share."""
 
     tokenizer: Tokenizer
     timings: Timings

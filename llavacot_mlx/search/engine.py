@@ -1,8 +1,8 @@
 """The engine that runs a plan: expand, decode, score, keep, and retrace.
 
-It decodes with `generate/batch_decode.py`, yields what happens as events, and prints nothing. An
-image is encoded once, a prompt read once, and a generated token computed once, however many
-candidates and retraces there are.
+It decodes with `generate/batch_decode.py`, reports by yielding events, and prints nothing. However
+many candidates and retraces there are, the image is encoded once, the prompt is read once, and each
+generated token is computed once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from llavacot_mlx.trace.stage_reader import StageReader
 
 
 class Search:
-    """One search for one answer."""
+    """Searches for one answer, and keeps the tree of all candidates."""
 
     def __init__(
         self,
@@ -51,19 +51,19 @@ class Search:
         seed: int,
         max_tokens: int,
     ) -> None:
-        """`judges` has the judges that the plan names; `max_tokens` limits a whole path."""
+        """`judges` holds a judge for each name in the plan; `max_tokens` limits a whole path."""
         self._context, self._plan, self._judges = context, plan, judges
         self._seed, self._max_tokens = seed, max_tokens
         self.nodes: list[Node] = []
-        """Every candidate, in the order in which they started."""
+        """All candidates, in the order in which they started."""
         self.retraces = 0
         self._choices: list[ChoiceRecord] = []
         self._notices: list[str] = []
         self._root: Node
-        self._best: Node | None = None  # of the last choice; before any, the first that writes
+        self._best: Node | None = None  # from the last choice; before any, the first candidate
 
     def run(self, prompt: DecodeState) -> Iterator[SearchEvent]:
-        """Runs the plan, from a prompt that was read.
+        """Runs the plan from a prefilled prompt.
 
         Raises UserError when K/V would exceed the budget.
         """
@@ -88,13 +88,13 @@ class Search:
                 if decides:
                     pool += [node for node in candidates if node not in pool]
                     candidates = pool
-                kept = best(candidates, step.keep)
+                kept = keep_best(candidates, step.keep)
                 if step.unit is not Unit.SENTENCE or all(node.ended for node in kept):
                     break
                 yield from self._record_choice(candidates, kept, index)
             if decides and retrace is not None and self._should_retrace(retrace, pool, frontiers):
                 for node in itertools.chain(*frontiers[retrace.to + 1 :]):
-                    node.state = None  # what it shares with those in the pool is theirs as well
+                    node.state = None  # nodes in the pool hold the segments that they share with it
                 del frontiers[retrace.to + 1 :]
                 back_to = _next_stage(frontiers[-1][0])
                 yield from self._record_choice(candidates, kept, index, back_to)
@@ -137,23 +137,23 @@ class Search:
         )
 
     def _expand(
-        self, parents: Sequence[Node], index: int
+        self, parents: Sequence[Node], step_index: int
     ) -> Generator[SearchEvent, None, list[Node]]:
-        """Decodes the step's candidates together; a node that has ended stands as it is."""
-        step = self._plan.steps[index]
+        """Decodes the step's candidates together; ended parents are returned unchanged."""
+        step = self._plan.steps[step_index]
         sampling = self._plan.sampling_for(step)
-        going = [parent for parent in parents if not parent.ended]
+        unfinished = [parent for parent in parents if not parent.ended]
         ended = [parent for parent in parents if parent.ended]
         count = step.candidates
-        if sampling.temperature == 0 and count > len(going) > 0:
-            count = len(going)
+        if sampling.temperature == 0 and count > len(unfinished) > 0:
+            count = len(unfinished)
             yield from self._notice(
                 "at temperature 0 all candidates would write the same: each is written once"
             )
         new: list[Node] = []
-        for number, parent in enumerate(going):
-            share = count // len(going) + (number < count % len(going))
-            new += [self._child(parent, index) for _ in range(max(1, share))]
+        for number, parent in enumerate(unfinished):
+            share = count // len(unfinished) + (number < count % len(unfinished))
+            new += [self._add_child(parent, step_index) for _ in range(max(1, share))]
         if not new:
             return ended
         if self._best is None:
@@ -181,7 +181,7 @@ class Search:
                 return reader.open_stage is not None and ends_sentence(node.text)
             return False
 
-        starts = [_start(node, step, self._max_tokens) for node in new]
+        starts = [_candidate_start(node, step, self._max_tokens) for node in new]
         sampling = self._plan.sampling_for(step)
         for event in decode_batch(
             context, starts, sampling, self._seed, lambda token: complete(token.candidate)
@@ -206,10 +206,10 @@ class Search:
                 yield CandidateEnded(node.id, node.stage, node.closed, len(node.token_ids))
         context.kv_budget.reserve("candidates", 0)
 
-    def _child(self, parent: Node, step: int) -> Node:
+    def _add_child(self, parent: Node, step: int) -> Node:
         key = f"{parent.key}/{parent.children}" if parent.parent else str(parent.children)
         assert parent.state is not None
-        if self.nodes:  # whatever begins later begins with work that was done already
+        if self.nodes:  # all but the first node start from tokens that were computed already
             self._context.usage.reused_tokens += parent.state.path.length
         parent.children += 1
         node = Node(
@@ -234,28 +234,28 @@ class Search:
         self._context.kv_budget.reserve("prefixes", sum(segments.values()))
 
     def _score(self, candidates: Sequence[Node], step: Step) -> Iterator[SearchEvent]:
-        """Scores the candidates that have none; identical candidates are judged once."""
+        """Scores the candidates that have no score yet; identical ones are judged once."""
         unscored = [node for node in candidates if node.score is None]
         first: dict[tuple[int, tuple[int, ...]], Node] = {}
         for node in unscored:
             assert node.parent is not None
             first.setdefault((node.parent.id, tuple(node.token_ids)), node)
-        asked = list(first.values())
+        distinct = list(first.values())
         name = self._plan.judge_for(step)
         started = time.perf_counter()
         try:
-            given = self._judges[name].scores(asked)
-            assert len(given) == len(asked)
-            if len(asked) > 1 and all(score is None for score in given):
+            verdicts = self._judges[name].scores(distinct)
+            assert len(verdicts) == len(distinct)
+            if len(distinct) > 1 and all(score is None for score in verdicts):
                 yield from self._notice(
                     f"the judge {name} came to no verdict, so the first candidates go on"
                 )
         except JudgeError as problem:
-            given = [None] * len(asked)
+            verdicts = [None] * len(distinct)
             yield from self._notice(f"{problem}; the search goes on without its scores")
         self._context.timings.judge_s += time.perf_counter() - started
         scores: dict[int, float | None] = {}
-        for node, score in zip(asked, given, strict=True):
+        for node, score in zip(distinct, verdicts, strict=True):
             if score is not None and not math.isfinite(score):
                 score = None
                 yield from self._notice(
@@ -276,11 +276,11 @@ class Search:
     ) -> Iterator[SearchEvent]:
         """Records a choice, and frees the K/V of nodes that nothing will continue."""
         self._best = kept[0]
-        told = {node for choice in self._choices for node in choice.nodes}
-        new = tuple(node.id for node in self.nodes if node.id not in told)
+        recorded = {node for choice in self._choices for node in choice.nodes}
+        new = tuple(node.id for node in self.nodes if node.id not in recorded)
         ids = tuple(node.id for node in kept)
         self._choices.append(ChoiceRecord(step, self.retraces, new, ids, back_to))
-        # A later round's pool only grows, so what is not among its best now never will be.
+        # Later rounds only add to the pool, so a node that is not among its best now never will be.
         for node in candidates:
             if not node.kept:
                 node.state = None
@@ -291,9 +291,9 @@ class Search:
     ) -> bool:
         """Returns whether the deciding candidate is not good enough and a retrace is left."""
         if all(node.ended for node in frontiers[retrace.to]):
-            return False  # nothing could be written anew
-        assert retrace.threshold is not None, "the assistant fills in what is calibrated"
-        ranked = sorted(pool, key=_merit, reverse=True)
+            return False  # nothing would be written again
+        assert retrace.threshold is not None, "AnswerStream fills in the calibrated threshold"
+        ranked = sorted(pool, key=_rank_key, reverse=True)
         deciding = ranked[min(retrace.rank, len(ranked)) - 1]
         good = (
             deciding.closed and deciding.score is not None and deciding.score >= retrace.threshold
@@ -301,28 +301,28 @@ class Search:
         return not good and self.retraces < retrace.max_retraces
 
     def _notice(self, text: str) -> Iterator[SearchEvent]:
-        """Yields a notice, each text once."""
+        """Yields a notice, unless one with the same text was yielded before."""
         if text not in self._notices:
             self._notices.append(text)
             yield Noticed(text)
 
 
-def best(candidates: Sequence[Node], count: int) -> list[Node]:
+def keep_best(candidates: Sequence[Node], count: int) -> list[Node]:
     """Marks the best candidates as kept, and returns them, best first.
 
-    A candidate that was cut off ranks below all that were not, whatever its score.
+    A candidate that was cut off ranks below every complete one, whatever its score.
     """
-    kept = sorted(candidates, key=_merit, reverse=True)[:count]
+    kept = sorted(candidates, key=_rank_key, reverse=True)[:count]
     for node in candidates:
         node.kept = node in kept
     return kept
 
 
-def _merit(node: Node) -> tuple[bool, float]:
+def _rank_key(node: Node) -> tuple[bool, float]:
     return node.closed, -math.inf if node.score is None else node.score
 
 
-def _start(node: Node, step: Step, max_tokens: int) -> CandidateStart:
+def _candidate_start(node: Node, step: Step, max_tokens: int) -> CandidateStart:
     assert node.state is not None
     left = max_tokens - len(node.path_ids)
     return CandidateStart(node.state, node.key, min(left, step.max_tokens or left))

@@ -1,4 +1,4 @@
-"""One candidate of a search: what it adds to its parent's path."""
+"""The tree of a search: a node is one candidate and links to the candidate that it continues."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from llavacot_mlx.trace.record import NodeRecord
 
 @dataclass(eq=False)
 class Node:
-    """One candidate: what it adds to its parent's path."""
+    """One candidate of a search: the tokens that it adds to its parent's path."""
 
     id: int
     parent: Node | None
     key: str
-    """Its position in the tree, such as `0/2`, on which (with the seed) its random numbers
-    depend."""
+    """Its position in the tree, such as `0/2`. Its random numbers depend on this and the seed."""
     step: int
-    """The step of the plan that it belongs to."""
+    """Index of the plan's step that it belongs to."""
     round: int
+    """Number of retraces before it started."""
     state: DecodeState | None
-    """Where its path can continue; None once nothing will continue it."""
+    """K/V of its path and the next token's logits; None once nothing will continue it."""
     stage: Stage | None = None
     """The stage that it wrote last; None where it opened none."""
     stage_text: str = ""
-    """That stage's text without tags, from the stage's beginning on."""
+    """That stage's whole text, without tags."""
     stages: list[StageRecord] = field(default_factory=list)
-    """The stages that its whole path has ended."""
+    """The stages that have ended on its whole path."""
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprob: float = 0.0
     """Sum of its tokens' log-probabilities."""
     closed: bool = False
-    """False while it is cut off: its stage's closing tag, or its sentence's end, never came."""
+    """Whether it is complete: it reached its stage's closing tag, or its sentence's end."""
     ended: bool = False
     """Whether nothing can follow: the turn ended, or a token limit was reached."""
     score: float | None = None
@@ -44,18 +44,18 @@ class Node:
 
     @property
     def path(self) -> KVPath:
-        """K/V of its path, kept while something may follow and while it is judged."""
+        """K/V of its path. They are kept until nothing will continue or judge it."""
         assert self.state is not None
         return self.state.path
 
     @property
     def answer(self) -> str:
-        """All text from the beginning of the answer to its end, tags included."""
+        """The answer's text up to the end of this node, tags included."""
         return (self.parent.answer if self.parent else "") + self.text
 
     @property
     def conclusion(self) -> str | None:
-        """Its path's conclusion, with case and white space normalized; None without one."""
+        """The path's conclusion, with case and white space normalized; None without one."""
         for record in reversed(self.stages):
             if record.stage is Stage.CONCLUSION:
                 return " ".join(record.text.casefold().split())
@@ -63,12 +63,12 @@ class Node:
 
     @property
     def depth(self) -> int:
-        """Number of candidates before it on its path."""
+        """Number of candidates that precede it on its path."""
         return self.key.count("/")
 
     @property
     def path_ids(self) -> list[int]:
-        """Every generated token from the prompt to this node's last."""
+        """All generated token ids from the prompt to the end of this node."""
         return (self.parent.path_ids if self.parent else []) + self.token_ids
 
     @property

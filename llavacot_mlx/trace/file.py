@@ -53,28 +53,28 @@ class StoredTrace:
     """What a trace file holds."""
 
     trace: Trace
-    picture: bytes | None
-    """As it was given; not looked into."""
+    image_bytes: bytes | None
+    """The image file as it was given, not decoded; None without an image."""
 
 
 @dataclass(frozen=True)
-class _Picture:
+class _StoredImage:
     """A picture as it stands in the file."""
 
     media_type: str
     base64: str
 
 
-def write_trace(file: Path, trace: Trace, picture: bytes | None) -> None:
+def write_trace(file: Path, trace: Trace, image_bytes: bytes | None) -> None:
     """Writes a trace file, in place of one that is there.
 
     Raises UserError when that fails; the file is whole or as it was before. Whether it may be
     written at all, `atomic.check_can_write` finds out beforehand.
     """
     value = trace.to_dict_with_log()
-    if picture is not None:
-        encoded = base64.b64encode(picture).decode("ascii")
-        value["picture"] = {"media_type": media_type(picture), "base64": encoded}
+    if image_bytes is not None:
+        encoded = base64.b64encode(image_bytes).decode("ascii")
+        value["picture"] = {"media_type": media_type(image_bytes), "base64": encoded}
     text = json.dumps(value, ensure_ascii=False)
     # A file name that is not UTF-8 becomes an escape, which JSON understands.
     write_file(file, text.encode(errors="backslashreplace") + b"\n")
@@ -108,11 +108,11 @@ def parse_trace(data: bytes, name: str) -> StoredTrace:
     except ValueError as problem:
         raise UserError(f"{name}: not JSON, so not a trace: {problem}") from None
     try:
-        picture = _picture(value)
+        image_bytes = _pop_image(value)
         trace = Trace.from_dict(value)
         if not trace.events:
             trace = replace(trace, events=tuple(events_of_old_trace(trace)))
-        return StoredTrace(trace, picture)
+        return StoredTrace(trace, image_bytes)
     except UserError as problem:
         raise UserError(f"{name}: {problem}") from None
 
@@ -175,20 +175,20 @@ def _next_stage(search: SearchRecord, parent: int | None) -> Stage | None:
     return closed[-1].following if closed else Stage.SUMMARY
 
 
-def media_type(picture: bytes) -> str:
+def media_type(image_bytes: bytes) -> str:
     """What kind of picture the bytes are, by how they begin."""
     for begin, name in _MEDIA_TYPES.items():
-        pairs = zip(begin, picture, strict=False)
-        if len(picture) >= len(begin) and all(want in (ord("?"), got) for want, got in pairs):
+        pairs = zip(begin, image_bytes, strict=False)
+        if len(image_bytes) >= len(begin) and all(want in (ord("?"), got) for want, got in pairs):
             return name
     return "application/octet-stream"
 
 
-def _picture(value: Any) -> bytes | None:
+def _pop_image(value: Any) -> bytes | None:
     """Takes the picture out of the object that was read."""
     if not isinstance(value, dict) or "picture" not in value:
         return None
-    stored = checked(_Picture, value.pop("picture"), RULES, "picture")
+    stored = checked(_StoredImage, value.pop("picture"), RULES, "picture")
     try:
         return base64.b64decode(stored.base64, validate=True)
     except ValueError as problem:

@@ -217,13 +217,13 @@ def _check_tree(search: SearchRecord) -> None:
 
 def _check_log(trace: Trace) -> None:
     """Raises UserError if the log is not that of the record."""
-    _check_candidates_named(trace)
+    _check_candidate_order(trace)
     _check_log_of_search(trace)
     if not trace.search.nodes:
         _check_log_of_stages(trace)
 
 
-def _check_candidates_named(trace: Trace) -> None:
+def _check_candidate_order(trace: Trace) -> None:
     """Raises UserError if the log names a candidate before its start."""
     nodes = trace.search.nodes
     started = 0
@@ -302,13 +302,13 @@ def _check_log_of_stages(trace: Trace) -> None:
     stages = [(record.stage, record.closed) for record in trace.stages]
     if ended != (stages[: len(ended)] if trace.interrupted else stages):
         raise UserError("events: not the stages of this trace")
-    if not trace.interrupted and _joined(trace.events) != _joined(
+    if not trace.interrupted and _single_path_events(trace.events) != _single_path_events(
         stage_events(trace.text, trace.stages)
     ):
         raise UserError("events: not the text of this trace")
 
 
-def _joined(events: Iterable[LoggedEvent]) -> tuple[LoggedEvent, ...]:
+def _single_path_events(events: Iterable[LoggedEvent]) -> tuple[LoggedEvent, ...]:
     """The events that tell a single path, their texts joined across the others."""
     log = EventLog()
     for event in events:

@@ -30,7 +30,7 @@ class StageReader:
         self._decoder = tokenizer.stream()
         self._parser = StageParser()
         self._stage_text = ""
-        self._counted = 0  # tokens that belong to the stages that ended
+        self._recorded_tokens = 0  # tokens that belong to the stages that ended
 
     @classmethod
     def after(cls, tokenizer: Tokenizer, token_ids: Sequence[int]) -> StageReader:
@@ -72,21 +72,21 @@ class StageReader:
 
     def finish(self) -> list[StageEvent]:
         """No token follows: returns what was held back, and the end of a stage still open."""
-        return self._read(self._decoder.finish()) + self._recorded(self._parser.finish())
+        return self._read(self._decoder.finish()) + self._record_stages(self._parser.finish())
 
     def _read(self, text: str) -> list[StageEvent]:
         self.text += text
-        return self._recorded(self._parser.feed(text))
+        return self._record_stages(self._parser.feed(text))
 
-    def _recorded(self, events: list[StageEvent]) -> list[StageEvent]:
+    def _record_stages(self, events: list[StageEvent]) -> list[StageEvent]:
         for event in events:
             if isinstance(event, Opened):
                 self._stage_text = ""
             elif isinstance(event, Text):
                 self._stage_text += event.text
             elif isinstance(event, Closed):
-                tokens = len(self.token_ids) - self._counted
-                self._counted = len(self.token_ids)
+                tokens = len(self.token_ids) - self._recorded_tokens
+                self._recorded_tokens = len(self.token_ids)
                 text = self._stage_text.strip()
                 self.records.append(StageRecord(event.stage, text, event.by_tag, tokens))
         return events

@@ -38,7 +38,7 @@ from llavacot_mlx.demo.world import (
     slips,
 )
 from llavacot_mlx.prompt.stages import Stage
-from llavacot_mlx.search.judges.prompts import IS_IT_RIGHT
+from llavacot_mlx.search.judges.prompts import SELF_QUESTIONS
 
 MANY = range(400)
 RECIPE = Path(__file__).parents[2] / "recipes" / "demo_model"
@@ -252,7 +252,7 @@ def test_planted_mistakes_are_mistakes_and_right_ones_are_right() -> None:
         world, asked = asked_of(seed)
         judged = judge_question(world, asked[0], random.Random(seed))
         verdicts[judged.stage, judged.answer] += 1
-        assert judged.text == IS_IT_RIGHT[judged.stage]
+        assert judged.text == SELF_QUESTIONS[judged.stage]
         assert judged.judged in judged.partial
         truth = asked[0].stage_text(judged.stage)
         closed = judged.partial.rstrip().endswith(judged.stage.closing)

@@ -23,7 +23,7 @@ from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.search.judges.base import Candidate, ExternalJudge, JudgeError
 from llavacot_mlx.search.judges.mllama_judge import MllamaJudge
 from llavacot_mlx.search.judges.plugins import ExternalJudges
-from llavacot_mlx.search.judges.prompts import is_it_right
+from llavacot_mlx.search.judges.prompts import yes_or_no_question
 from llavacot_mlx.search.judges.vlm_judge import VlmJudge
 
 QUESTION = "How many red circles are there?"
@@ -39,7 +39,7 @@ YES, NO = ("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No")
 
 def text_of(candidate: Candidate) -> str:
     text = candidate.answer if candidate.stage is None else candidate.stage_text
-    return is_it_right(QUESTION, candidate.stage, text)
+    return yes_or_no_question(QUESTION, candidate.stage, text)
 
 
 def chance(logits: torch.Tensor, tokenizer: PreTrainedTokenizerFast) -> float:

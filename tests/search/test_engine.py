@@ -30,7 +30,7 @@ from llavacot_mlx.prompt.image_spans import Prompt
 from llavacot_mlx.prompt.stages import Stage, StageRecord
 from llavacot_mlx.prompt.tokenizer import Turn
 from llavacot_mlx.search.context import SearchContext
-from llavacot_mlx.search.engine import Search, best
+from llavacot_mlx.search.engine import Search, keep_best
 from llavacot_mlx.search.judges.base import JudgeError
 from llavacot_mlx.search.judges.majority import MajorityJudge
 from llavacot_mlx.search.node import Node
@@ -335,7 +335,7 @@ def test_a_stage_that_never_closes_comes_last(assistant: Assistant) -> None:
         )
         for number, (done, score) in enumerate(zip(stages, scores, strict=True))
     ]
-    assert [node.id for node in best(nodes, 4)] == [2, 0, 1, 3]
+    assert [node.id for node in keep_best(nodes, 4)] == [2, 0, 1, 3]
     assert [node.kept for node in nodes] == [True] * 4
     limited, _, _ = search(assistant, planned(Method.BEST_OF_N, WARM, 2), max_tokens=60)
     assert [(len(node.token_ids), node.closed) for node in limited.nodes] == [(60, False)] * 2

@@ -29,7 +29,6 @@ from llavacot_mlx.plan.plan import BUILT_IN_JUDGES
 from llavacot_mlx.prompt.stages import Stage, StageRecord
 from llavacot_mlx.prompt.tokenizer import Tokenizer
 from llavacot_mlx.search.context import SearchContext
-from llavacot_mlx.search.judges import batched_question as asking
 from llavacot_mlx.search.judges import self_judge
 from llavacot_mlx.search.judges.base import Candidate, JudgeError
 from llavacot_mlx.search.judges.batched_question import ask_each
@@ -37,7 +36,7 @@ from llavacot_mlx.search.judges.pairwise import PairwiseJudge
 from llavacot_mlx.search.judges.plugins import (
     ExternalJudgeAdapter,
     ExternalJudges,
-    check_name,
+    check_judge_name,
     is_model,
 )
 from llavacot_mlx.search.judges.registry import BUILT_IN, make_judge
@@ -96,19 +95,17 @@ def context_of(model: Any, tokenizer: Tokenizer, usage: Usage | None = None) -> 
 # --- Questions of several lengths in one forward pass. ---
 
 
-def test_each_question_is_answered_as_if_it_were_alone(
-    model: Mllama, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_question_is_answered_as_if_it_were_alone(model: Mllama) -> None:
     """Whatever their lengths and however many passes they take; only their own tokens count."""
     usage = Usage()
     context = prefill(model, prompt(words(5), tiles(1), words(9, 1)), usage, Timings())
     path = context.state().path
     questions = [words(4, 2), words(11, 3), words(1, 4), words(7, 5)]
     alone = [ask_each(context, [path], [question]) for question in questions]
-    for most in (2048, 12):
-        monkeypatch.setattr(asking, "MOST_TOKENS", most)
+    for tokens_per_pass in (2048, 12):
         usage = Usage()
-        together = ask_each(replace(context, usage=usage), [path] * 4, questions)
+        counted = replace(context, usage=usage)
+        together = ask_each(counted, [path] * 4, questions, tokens_per_pass)
         assert usage.judge_tokens == 4 + 11 + 1 + 7
         assert np.allclose(np.array(together), np.array(mx.concatenate(alone)), atol=1e-4)
 
@@ -273,7 +270,7 @@ def test_the_judge_in_the_documentation(
     """Its code and its entry point, as they stand there."""
     entry = re.findall(r'judges"\]\n(.*?)\n', PAGE.read_text(encoding="utf-8"))[0].replace('"', "")
     outside = installed(tmp_path, monkeypatch, in_the_page(), entry)
-    check_name("brevity")
+    check_judge_name("brevity")
     judge = make_judge("brevity", context_of(None, tokenizer), outside)
     assert judge.scores(captions("A large red circle.", "A circle.")) == [1 / 5, 1 / 3]
     assert outside.get("brevity") is outside.get("brevity")
@@ -384,7 +381,7 @@ def test_a_package_whose_judge_cannot_be_made(
 def test_a_name_that_is_no_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The line says what there is."""
     outside = installed(tmp_path, monkeypatch, in_the_page())
-    for ask_about in (check_name, outside.get):
+    for ask_about in (check_judge_name, outside.get):
         with pytest.raises(UserError) as problem:
             ask_about("slef")
         assert str(problem.value) == (
@@ -393,7 +390,7 @@ def test_a_name_that_is_no_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             "any other judge is a model: its folder, or its id on the hub like owner/name"
         )
     for name in (*BUILT_IN_JUDGES, "brevity"):
-        check_name(name)
+        check_judge_name(name)
         assert not is_model(name)
     assert is_model("owner/name")
     assert is_model(str(demo.model_path()))
@@ -406,14 +403,14 @@ def test_a_path_that_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     odd.mkdir()
     for place in (empty, file):
         with pytest.raises(UserError, match=re.escape(f"judge {place}: there is no config.json")):
-            check_name(str(place))
+            check_judge_name(str(place))
     for config, told in (
         ("{", "is not valid JSON"),
         ("{}", "names no model_type"),
         ('{"model_type": "mllama"}', "text_config"),
     ):
         (odd / "config.json").write_text(config)
-        check_name(str(odd))
+        check_judge_name(str(odd))
         with pytest.raises(UserError) as problem:
             ExternalJudges().get(str(odd))
         assert str(problem.value).startswith(f"judge {odd}/config.json")

@@ -26,7 +26,7 @@ def test_what_is_written_comes_back(trace: Trace, picture: bytes | None, tmp_pat
     write_trace(tmp_path / "t.json", trace, picture)
     stored = read_trace(tmp_path / "t.json")
     assert stored.trace == trace
-    assert stored.picture == picture
+    assert stored.image_bytes == picture
 
 
 def test_a_trace_file_is_what_json_prints_and_the_picture(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_a_trace_file_is_what_json_prints_and_the_picture(tmp_path: Path) -> Non
     assert value == json.loads(trace.to_json())
     assert picture["media_type"] == "image/png"
     assert base64.b64decode(picture["base64"]) == png()
-    assert parse_trace(trace.to_json().encode(), "x").picture is None
+    assert parse_trace(trace.to_json().encode(), "x").image_bytes is None
 
 
 def test_any_text_comes_back(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Judges score the candidates of a search, one file a judge."""
+"""Judges score the candidates of a search, one file per judge."""

@@ -1,4 +1,4 @@
-"""The interfaces of judges, built in or external, and what a judge is shown."""
+"""The interfaces of built-in and external judges, and the candidate that an external one sees."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class Judge(Protocol):
 
 
 class JudgeError(Exception):
-    """A judge could not do its work. Its text is one line for the person, who is told once."""
+    """A judge could not judge at all. Its text is one line, which the user sees once."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What an external judge is shown of one candidate."""
+    """The part of one candidate that an external judge sees."""
 
     stage: Stage | None
     """The stage that it wrote last; None where it opened none."""
     stage_text: str
-    """That stage's text without tags; as far as it is written, if the stage is open."""
+    """That stage's text so far, without tags."""
     answer: str
     """Everything from the beginning of the answer to this candidate's end, tags included."""
 

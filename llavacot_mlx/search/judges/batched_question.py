@@ -11,40 +11,44 @@ from llavacot_mlx.generate.device import on_generation_stream
 from llavacot_mlx.model.kv_cache import span_of_all
 from llavacot_mlx.model.shared_prefix import KVPath, SharedPrefixCache
 
-MOST_TOKENS = 2048
-"""Tokens in one forward pass, which bounds its memory; a single longer question is allowed."""
+_TOKENS_PER_PASS = 2048
+"""Maximum number of tokens in one forward pass, which bounds its memory."""
 
 
 def ask_each(
-    context: DecodeContext, paths: Sequence[KVPath], questions: Sequence[Sequence[int]]
+    context: DecodeContext,
+    paths: Sequence[KVPath],
+    questions: Sequence[Sequence[int]],
+    tokens_per_pass: int = _TOKENS_PER_PASS,
 ) -> mx.array:
     """Returns the logits after each question, read on top of its path: (questions, vocabulary).
 
-    Each forward pass takes as many questions as fit; the paths are not changed. There must be at
-    least one question, and none may be empty.
+    Each forward pass takes as many questions as fit into `tokens_per_pass`, and at least one; the
+    paths are not changed. There must be at least one question, and none may be empty.
     """
     model = context.model
     parts = []
-    for rows in _together(questions):
-        longest = max(len(questions[row]) for row in rows)
+    for group in _group_by_tokens(questions, tokens_per_pass):
+        batch = questions[group]
+        longest = max(map(len, batch))
         # A shorter question is padded at its end, where no real token attends to it.
-        ids = [[*questions[row], *[0] * (longest - len(questions[row]))] for row in rows]
-        last = [len(questions[row]) - 1 for row in rows]
+        ids = [[*question, *[0] * (longest - len(question))] for question in batch]
+        last = [len(question) - 1 for question in batch]
         with on_generation_stream():
-            batch = SharedPrefixCache([paths[row] for row in rows])
-            hidden = model.hidden(mx.array(ids), batch, span_of_all(context.image_kv, longest))
-            parts.append(model.logits(hidden[mx.arange(len(rows)), mx.array(last)]))
+            cache = SharedPrefixCache(paths[group])
+            hidden = model.hidden(mx.array(ids), cache, span_of_all(context.image_kv, longest))
+            parts.append(model.logits(hidden[mx.arange(len(batch)), mx.array(last)]))
             mx.eval(parts[-1])
-        context.usage.judge_tokens += sum(len(questions[row]) for row in rows)
+        context.usage.judge_tokens += sum(map(len, batch))
     return mx.concatenate(parts)
 
 
-def _together(questions: Sequence[Sequence[int]]) -> Iterator[range]:
-    """Groups the questions into forward passes, in their order."""
+def _group_by_tokens(questions: Sequence[Sequence[int]], tokens_per_pass: int) -> Iterator[slice]:
+    """Groups consecutive questions into forward passes, with padding counted as tokens."""
     start, longest = 0, 0
-    for row, question in enumerate(questions):
+    for index, question in enumerate(questions):
         longest = max(longest, len(question))
-        if row > start and (row + 1 - start) * longest > MOST_TOKENS:
-            yield range(start, row)
-            start, longest = row, len(question)
-    yield range(start, len(questions))
+        if index > start and (index + 1 - start) * longest > tokens_per_pass:
+            yield slice(start, index)
+            start, longest = index, len(question)
+    yield slice(start, len(questions))

@@ -8,7 +8,7 @@ from llavacot_mlx.search.node import Node
 
 
 class LogprobJudge:
-    """The mean log-probability of a candidate's own tokens, before temperature."""
+    """Scores by the mean log-probability of a candidate's own tokens, before temperature."""
 
     def scores(self, nodes: Sequence[Node]) -> list[float | None]:
         return [node.logprob / len(node.token_ids) if node.token_ids else None for node in nodes]

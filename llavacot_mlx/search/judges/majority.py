@@ -1,4 +1,4 @@
-"""Scores a candidate by how many reach the same conclusion (self-consistency, arXiv 2203.11171)."""
+"""Scores a candidate by how many others agree with it (self-consistency, arXiv 2203.11171)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llavacot_mlx.search.node import Node
 
 
 class MajorityJudge:
-    """The share of candidates with the same conclusion; None for a candidate without one."""
+    """Scores by the share of candidates with the same conclusion; None without a conclusion."""
 
     def scores(self, nodes: Sequence[Node]) -> list[float | None]:
         votes = Counter(node.conclusion for node in nodes)

@@ -1,4 +1,4 @@
-"""A second Mllama as a judge, in our own runtime: mlx-vlm misreads small images."""
+"""A second Mllama as a judge, run by this package because mlx-vlm misreads small images."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
 from llavacot_mlx.search.judges.base import Candidate
 from llavacot_mlx.search.judges.batched_question import ask_each
-from llavacot_mlx.search.judges.prompts import is_it_right
+from llavacot_mlx.search.judges.prompts import yes_or_no_question
 from llavacot_mlx.search.judges.yes_or_no import YesOrNo
 from llavacot_mlx.usage import Timings, Usage
 
 
 @dataclass(frozen=True)
-class _Read:
-    """An image and a question that were prefilled."""
+class _PrefilledPrefix:
+    """The common beginning of the prompts about one image and question, prefilled."""
 
     image: Image.Image | None
     token_ids: list[int]
@@ -37,10 +37,10 @@ class _Read:
 
 
 class MllamaJudge:
-    """Scores a stage by the probability of "yes" to whether it is right; None if the text is too
-    long.
+    """Scores a stage by the probability that the model answers "yes" to whether it is right.
 
-    The image and the question are read once for all stages of an answer.
+    A prompt that exceeds the model's context has no score. The image and the question are read
+    once for all stages of an answer.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class MllamaJudge:
     ) -> None:
         self._model, self._tokenizer, self._image_processor = model, tokenizer, image_processor
         self._words = YesOrNo.of(tokenizer.encode)
-        self._read: _Read | None = None
+        self._prefix: _PrefilledPrefix | None = None
 
     @classmethod
     def load(cls, folder: Path) -> MllamaJudge:
@@ -66,45 +66,47 @@ class MllamaJudge:
             self._prompt(image, question, candidate.stage, candidate.judged_text)
             for candidate in candidates
         ]
-        asked = [row for row, ids in enumerate(prompts) if len(ids) <= context]
+        fitting = [index for index, ids in enumerate(prompts) if len(ids) <= context]
         scores: list[float | None] = [None] * len(candidates)
-        if asked:
-            read = self._reading(image, question, [prompts[row] for row in asked])
-            rest = [prompts[row][len(read.token_ids) :] for row in asked]
-            paths = [read.path] * len(asked)
-            logits = ask_each(read.context, paths, rest)
-            for row, chance in zip(asked, self._words.yes_probabilities(logits), strict=True):
-                scores[row] = chance
+        if fitting:
+            prefix = self._prefill_prefix(image, question, [prompts[index] for index in fitting])
+            rest = [prompts[index][len(prefix.token_ids) :] for index in fitting]
+            logits = ask_each(prefix.context, [prefix.path] * len(fitting), rest)
+            probabilities = self._words.yes_probabilities(logits)
+            for index, probability in zip(fitting, probabilities, strict=True):
+                scores[index] = probability
         return scores
 
     def _prompt(
         self, image: Image.Image | None, question: str, stage: Stage | None, text: str
     ) -> list[int]:
-        asked = is_it_right(question, stage, text)
-        return self._tokenizer.prompt([Turn("user", asked, images=int(image is not None))])
+        text = yes_or_no_question(question, stage, text)
+        return self._tokenizer.prompt([Turn("user", text, images=int(image is not None))])
 
-    def _reading(self, image: Image.Image | None, question: str, prompts: list[list[int]]) -> _Read:
-        """Prefills the prefix that all prompts of this question share, whatever the stage."""
-        read = self._read
+    def _prefill_prefix(
+        self, image: Image.Image | None, question: str, prompts: list[list[int]]
+    ) -> _PrefilledPrefix:
+        """Prefills what all prompts of this question start with, whatever the stage."""
+        last = self._prefix
         if (
-            read is None
-            or read.image is not image
-            or any(ids[: len(read.token_ids)] != read.token_ids for ids in prompts)
+            last is None
+            or last.image is not image
+            or any(ids[: len(last.token_ids)] != last.token_ids for ids in prompts)
         ):
             others = [self._prompt(image, question, stage, "") for stage in (None, *Stage)]
-            beginning = _common(prompts + others)
+            token_ids = _common_prefix(prompts + others)
             images = () if image is None else (self._image_processor(image),)
             with on_generation_stream():
-                prompt = Prompt(tuple(beginning), images)
+                prompt = Prompt(tuple(token_ids), images)
                 context = prefill(self._model, prompt, Usage(), Timings())
-            read = _Read(image, beginning, context, context.state().path)
-            self._read = read
-        return read
+            last = _PrefilledPrefix(image, token_ids, context, context.state().path)
+            self._prefix = last
+        return last
 
 
-def _common(rows: Sequence[Sequence[int]]) -> list[int]:
-    """Returns the longest common prefix."""
+def _common_prefix(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Returns the longest token sequence that all prompts start with."""
     length = 0
-    while all(len(row) > length and row[length] == rows[0][length] for row in rows):
+    while all(len(ids) > length and ids[length] == prompts[0][length] for ids in prompts):
         length += 1
-    return list(rows[0][:length])
+    return list(prompts[0][:length])

@@ -1,4 +1,4 @@
-"""Opens a model folder as a judge, in the runtime that it needs."""
+"""Loads a model folder as a judge, in our own runtime or in mlx-vlm's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llavacot_mlx.search.judges.base import ExternalJudge, JudgeError
 
 
 def load_judge(folder: Path) -> ExternalJudge:
-    """Loads a Mllama in our own runtime, and any other vision-language model in mlx-vlm's.
+    """Loads an Mllama in our own runtime, and any other vision-language model in mlx-vlm's.
 
     Raises UserError when it cannot be loaded, or its answer to a yes-or-no question cannot be read.
     """

@@ -12,7 +12,11 @@ from llavacot_mlx.model.shared_prefix import KVPath
 from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.search.context import SearchContext
 from llavacot_mlx.search.judges.batched_question import ask_each
-from llavacot_mlx.search.judges.prompts import WHAT_IS_BETTER, WHICH_ANSWERS_BETTER, first_or_second
+from llavacot_mlx.search.judges.prompts import (
+    PAIRWISE_CRITERIA,
+    WHOLE_ANSWER_CRITERION,
+    pairwise_question,
+)
 from llavacot_mlx.search.node import Node
 
 
@@ -63,14 +67,14 @@ class PairwiseJudge:
         common = paths[0][shared - 1]
         texts = ["".join(node.text for node in path[shared:]).strip() for path in paths]
         stages = _stages_after(common, one) | _stages_after(common, other)
-        before, between, after = first_or_second(
-            WHAT_IS_BETTER[stages.pop()] if len(stages) == 1 else WHICH_ANSWERS_BETTER
+        before, between, after = pairwise_question(
+            PAIRWISE_CRITERIA[stages.pop()] if len(stages) == 1 else WHOLE_ANSWER_CRITERION
         )
         straight, swapped = (
             self._tokenizer.next_turn(f"{before}{first}{between}{second}{after}")
             for first, second in (texts, reversed(texts))
         )
-        # Each on the path added a segment; the ancestor itself may have let go of its own.
+        # Each node of the path added one segment. The ancestor's own state may be freed already.
         path = KVPath(one.path.segments[:shared])
         return _Comparison((one, other), path, (straight, swapped))
 
@@ -81,8 +85,8 @@ class PairwiseJudge:
         paths = [pair.path for pair in pairs for _ in pair.orders]
         questions = [order for pair in pairs for order in pair.orders]
         logits = ask_each(self._context, paths, questions)
-        said: list[int] = mx.argmax(logits, axis=-1).tolist()  # type: ignore[assignment]
-        for straight, swapped in zip(said[::2], said[1::2], strict=True):
+        answers: list[int] = mx.argmax(logits, axis=-1).tolist()  # type: ignore[assignment]
+        for straight, swapped in zip(answers[::2], answers[1::2], strict=True):
             yield self._winner.get((straight, swapped))
 
 

@@ -40,19 +40,19 @@ class ExternalJudgeAdapter:
         """Returns the judge's scores, and turns whatever goes wrong in it into a JudgeError."""
         candidates = [Candidate(node.stage, node.stage_text, node.answer) for node in nodes]
         try:
-            with redirect_stdout(sys.stderr):  # stdout is the answer's
+            with redirect_stdout(sys.stderr):  # stdout belongs to the answer
                 scores = self._judge.scores(self._image, self._question, candidates)
         except JudgeError as failure:
             raise JudgeError(f"judge {self._name}: {failure}") from failure
         except Exception as error:
-            raise JudgeError(f"judge {self._name} failed: {_in_a_line(error)}") from error
+            raise JudgeError(f"judge {self._name} failed: {_one_line(error)}") from error
         try:
-            return _checked(scores, len(nodes))
+            return _check_scores(scores, len(nodes))
         except JudgeError as failure:
             raise JudgeError(f"judge {self._name} {failure}") from None
 
 
-def _checked(scores: object, count: int) -> list[float | None]:
+def _check_scores(scores: object, count: int) -> list[float | None]:
     if scores is None:
         raise JudgeError("returned nothing")
     if isinstance(scores, (str, bytes, Mapping)) or not hasattr(scores, "__iter__"):
@@ -60,10 +60,10 @@ def _checked(scores: object, count: int) -> list[float | None]:
     given = list(scores)
     if len(given) != count:
         raise JudgeError(f"returned {len(given)} scores for {count} candidates")
-    return [None if score is None else _number(score) for score in given]
+    return [None if score is None else _to_float(score) for score in given]
 
 
-def _number(score: object) -> float:
+def _to_float(score: object) -> float:
     """Converts a score to float, including scalars of numpy, torch and mlx."""
     try:
         if not isinstance(score, (str, bytes)):
@@ -73,12 +73,12 @@ def _number(score: object) -> float:
     raise JudgeError(f"returned {score!r:.40} in place of a number") from None
 
 
-def check_name(name: str) -> None:
+def check_judge_name(name: str) -> None:
     """Raises UserError for an impossible judge name; loads nothing.
 
     A hub id is accepted by its form.
     """
-    if name not in BUILT_IN_JUDGES and not _installed(name) and not is_model(name):
+    if name not in BUILT_IN_JUDGES and not _entry_point(name) and not is_model(name):
         others = ", ".join(sorted({point.name for point in entry_points(group=GROUP)}))
         raise UserError(
             f"judge {name!r}: there are {', '.join(BUILT_IN_JUDGES)}; "
@@ -92,7 +92,7 @@ def is_model(name: str) -> bool:
 
     Raises UserError for a file, and for a folder without a model.
     """
-    if name in BUILT_IN_JUDGES or _installed(name):
+    if name in BUILT_IN_JUDGES or _entry_point(name):
         return False
     folder = Path(name).expanduser()
     if not folder.exists():
@@ -119,24 +119,26 @@ class ExternalJudges:
         Raises UserError that names the judge, when there is none or it cannot be loaded.
         """
         if name not in self._loaded:
-            check_name(name)
-            found = _installed(name)
+            check_judge_name(name)
+            found = _entry_point(name)
             with redirect_stdout(sys.stderr):
-                self._loaded[name] = _made(found) if found else _of_model(name, self._report)
+                self._loaded[name] = (
+                    _load_entry_point(found) if found else _load_model_judge(name, self._report)
+                )
         return self._loaded[name]
 
 
-def _installed(name: str) -> EntryPoint | None:
-    """Returns the judge's entry point: of several, the first on Python's path, as imports do."""
+def _entry_point(name: str) -> EntryPoint | None:
+    """Returns the judge's entry point; of several the first on Python's path, as imports do."""
     return next(iter(entry_points(group=GROUP, name=name)), None)
 
 
-def _made(point: EntryPoint) -> ExternalJudge:
+def _load_entry_point(point: EntryPoint) -> ExternalJudge:
     try:
         judge = point.load()()
     except Exception as error:
         raise UserError(
-            f"judge {point.name}: its package's {point.value} failed: {_in_a_line(error)}"
+            f"judge {point.name}: its package's {point.value} failed: {_one_line(error)}"
         ) from error
     if not callable(getattr(judge, "scores", None)):
         raise UserError(
@@ -146,7 +148,7 @@ def _made(point: EntryPoint) -> ExternalJudge:
     return judge
 
 
-def _of_model(name: str, report: Callable[[Download], None]) -> ExternalJudge:
+def _load_model_judge(name: str, report: Callable[[Download], None]) -> ExternalJudge:
     from llavacot_mlx.search.judges.model_judge import load_judge
 
     try:
@@ -155,6 +157,6 @@ def _of_model(name: str, report: Callable[[Download], None]) -> ExternalJudge:
         raise UserError(f"judge {error}") from error
 
 
-def _in_a_line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     text = re.sub(r"\s+", " ", str(error)).strip()
     return f"{type(error).__name__}: {text:.200}" if text else type(error).__name__

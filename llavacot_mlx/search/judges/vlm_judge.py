@@ -16,11 +16,11 @@ from llavacot_mlx.checked import read_json
 from llavacot_mlx.checkpoint.hub import FILES
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.search.judges.base import Candidate, JudgeError
-from llavacot_mlx.search.judges.prompts import is_it_right
+from llavacot_mlx.search.judges.prompts import yes_or_no_question
 from llavacot_mlx.search.judges.yes_or_no import YesOrNo
 
 _DATA = [*FILES, "*.model", "*.tiktoken"]
-"""File patterns of data; Python files and pickles are not shown to mlx-vlm."""
+"""Patterns of data files. mlx-vlm gets no Python files and no pickles."""
 
 
 class VlmJudge:
@@ -39,7 +39,7 @@ class VlmJudge:
         self._words = YesOrNo.of(
             lambda text: self._tokenizer.encode(text, add_special_tokens=False)
         )
-        self._marks = _marks(processor, self._tokenizer)
+        self._special_strings = _special_strings(processor, self._tokenizer)
         self._features = VisionFeatureCache(max_size=1)
 
     @classmethod
@@ -54,15 +54,15 @@ class VlmJudge:
         transformers.logging.set_verbosity_error()  # its warnings would disturb the screen
         if not any(folder.glob("*.safetensors")):
             raise UserError(f"{folder}: no *.safetensors in it; other weights are not read")
-        place = TemporaryDirectory(prefix="llavacot-judge-")
-        _show_data(folder, Path(place.name))
+        data_only = TemporaryDirectory(prefix="llavacot-judge-")
+        _link_data_files(folder, Path(data_only.name))
         try:
             with _no_logging():
-                model, processor = load(place.name, trust_remote_code=False)
+                model, processor = load(data_only.name, trust_remote_code=False)
         except Exception as error:  # model code raises all kinds of errors
-            reason = " ".join(str(error).replace(place.name, str(folder)).split())
+            reason = " ".join(str(error).replace(data_only.name, str(folder)).split())
             raise UserError(f"{folder}: mlx-vlm cannot open it: {reason:.200}") from error
-        return cls(model, processor, place)
+        return cls(model, processor, data_only)
 
     def scores(
         self, image: Image.Image | None, question: str, candidates: Sequence[Candidate]
@@ -70,18 +70,20 @@ class VlmJudge:
         if image is not None and getattr(self._processor, "image_processor", None) is None:
             raise JudgeError("it is a model that sees no pictures")
         return [
-            self._chance(image, is_it_right(question, candidate.stage, candidate.judged_text))
+            self._yes_probability(
+                image, yes_or_no_question(question, candidate.stage, candidate.judged_text)
+            )
             for candidate in candidates
         ]
 
-    def _chance(self, image: Image.Image | None, text: str) -> float:
+    def _yes_probability(self, image: Image.Image | None, text: str) -> float:
         from mlx_vlm import apply_chat_template, prepare_inputs, stream_generate
 
         images = [] if image is None else [image.convert("RGB")]
         prompt = apply_chat_template(
             self._processor,
             self._model.config,
-            without_marks(text, self._marks),
+            _break_special_strings(text, self._special_strings),
             num_images=len(images),
             enable_thinking=False,
         )
@@ -123,16 +125,16 @@ def _no_logging() -> Iterator[None]:
         logging.disable(before)
 
 
-def _show_data(source: Path, target: Path) -> None:
+def _link_data_files(source: Path, target: Path) -> None:
     """Links a model's data files into `target`, without the settings that name code to run.
 
     transformers would fetch and run the code that `auto_map` names, in some of mlx-vlm's processors
     regardless of its flags, and mlx-vlm runs the file that `model_file` names.
     """
     for file in sorted({file for pattern in _DATA for file in source.glob(pattern)}):
-        place = target / file.name
+        copy = target / file.name
         if file.suffix != ".json" or file.name in ("tokenizer.json", "vocab.json"):
-            place.symlink_to(file.resolve())
+            copy.symlink_to(file.resolve())
             continue
         values = read_json(file, "")
         if file.name == "config.json" and "model_file" in values:
@@ -141,7 +143,7 @@ def _show_data(source: Path, target: Path) -> None:
             for shard in values.get("weight_map", {}).values():
                 if Path(shard).name != shard:
                     raise UserError(f"{file}: {shard!r} is no file of this folder")
-        place.write_text(json.dumps(_without_code(values)), encoding="utf-8")
+        copy.write_text(json.dumps(_without_code(values)), encoding="utf-8")
 
 
 def _without_code(values: Any) -> Any:
@@ -150,7 +152,7 @@ def _without_code(values: Any) -> Any:
     return [_without_code(value) for value in values] if isinstance(values, list) else values
 
 
-def _marks(processor: Any, tokenizer: Any) -> tuple[str, ...]:
+def _special_strings(processor: Any, tokenizer: Any) -> tuple[str, ...]:
     """Returns the strings that this model's tokenizer or processor treats as special."""
     added = {str(token) for token in tokenizer.get_added_vocab()}
     named = {
@@ -165,9 +167,11 @@ def _marks(processor: Any, tokenizer: Any) -> tuple[str, ...]:
     return tuple(sorted(text for text in texts if len(text.strip()) > 1))
 
 
-def without_marks(text: str, marks: Sequence[str]) -> str:
-    """Inserts a space into each special string, since a chat template joins everything into one
-    text."""
-    for mark in marks:
-        text = text.replace(mark, f"{mark[0]} {mark[1:]}")
+def _break_special_strings(text: str, special_strings: Sequence[str]) -> str:
+    """Inserts a space into each special string of a text.
+
+    A chat template joins everything into one text, so the tokenizer would read them as special.
+    """
+    for special in special_strings:
+        text = text.replace(special, f"{special[0]} {special[1:]}")
     return text

@@ -12,7 +12,7 @@ from llavacot_mlx.search.judges.base import JudgeError
 
 @dataclass(frozen=True)
 class YesOrNo:
-    """The tokens that an answer of yes or no can start with."""
+    """The token ids with which an answer of yes or no can start."""
 
     yes: tuple[int, ...]
     no: tuple[int, ...]
@@ -34,8 +34,7 @@ class YesOrNo:
         return cls(tuple(sorted(yes - both)), tuple(sorted(no - both)))
 
     def yes_probabilities(self, logits: mx.array) -> list[float]:
-        """Returns the probability of yes against no for each row of `logits` (batch,
-        vocabulary)."""
+        """Returns a probability of yes against no per row of `logits` (batch, vocabulary)."""
         logits = logits.astype(mx.float32)
         yes, no = (mx.logsumexp(logits[:, mx.array(ids)], axis=-1) for ids in (self.yes, self.no))
         return mx.sigmoid(yes - no).tolist()  # type: ignore[return-value]
