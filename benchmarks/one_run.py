@@ -45,8 +45,9 @@ def _ours(model: Path, picture: Path, max_tokens: int) -> list[float]:
     from llavacot_mlx.generate.decode import decode
     from llavacot_mlx.generate.prefill import prefill
     from llavacot_mlx.generate.sampling_params import Sampling
-    from llavacot_mlx.prompt.image_processor import ImageProcessor, open_image
+    from llavacot_mlx.prompt.image_processor import ImageProcessor
     from llavacot_mlx.prompt.image_spans import Prompt
+    from llavacot_mlx.prompt.images import open_image
     from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
     from llavacot_mlx.usage import Timings, Usage
 

@@ -28,8 +28,9 @@ from llavacot_mlx.generate.batch_decode import CandidateStart, DecodeState, Ende
 from llavacot_mlx.generate.decode import decode
 from llavacot_mlx.generate.prefill import prefill
 from llavacot_mlx.generate.sampling_params import Sampling
-from llavacot_mlx.prompt.image_processor import ImageProcessor, open_image
+from llavacot_mlx.prompt.image_processor import ImageProcessor
 from llavacot_mlx.prompt.image_spans import Prompt
+from llavacot_mlx.prompt.images import open_image
 from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
 from llavacot_mlx.usage import Timings, Usage
 

@@ -67,7 +67,8 @@ def _ids(arguments: argparse.Namespace, image_token_id: int) -> np.ndarray:
 def _ours(arguments: argparse.Namespace) -> dict[str, Callable[[], None]]:
     """Functions that run the vision tower on a picture, and a step with cached image features."""
     from llavacot_mlx.checkpoint.weights import load_model
-    from llavacot_mlx.prompt.image_processor import ImageProcessor, open_image
+    from llavacot_mlx.prompt.image_processor import ImageProcessor
+    from llavacot_mlx.prompt.images import open_image
     from llavacot_mlx.train.data.sample import TokenKind
     from llavacot_mlx.train.lora_setup import apply_lora
     from llavacot_mlx.train.loss.feature_cache import Features, compute_features

@@ -36,8 +36,9 @@ from llavacot_mlx.generate.sampling_params import PUBLISHED_SAMPLING
 from llavacot_mlx.model.kv_cache import span_of_all
 from llavacot_mlx.model.quantized_kv import dequantized
 from llavacot_mlx.model.shared_prefix import SharedPrefixCache
-from llavacot_mlx.prompt.image_processor import ImageProcessor, open_image
+from llavacot_mlx.prompt.image_processor import ImageProcessor
 from llavacot_mlx.prompt.image_spans import Prompt
+from llavacot_mlx.prompt.images import open_image
 from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
 from llavacot_mlx.usage import Timings, Usage
 

@@ -18,8 +18,10 @@ from llavacot_mlx.model.kv_budget import KVBudget
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.plan.plan import SELF, Plan
 from llavacot_mlx.plan.plan_yaml import plan_to_dict
-from llavacot_mlx.prompt.image_processor import ImageProcessor, ImageSource, open_image
+from llavacot_mlx.prompt.image_processor import ImageProcessor
+from llavacot_mlx.prompt.image_source import image_name
 from llavacot_mlx.prompt.image_spans import Prompt
+from llavacot_mlx.prompt.images import ImageSource, OpenedImage, open_with_notes
 from llavacot_mlx.prompt.stages import Closed, Opened, Stage, StageEvent, StageRecord
 from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
 from llavacot_mlx.request import Request
@@ -109,7 +111,13 @@ class AnswerStream:
         self._started = time.perf_counter()
         for notice in self._notices:
             yield Noticed(notice)
-        image = None if request.image is None else open_image(request.image)
+        image = None
+        if request.image is not None:
+            opened = open_with_notes(request.image)
+            image = opened.image
+            for note in opened.notes:
+                self._notices += (note,)
+                yield Noticed(note)
         tiles = () if image is None else (loaded.image_processor(image),)
         ids = loaded.tokenizer.prompt([Turn("user", request.question, images=len(tiles))])
         self._prompt_ids = ids
@@ -244,8 +252,8 @@ def _stage_events(events: list[StageEvent], reader: StageReader) -> Iterator[Eve
 def _image_name(image: ImageSource | None) -> str | None:
     if image is None:
         return None
-    if isinstance(image, bytes):
+    if isinstance(image, bytes | OpenedImage):
         return "-"
     if isinstance(image, Image.Image):
         return getattr(image, "filename", None) or "image"
-    return str(image)
+    return image_name(image)

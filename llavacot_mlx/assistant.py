@@ -12,7 +12,8 @@ from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.checkpoint.weights import load_model
 from llavacot_mlx.model.kv_budget import KVLimits
 from llavacot_mlx.plan.plan_yaml import plan_from_dict
-from llavacot_mlx.prompt.image_processor import ImageProcessor, ImageSource
+from llavacot_mlx.prompt.image_processor import ImageProcessor
+from llavacot_mlx.prompt.images import ImageSource
 from llavacot_mlx.prompt.tokenizer import Tokenizer
 from llavacot_mlx.request import AskOptions, Request, make_request
 from llavacot_mlx.search.calibration import load_calibration

@@ -10,7 +10,7 @@ from llavacot_mlx.model.kv_budget import NO_LIMITS, KVLimits
 from llavacot_mlx.plan.plan import Plan, Settings, make_plan
 
 if TYPE_CHECKING:
-    from llavacot_mlx.prompt.image_processor import ImageSource
+    from llavacot_mlx.prompt.images import ImageSource
 
 
 @dataclass(frozen=True)

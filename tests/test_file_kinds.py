@@ -15,7 +15,7 @@ from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.checkpoint.safetensors import read_header
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.file_kinds import foreign_kind
-from llavacot_mlx.prompt.image_processor import open_image
+from llavacot_mlx.prompt.images import open_image
 from llavacot_mlx.prompt.tokenizer import Tokenizer
 from llavacot_mlx.search.question_file import read_questions
 from llavacot_mlx.train.data.dataset import Dataset

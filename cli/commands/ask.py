@@ -41,7 +41,7 @@ from llavacot_mlx.trace.file import write_trace
 from llavacot_mlx.trace.record import Trace
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from llavacot_mlx.prompt.images import OpenedImage
 
 
 HELP = """\
@@ -201,6 +201,8 @@ def ask(
             seed=seed,
             limits=limits,
         )
+        from llavacot_mlx.prompt.image_source import image_name
+
         resolved = resolve_adapted_model(model, adapter_path)
         for name in filter(is_model, plan.judges):
             ensure_downloaded(name)
@@ -212,7 +214,7 @@ def ask(
 
         def finish(trace: Trace) -> Trace:
             """Adds the names that the person typed, and saves the trace for --trace."""
-            trace = dataclasses.replace(trace, image=image, model=resolved.name)
+            trace = dataclasses.replace(trace, image=image_name(image), model=resolved.name)
             if trace_file is not None:
                 write_trace(trace_file, trace, image_bytes)
             return trace
@@ -308,22 +310,23 @@ def _check_output(show: ShowLevel | None, *, as_json: bool, answer_only: bool) -
         raise UserError(f"--show {show} with {flag}: drop one; {flag} already says what to print")
 
 
-def _read_image(image: str) -> tuple[Image.Image, bytes]:
+def _read_image(image: str) -> tuple[OpenedImage, bytes]:
     """The image, and the bytes of its file.
 
     It is decoded here, so that a damaged file is reported before a model is loaded.
     """
-    from llavacot_mlx.prompt.image_processor import open_image, read_image_file
+    from llavacot_mlx.prompt.image_source import image_name, read_named_image
+    from llavacot_mlx.prompt.images import open_with_notes
 
     if image != "-":
-        data = read_image_file(Path(image).expanduser())
-        return open_image(data, image), data
+        data = read_named_image(image)
+        return open_with_notes(data, image_name(image)), data
     if sys.stdin.isatty():
         raise UserError(
             "IMAGE is -, but nothing is piped in; llavacot ask - QUESTION < picture.png"
         )
     data = sys.stdin.buffer.read()
-    return open_image(data), data
+    return open_with_notes(data), data
 
 
 def _read_question(question: str) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from llavacot_mlx.prompt.image_processor import open_image, to_rgb
+from llavacot_mlx.prompt.image_processor import to_rgb
+from llavacot_mlx.prompt.images import open_image
 
 _LONGEST_SIDE = 1120  # pixels: two tiles of the published model, and plenty for a page
 

@@ -1,30 +1,22 @@
-"""Images from a file, bytes or PIL to the tiles that the vision tower reads.
+"""Images become the tiles that the vision tower reads.
 
 The reference is transformers' PIL image processor for Mllama; `tests/parity` compares every value.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from llavacot_mlx.checked import KeyRules, OneOf, Range, checked, named, read_json
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.file_kinds import foreign_kind
 from llavacot_mlx.model.config import VisionConfig
 
-ImageSource = str | Path | bytes | Image.Image
-"""An image: a path, the bytes of a file, or a PIL image."""
-
-_MAX_FILE_BYTES = 500 * 10**6
-"""Maximum size of a file: many times the largest image, and far from filling a memory."""
 _WHITE = (255, 255, 255, 255)
 
 
@@ -184,80 +176,3 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image).convert("RGB")
     return image.convert("RGB")
-
-
-def open_image(source: ImageSource, name: str = "the picture") -> Image.Image:
-    """Reads an image completely, and applies its EXIF orientation; the first frame of several.
-
-    `name` is used in errors about an image that is not a path. Raises UserError when there is no
-    such file, or it is not a complete image of a reasonable size.
-    """
-    if isinstance(source, Image.Image):
-        return _with_pixels(ImageOps.exif_transpose(source), name)
-    if not isinstance(source, bytes):
-        name, source = str(source), read_image_file(Path(source))
-    data = source
-    if not data:
-        raise UserError(f"{name} is empty (0 bytes)")
-    if _is_heif(data):
-        _register_heif(name)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large pictures and of odd metadata
-            image = Image.open(io.BytesIO(data))
-            if image.format == "EPS":  # a program: PIL would have Ghostscript run it
-                raise UnidentifiedImageError
-            image.load()
-            return _with_pixels(ImageOps.exif_transpose(image), name)
-    except UserError:
-        raise
-    except UnidentifiedImageError:
-        if kind := foreign_kind(data):
-            raise UserError(f"{name} is {kind}") from None
-        raise UserError(
-            f"{name} is not a picture that can be read (PNG, JPEG, WebP, GIF and the like)"
-        ) from None
-    except Image.DecompressionBombError:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-        raise UserError(
-            f"{name} is too large: more than {limit} million pixels; scale it down first"
-        ) from None
-    except Exception as problem:  # decoders raise whatever they stumble over
-        reason = " ".join(str(problem).split()) or type(problem).__name__
-        raise UserError(f"{name} is a damaged picture: {reason}") from None
-
-
-def _with_pixels(image: Image.Image, name: str) -> Image.Image:
-    if 0 in image.size:
-        raise UserError(f"{name} has no pixels: it is {image.width}×{image.height}")
-    return image
-
-
-def read_image_file(path: Path, max_bytes: int = _MAX_FILE_BYTES) -> bytes:
-    """Reads the bytes of a file. Raises UserError when it cannot be read."""
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(max_bytes + 1)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such picture") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder, not a picture") from None
-    except OSError as problem:
-        raise UserError(f"{path} cannot be read: {problem.strerror}") from None
-    if len(data) > max_bytes:
-        raise UserError(f"{path} is no picture: it holds more than {max_bytes // 10**6} MB")
-    return data
-
-
-def _is_heif(data: bytes) -> bool:
-    return data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
-
-
-def _register_heif(name: str) -> None:
-    try:
-        import pillow_heif
-    except ImportError:
-        raise UserError(
-            f"{name} is a HEIC picture: pip install 'llavacot-mlx[heic]' to read those"
-        ) from None
-    pillow_heif.register_heif_opener()

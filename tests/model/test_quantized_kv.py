@@ -25,8 +25,8 @@ from llavacot_mlx.model.quantized_kv import (
     slice_tokens,
 )
 from llavacot_mlx.model.shared_prefix import KVPath, SharedPrefixCache
-from llavacot_mlx.prompt.image_processor import open_image
 from llavacot_mlx.prompt.image_spans import Prompt
+from llavacot_mlx.prompt.images import open_image
 from llavacot_mlx.prompt.tokenizer import Turn
 from llavacot_mlx.usage import Timings, Usage
 

@@ -15,13 +15,9 @@ from PIL import Image
 from random_model import CONFIG
 
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.prompt import image_processor as pictures
-from llavacot_mlx.prompt.image_processor import (
-    ImageProcessor,
-    open_image,
-    tile_arrangements,
-    to_rgb,
-)
+from llavacot_mlx.prompt import image_source, images
+from llavacot_mlx.prompt.image_processor import ImageProcessor, tile_arrangements, to_rgb
+from llavacot_mlx.prompt.images import open_image
 
 SETTINGS: dict[str, Any] = {
     "size": {"height": 8, "width": 8},
@@ -236,10 +232,10 @@ def test_a_warning_of_a_large_picture_is_no_line_on_stderr(
     monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     """Up to twice PIL's limit a picture is large, and read; beyond it is refused."""
-    monkeypatch.setattr(pictures.Image, "MAX_IMAGE_PIXELS", 30 * 20 - 1)
+    monkeypatch.setattr(images.Image, "MAX_IMAGE_PIXELS", 30 * 20 - 1)
     assert open_image(SAMPLES[0]).size == (30, 20)
     assert not recwarn.list
-    monkeypatch.setattr(pictures.Image, "MAX_IMAGE_PIXELS", 30 * 20 // 2 - 1)
+    monkeypatch.setattr(images.Image, "MAX_IMAGE_PIXELS", 30 * 20 // 2 - 1)
     with pytest.raises(UserError, match="million pixels; scale it down"):
         open_image(SAMPLES[0])
 
@@ -247,4 +243,4 @@ def test_a_warning_of_a_large_picture_is_no_line_on_stderr(
 def test_a_file_without_an_end_is_no_picture() -> None:
     """`/dev/zero` was read until the memory was full."""
     with pytest.raises(UserError, match="/dev/zero is no picture: it holds more than 1 MB"):
-        pictures.read_image_file(Path("/dev/zero"), max_bytes=10**6)
+        image_source.read_image_file(Path("/dev/zero"), max_bytes=10**6)

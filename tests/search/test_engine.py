@@ -25,8 +25,8 @@ from llavacot_mlx.model.kv_cache import ImageKV
 from llavacot_mlx.model.text import TextModel
 from llavacot_mlx.model.vision import VisionModel
 from llavacot_mlx.plan.plan import Method, Plan, Settings, Step, Unit, make_plan
-from llavacot_mlx.prompt.image_processor import open_image
 from llavacot_mlx.prompt.image_spans import Prompt
+from llavacot_mlx.prompt.images import open_image
 from llavacot_mlx.prompt.stages import Stage, StageRecord
 from llavacot_mlx.prompt.tokenizer import Turn
 from llavacot_mlx.search.context import SearchContext

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.prompt.image_processor import ImageProcessor, open_image
+from llavacot_mlx.prompt.image_processor import ImageProcessor
+from llavacot_mlx.prompt.images import open_image
 from llavacot_mlx.prompt.tokenizer import Tokenizer
 from llavacot_mlx.train.data.conversation import Conversation
 from llavacot_mlx.train.data.dataset import Dataset

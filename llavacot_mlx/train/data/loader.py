@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.prompt.image_processor import ImageProcessor, Tiles, open_image
+from llavacot_mlx.prompt.image_processor import ImageProcessor, Tiles
+from llavacot_mlx.prompt.images import open_image
 from llavacot_mlx.prompt.tokenizer import Tokenizer
 from llavacot_mlx.train.data.batches import Batch, pad_batch
 from llavacot_mlx.train.data.dataset import Dataset

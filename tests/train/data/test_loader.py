@@ -14,7 +14,8 @@ from demo_rows import write_rows
 from llavacot_mlx import demo
 from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.prompt.image_processor import ImageProcessor, open_image
+from llavacot_mlx.prompt.image_processor import ImageProcessor
+from llavacot_mlx.prompt.images import open_image
 from llavacot_mlx.prompt.tokenizer import Tokenizer
 from llavacot_mlx.train.data.batches import Batch, batch_order
 from llavacot_mlx.train.data.dataset import Dataset
