@@ -30,12 +30,12 @@ from llavacot_mlx.search.context import SearchContext
 from llavacot_mlx.search.engine import Search
 from llavacot_mlx.search.judges.plugins import ExternalJudges
 from llavacot_mlx.search.judges.registry import make_judge
+from llavacot_mlx.trace.answer_events import Answered, Event
 from llavacot_mlx.trace.event_log import EventLog
 from llavacot_mlx.trace.events import (
-    Answered,
     CandidateText,
-    Event,
     FreeText,
+    LoggedEvent,
     Noticed,
     Prepared,
     StageEnded,
@@ -87,7 +87,8 @@ class AnswerStream:
 
     def __next__(self) -> Event:
         event = next(self._events)
-        self._log.add(event)
+        if isinstance(event, LoggedEvent):
+            self._log.add(event)
         return event
 
     def close(self) -> None:

@@ -21,15 +21,8 @@ from llavacot_mlx.plan.plan import Settings, make_plan
 from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.prompt.tokenizer import Tokenizer
 from llavacot_mlx.request import Request
-from llavacot_mlx.trace.events import (
-    Answered,
-    Event,
-    FreeText,
-    Prepared,
-    StageEnded,
-    StageStarted,
-    StageText,
-)
+from llavacot_mlx.trace.answer_events import Answered, Event
+from llavacot_mlx.trace.events import FreeText, Prepared, StageEnded, StageStarted, StageText
 from llavacot_mlx.trace.record import Trace
 from llavacot_mlx.usage import Timings
 

@@ -36,7 +36,7 @@ from llavacot_mlx.plan.plan import Method, Plan, Settings, make_plan
 from llavacot_mlx.plan.plan_yaml import read_plan
 from llavacot_mlx.request import Request
 from llavacot_mlx.search.judges.plugins import check_judge_name, is_model
-from llavacot_mlx.trace.events import Answered, Interrupted
+from llavacot_mlx.trace.answer_events import Answered, Interrupted
 from llavacot_mlx.trace.file import write_trace
 from llavacot_mlx.trace.record import Trace
 

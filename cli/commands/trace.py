@@ -18,7 +18,7 @@ from llavacot_mlx.cli.views.answer_view import ShowLevel
 from llavacot_mlx.cli.views.choose_view import choose_view
 from llavacot_mlx.cli.views.search_view import unit_of
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.trace.events import trace_events
+from llavacot_mlx.trace.answer_events import trace_events
 from llavacot_mlx.trace.file import StoredTrace, parse_trace, read_trace
 from llavacot_mlx.trace.record import Trace
 

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from llavacot_mlx.prompt.stages import Stage
-from llavacot_mlx.trace.events import Event
+from llavacot_mlx.trace.answer_events import Event
 
 
 class ShowLevel(enum.StrEnum):

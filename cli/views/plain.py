@@ -15,17 +15,15 @@ from llavacot_mlx.cli.views.search_view import (
 )
 from llavacot_mlx.cli.views.summary_line import search_summary_line, summary_line
 from llavacot_mlx.plan.plan import Unit
+from llavacot_mlx.trace.answer_events import Answered, Event, Interrupted
 from llavacot_mlx.trace.event_log import stage_events
 from llavacot_mlx.trace.events import (
-    Answered,
     CandidateEnded,
     CandidateScored,
     CandidatesKept,
     CandidateStarted,
     CandidateText,
-    Event,
     FreeText,
-    Interrupted,
     Noticed,
     Prepared,
     Retraced,

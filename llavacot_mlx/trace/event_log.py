@@ -20,7 +20,6 @@ from llavacot_mlx.trace.events import (
     CandidatesKept,
     CandidateStarted,
     CandidateText,
-    Event,
     FreeText,
     LoggedEvent,
     Noticed,
@@ -65,12 +64,11 @@ class EventLog:
         """Everything so far."""
         return (*self._events, *self._joined_texts())
 
-    def add(self, event: Event) -> None:
-        """Adds an event; Answered and Interrupted hold the whole record and are left out."""
+    def add(self, event: LoggedEvent) -> None:
         if isinstance(event, TextEvent):
             source = dataclasses.replace(event, text="")  # whose text it is: equal for all pieces
             self._texts.setdefault(source, (event, []))[1].append(event.text)
-        elif isinstance(event, LoggedEvent):
+        else:
             self._events += self._joined_texts()
             self._texts.clear()
             self._events.append(event)

@@ -1,22 +1,17 @@
 """What the engine yields while it answers: frozen values that a view, a file or a server consume.
 
-Prepared comes first, and Answered or Interrupted last. Between them, a method that decodes one path
-reports its stages: StageStarted, StageText …, StageEnded, and FreeText for what belongs to no
-stage. A search reports its candidates by their numbers instead: CandidateStarted, CandidateText …,
-CandidateEnded for each one, CandidateScored where a judge was asked, then CandidatesKept, and
-Retraced where the search goes back. Noticed may come anywhere.
+Prepared comes first; the last event, which carries the record, is in `answer_events.py`. Between
+them, a method that decodes one path reports its stages: StageStarted, StageText …, StageEnded, and
+FreeText for what belongs to no stage. A search reports its candidates by their numbers instead:
+CandidateStarted, CandidateText …, CandidateEnded for each one, CandidateScored where a judge was
+asked, then CandidatesKept, and Retraced where the search goes back. Noticed may come anywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from llavacot_mlx.prompt.stages import Stage
-
-if TYPE_CHECKING:
-    from llavacot_mlx.trace.record import Trace  # which holds the events before the last one
 
 
 @dataclass(frozen=True)
@@ -126,20 +121,6 @@ class Noticed:
     text: str
 
 
-@dataclass(frozen=True)
-class Answered:
-    """The end of the answer, with its record."""
-
-    trace: Trace
-
-
-@dataclass(frozen=True)
-class Interrupted:
-    """In place of Answered: the answer was stopped, and this is its record so far."""
-
-    trace: Trace
-
-
 SearchEvent = (
     CandidateStarted
     | CandidateText
@@ -152,10 +133,3 @@ SearchEvent = (
 LoggedEvent = Prepared | StageStarted | StageText | StageEnded | FreeText | SearchEvent
 """What a trace keeps: everything before the end."""
 TextEvent = StageText | FreeText | CandidateText
-Event = LoggedEvent | Answered | Interrupted
-
-
-def trace_events(trace: Trace) -> Iterator[Event]:
-    """All events of an answer, from its record."""
-    yield from trace.events
-    yield Interrupted(trace) if trace.interrupted else Answered(trace)

@@ -19,16 +19,16 @@ from llavacot_mlx.errors import UserError
 from llavacot_mlx.plan.plan_yaml import plan_to_dict
 from llavacot_mlx.prompt.stages import Closed, Opened, Stage, StageEvent, StageParser, StageRecord
 from llavacot_mlx.request import Request
+from llavacot_mlx.trace.answer_events import Answered, Event
 from llavacot_mlx.trace.event_log import EventLog
 from llavacot_mlx.trace.events import (
-    Answered,
     CandidateEnded,
     CandidateScored,
     CandidatesKept,
     CandidateStarted,
     CandidateText,
-    Event,
     FreeText,
+    LoggedEvent,
     Noticed,
     Prepared,
     Retraced,
@@ -156,7 +156,8 @@ class FakeAnswerStream:
 
     def __next__(self) -> Event:
         event = next(self._events)
-        self._log.add(event)
+        if isinstance(event, LoggedEvent):
+            self._log.add(event)
         return event
 
     def so_far(self) -> Trace:

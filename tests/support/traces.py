@@ -13,7 +13,8 @@ from PIL import Image
 
 from llavacot_mlx.plan.plan import Settings, make_plan
 from llavacot_mlx.request import Request
-from llavacot_mlx.trace.events import Answered, CandidatesKept, Event, Interrupted
+from llavacot_mlx.trace.answer_events import Answered, Event, Interrupted
+from llavacot_mlx.trace.events import CandidatesKept
 from llavacot_mlx.trace.record import Trace
 
 

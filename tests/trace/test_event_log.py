@@ -23,19 +23,16 @@ from llavacot_mlx.cli.views.search_view import unit_of
 from llavacot_mlx.generate.sampling_params import Sampling
 from llavacot_mlx.plan.plan import Plan, Retrace, Settings, Step, Unit, make_plan
 from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.trace.answer_events import Answered, Event, Interrupted, trace_events
 from llavacot_mlx.trace.event_log import EventLog, event_from_dict, event_to_dict
 from llavacot_mlx.trace.events import (
-    Answered,
     CandidateText,
-    Event,
     FreeText,
-    Interrupted,
     LoggedEvent,
     Noticed,
     Prepared,
     StageStarted,
     StageText,
-    trace_events,
 )
 from llavacot_mlx.trace.file import read_trace
 from llavacot_mlx.trace.record import RULES, Trace
