@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from llavacot_mlx.checked import read_json
-from llavacot_mlx.checkpoint.safetensors import INDEX_NAME
+from llavacot_mlx.checkpoint.folder_files import files_in
+from llavacot_mlx.checkpoint.weight_files import INDEX_NAME
 from llavacot_mlx.model.config import Llama3Scaling, ModelConfig, Quantization, QuantizationMap
 
 # Tokenizer, chat template, picture and generation settings, licence; never code.
@@ -19,9 +20,9 @@ _NAMES = ("LICENSE", "NOTICE", "USE_POLICY")
 
 def copy_settings(source: Path, target: Path) -> None:
     """Copies everything that a later command needs, apart from weights and `config.json`."""
-    for file in sorted(source.iterdir()):
+    for file in files_in(source):
         wanted = file.suffix in _ENDINGS or file.name.startswith(_NAMES)
-        if wanted and file.is_file() and file.name not in _WRITTEN_ANEW:
+        if wanted and file.name not in _WRITTEN_ANEW:
             shutil.copyfile(file, target / file.name)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llavacot_mlx.atomic import replace_folder
+from llavacot_mlx.checkpoint.folder_files import is_left_by_finder
 from llavacot_mlx.errors import UserError
 
 _MARGIN_BYTES = 64 * 2**20  # for the small files beside the weights
@@ -96,4 +97,4 @@ def free_bytes(folder: Path) -> int:
 
 
 def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+    return path.is_dir() and all(is_left_by_finder(file.name) for file in path.iterdir())

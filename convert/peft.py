@@ -32,12 +32,11 @@ from llavacot_mlx.checkpoint.adapters import (
     read_floats,
     save_adapter,
 )
+from llavacot_mlx.checkpoint.weight_files import PEFT_WEIGHTS_NAME
 from llavacot_mlx.checkpoint.weight_names import canonical_name, name_in_memory
 from llavacot_mlx.convert.output_folder import OutputFolder
 from llavacot_mlx.convert.source import SourceCheckpoint
 from llavacot_mlx.errors import UserError
-
-PEFT_WEIGHTS_NAME = "adapter_model.safetensors"
 
 _BEFORE = "base_model.model."
 # The last part of a tensor's name, theirs and ours. PEFT itself writes the magnitude's name both

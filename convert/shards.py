@@ -14,7 +14,7 @@ from typing import Generic, Protocol, Self, TypeVar
 import mlx.core as mx
 
 from llavacot_mlx.checkpoint.dtypes import file_name
-from llavacot_mlx.checkpoint.safetensors import INDEX_NAME
+from llavacot_mlx.checkpoint.weight_files import INDEX_NAME
 from llavacot_mlx.convert.blocks import ConvertedBlock, raw
 from llavacot_mlx.convert.plan import PlannedTensor
 

@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 from llavacot_mlx.assistant import Assistant
-from llavacot_mlx.checkpoint.safetensors import INDEX_NAME
+from llavacot_mlx.checkpoint.weight_files import INDEX_NAME
 
 pytestmark = pytest.mark.processes
 

@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llavacot_mlx.checkpoint.safetensors import INDEX_NAME, read_weight_map
+from llavacot_mlx.checkpoint.folder_files import files_in
+from llavacot_mlx.checkpoint.safetensors import find_weight_files
 from llavacot_mlx.errors import UserError
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 # Never .bin or .pt, which are pickles and run code when opened, and never .py.
-FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt"]
+ENDINGS = (".safetensors", ".json", ".jinja", ".txt")
+FILES = [f"*{ending}" for ending in ENDINGS]
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 
@@ -80,16 +82,15 @@ def downloaded(model: str) -> Path | None:
 
 def _is_whole(folder: Path) -> bool:
     """Whether all weight files are there: an interrupted download leaves only some."""
-    index = folder / INDEX_NAME
     if not (folder / "config.json").is_file():
         return False
-    if not index.is_file():
-        return any(folder.glob("*.safetensors"))
+    if not files_in(folder, ".safetensors"):
+        return False
     try:
-        shards = set(read_weight_map(index).values())
-    except UserError:
-        return True  # the file is damaged, not missing: loading the model will say what is wrong
-    return all((folder / shard).is_file() for shard in shards)
+        find_weight_files(folder)
+    except UserError as problem:
+        return "is missing" not in str(problem)
+    return True
 
 
 def _download(model: str, report: Callable[[Download], None]) -> Path:

@@ -9,19 +9,26 @@ from __future__ import annotations
 import json
 import math
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from llavacot_mlx.checked import KeyRules, Range, checked, named, read_json
 from llavacot_mlx.checkpoint.dtypes import ELEMENT_TYPES
+from llavacot_mlx.checkpoint.folder_files import files_in
+from llavacot_mlx.checkpoint.weight_files import (
+    INDEX_NAME,
+    SINGLE_NAME,
+    WeightFiles,
+    choose_weight_files,
+)
+from llavacot_mlx.checkpoint.weight_names import canonical_name
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.file_kinds import foreign_kind
 
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _KIND_BYTES = 512
-
-INDEX_NAME = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -124,65 +131,80 @@ def _check_extents(file: Path, table: dict[str, dict], available: int) -> None:
 
 
 def list_tensors(folder: Path) -> dict[str, TensorEntry]:
-    """Lists all tensors of a checkpoint folder, by their names in the files.
+    """All tensors of a checkpoint folder, by their names in the files.
 
-    If there is an index, its shards must exist and hold what it says; otherwise every
-    `*.safetensors` file of the folder is read. No other file is opened: pickles (`.bin`, `.pt`)
-    can run code.
-
-    Raises UserError when the folder holds no weights, or files that contradict each other.
+    `find_weight_files` says which files count; where an index does, they must hold what it says.
+    Nothing else is ever opened: pickles (`.bin`, `.pt`) can run code.
     """
+    chosen = find_weight_files(folder)
+    if chosen.is_indexed:
+        return _list_indexed(folder, read_weight_map(folder / INDEX_NAME))
+    tensors: dict[str, TensorEntry] = {}
+    for name in chosen.names:
+        for tensor, entry in read_header(folder / name).items():
+            if tensor in tensors:
+                raise UserError(f"{tensor!r} is both in {tensors[tensor].file} and in {entry.file}")
+            tensors[tensor] = entry
+    if chosen.names == (SINGLE_NAME,) and chosen.note is not None:
+        _check_whole(folder, tensors)
+    return tensors
+
+
+def find_weight_files(folder: Path) -> WeightFiles:
+    """The files of a folder that are the model. Raises UserError as `choose_weight_files` does."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
     index_file = folder / INDEX_NAME
-    if index_file.exists():
-        return _list_indexed(folder, index_file)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickles = sorted(
-            path.name for ending in ("*.bin", "*.pt", "*.pth") for path in folder.glob(ending)
+    weight_map = read_weight_map(index_file) if index_file.exists() else None
+    found = [file.name for file in files_in(folder, ".safetensors")]
+    if not found and weight_map is None and (pickles := files_in(folder, ".bin", ".pt", ".pth")):
+        raise UserError(
+            f"{folder} holds only pickled weights ({pickles[0].name}), which can run code when "
+            "read; get the safetensors version of this checkpoint"
         )
-        if pickles:
+    return choose_weight_files(found, weight_map, folder)
+
+
+def _check_whole(folder: Path, single: Mapping[str, TensorEntry]) -> None:
+    """Refuses a `model.safetensors` that lacks what an index beside it has in other files."""
+    index_file = folder / INDEX_NAME
+    if not index_file.exists():
+        return
+    weight_map = read_weight_map(index_file)
+    if not all((folder / shard).exists() for shard in weight_map.values()):
+        return
+    here = {canonical_name(name) for name in single}
+    for name, shard in weight_map.items():
+        if canonical_name(name) not in here:
             raise UserError(
-                f"{folder} holds only pickled weights ({pickles[0]}), which can run code when "
-                "read; get the safetensors version of this checkpoint"
+                f"{folder}: {SINGLE_NAME} lacks {name!r}, which {INDEX_NAME} finds in {shard}: two "
+                "models lie in one folder; remove the files of one of them"
             )
-        raise UserError(f"{folder} holds no weights (*.safetensors)")
-    tensors: dict[str, TensorEntry] = {}
-    for file in files:
-        for name, entry in read_header(file).items():
-            if name in tensors:
-                raise UserError(f"{name!r} is both in {tensors[name].file} and in {file}")
-            tensors[name] = entry
-    return tensors
 
 
 @dataclass(frozen=True)
 class _Index:
-    weight_map: dict[str, str]
+    weight_map: dict[str, str] = field(default_factory=dict)
 
 
 def read_weight_map(index_file: Path) -> dict[str, str]:
     """The file of each tensor, by the tensor's name, as an index file lists them.
 
-    Raises UserError when the index is missing or damaged.
+    An empty file or object lists none. Raises UserError when the index is missing or damaged.
     """
+    try:
+        if index_file.stat().st_size == 0:
+            return {}
+    except OSError:
+        pass  # the reader says why
     index = read_json(index_file)
     with named(index_file):
-        return checked(_Index, index, KeyRules(unknown=None)).weight_map
+        return checked(_Index, index, KeyRules(unknown=None, null_is_missing=True)).weight_map
 
 
-def _list_indexed(folder: Path, index_file: Path) -> dict[str, TensorEntry]:
-    weight_map = read_weight_map(index_file)
-    headers: dict[str, dict[str, TensorEntry]] = {}
-    for shard in sorted(set(weight_map.values())):
-        if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise UserError(
-                f"{index_file} names {shard!r}: only safetensors files beside the index are read"
-            )
-        if not (folder / shard).exists():
-            raise UserError(f"{folder / shard} is missing, but {index_file.name} names it")
-        headers[shard] = read_header(folder / shard)
+def _list_indexed(folder: Path, weight_map: Mapping[str, str]) -> dict[str, TensorEntry]:
+    index_file = folder / INDEX_NAME
+    headers = {shard: read_header(folder / shard) for shard in sorted(set(weight_map.values()))}
     for name, shard in weight_map.items():
         if name not in headers[shard]:
             raise UserError(f"{index_file} says that {name!r} is in {shard}, but it is not there")

@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 
 from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.checkpoint.dtypes import FLOATS, mlx_dtype, named_dtype
-from llavacot_mlx.checkpoint.safetensors import TensorEntry, list_tensors
+from llavacot_mlx.checkpoint.safetensors import TensorEntry, find_weight_files, list_tensors
 from llavacot_mlx.checkpoint.weight_names import PATCH_EMBEDDING, canonical_name, is_channels_first
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import ModelConfig, QuantizationMap
@@ -147,7 +147,7 @@ def check_tree(model: nn.Module, tensors: Mapping[str, SourceTensor], folder: Pa
     expected = dict(tree_flatten(model.parameters()))
     for name in expected:
         if name not in tensors:
-            raise UserError(f"{folder}: the weight {name} is missing")
+            raise UserError(f"{folder}: the weight {name} is missing{_why_missing(folder)}")
     for name, tensor in tensors.items():
         if name not in expected:
             raise UserError(
@@ -165,6 +165,11 @@ def check_tree(model: nn.Module, tensors: Mapping[str, SourceTensor], folder: Pa
                 f"{folder}: the weight {tensor.entry.name} in {tensor.entry.file.name} is stored "
                 f"as {tensor.entry.dtype}; {', '.join(sorted(readable))} can be read"
             )
+
+
+def _why_missing(folder: Path) -> str:
+    note = find_weight_files(folder).note if folder.is_dir() else None
+    return f" ({note})" if note else ""
 
 
 def _readable_types(wanted: mx.Dtype) -> frozenset[str]:

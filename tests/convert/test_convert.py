@@ -16,7 +16,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from llavacot_mlx.checkpoint.config_json import load_config
-from llavacot_mlx.checkpoint.safetensors import INDEX_NAME, list_tensors
+from llavacot_mlx.checkpoint.safetensors import list_tensors
+from llavacot_mlx.checkpoint.weight_files import INDEX_NAME
 from llavacot_mlx.checkpoint.weights import load_model
 from llavacot_mlx.convert import convert as run
 from llavacot_mlx.convert import plan, shards

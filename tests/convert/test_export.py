@@ -11,7 +11,8 @@ import pytest
 from random_adapter import write_adapter
 
 from llavacot_mlx.checkpoint.config_json import load_config
-from llavacot_mlx.checkpoint.safetensors import INDEX_NAME, list_tensors, read_header
+from llavacot_mlx.checkpoint.safetensors import list_tensors, read_header
+from llavacot_mlx.checkpoint.weight_files import INDEX_NAME
 from llavacot_mlx.convert import shards
 from llavacot_mlx.convert.convert import Progress, convert
 from llavacot_mlx.convert.export import export

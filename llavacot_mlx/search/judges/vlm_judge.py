@@ -13,14 +13,15 @@ from typing import Any
 from PIL import Image
 
 from llavacot_mlx.checked import read_json
-from llavacot_mlx.checkpoint.hub import FILES
+from llavacot_mlx.checkpoint.folder_files import files_in
+from llavacot_mlx.checkpoint.hub import ENDINGS
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.search.judges.base import Candidate, JudgeError
 from llavacot_mlx.search.judges.prompts import yes_or_no_question
 from llavacot_mlx.search.judges.yes_or_no import YesOrNo
 
-_DATA = [*FILES, "*.model", "*.tiktoken"]
-"""Patterns of data files. mlx-vlm gets no Python files and no pickles."""
+_DATA = (*ENDINGS, ".model", ".tiktoken")
+"""Endings of data files. mlx-vlm gets no Python files and no pickles."""
 
 
 class VlmJudge:
@@ -52,7 +53,7 @@ class VlmJudge:
         from mlx_vlm import load
 
         transformers.logging.set_verbosity_error()  # its warnings would disturb the screen
-        if not any(folder.glob("*.safetensors")):
+        if not files_in(folder, ".safetensors"):
             raise UserError(f"{folder}: no *.safetensors in it; other weights are not read")
         data_only = TemporaryDirectory(prefix="llavacot-judge-")
         _link_data_files(folder, Path(data_only.name))
@@ -131,7 +132,7 @@ def _link_data_files(source: Path, target: Path) -> None:
     transformers would fetch and run the code that `auto_map` names, in some of mlx-vlm's processors
     regardless of its flags, and mlx-vlm runs the file that `model_file` names.
     """
-    for file in sorted({file for pattern in _DATA for file in source.glob(pattern)}):
+    for file in files_in(source, *_DATA):
         copy = target / file.name
         if file.suffix != ".json" or file.name in ("tokenizer.json", "vocab.json"):
             copy.symlink_to(file.resolve())
