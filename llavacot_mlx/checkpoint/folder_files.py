@@ -11,7 +11,7 @@ def files_in(folder: Path, *endings: str) -> list[Path]:
     """The files of a folder, sorted by name; with `endings`, only those that end in one of them.
 
     Hidden files are left out: macOS writes `.DS_Store`, and on disks that are not its own beside
-    every file a `._` one of the same name and ending; hubs and Git write `.gitattributes`, `.cache`.
+    every file a `._` one of the same name and ending; hubs and Git write `.gitattributes`.
 
     Raises UserError when the folder cannot be read.
     """
