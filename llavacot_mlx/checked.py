@@ -111,8 +111,6 @@ class KeyRules:
     """Whether keys may be written with dashes, like flags."""
     float_texts: bool = False
     """Whether a string such as `1e-5` is accepted as a number: PyYAML reads it as a string."""
-    ignored: frozenset[str] = frozenset()
-    """Keys that are allowed in every object."""
 
 
 _DEFAULT_RULES = KeyRules()
@@ -153,6 +151,11 @@ def shown(value: Any) -> str:
         if len(text) > _MAX_SHOWN:
             return f"{text[:_MAX_SHOWN]}…"
     return text
+
+
+def known_keys(kind: Any) -> frozenset[str]:
+    """Returns the keys that a dataclass is read from."""
+    return frozenset(key for field in _fields(kind) for key in field.keys)
 
 
 def _value(kind: Any, value: Any, rules: KeyRules, path: str) -> Any:
@@ -234,7 +237,9 @@ def _object(kind: Any, value: dict[Any, Any], rules: KeyRules, path: str) -> Any
     fields = _fields(kind)
     known = {key for field in fields for key in field.keys}
     for key in value:
-        if rules.unknown is not None and key not in known and key not in rules.ignored:
+        if key in known or rules.unknown is None:
+            continue
+        if value[key] is not None or not rules.null_is_missing:
             raise UserError(f"{before}{key}: unknown key{rules.unknown or _hint(key, fields)}")
     found = {}
     for field in fields:

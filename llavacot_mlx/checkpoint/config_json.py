@@ -19,10 +19,14 @@ from llavacot_mlx.checked import (
     PositiveInt,
     Range,
     checked,
+    known_keys,
     named,
     read_json,
     shown,
 )
+from llavacot_mlx.checkpoint.config_keys import without_effectless_keys
+from llavacot_mlx.checkpoint.safetensors import list_tensors
+from llavacot_mlx.checkpoint.weight_names import EMBEDDING, HEAD, canonical_name
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import (
     Llama3Scaling,
@@ -33,26 +37,6 @@ from llavacot_mlx.model.config import (
     VisionConfig,
 )
 
-# Keys that transformers writes into every configuration and that do not affect a forward pass:
-# bookkeeping, training settings, and the generation settings of old versions. mlx-vlm adds
-# generation_config, a copy of that file, and once added skip_vision, which the tensors tell, too.
-_WITHOUT_EFFECT = frozenset({
-    "_attn_implementation_autoset", "_name_or_path", "add_cross_attention", "architectures",
-    "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward",
-    "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty", "do_sample",
-    "dropout", "dtype", "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id",
-    "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id",
-    "forced_eos_token_id", "generation_config", "id2label", "initializer_range", "is_decoder",
-    "is_encoder_decoder", "label2id", "length_penalty", "max_length", "min_length", "model_type",
-    "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences",
-    "output_attentions", "output_hidden_states", "output_scores", "pad_token_id", "prefix",
-    "problem_type", "pruned_heads", "remove_invalid_values", "repetition_penalty",
-    "return_dict", "return_dict_in_generate", "sep_token_id", "skip_vision", "suppress_tokens",
-    "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder",
-    "tie_word_embeddings", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript",
-    "transformers_version", "typical_p", "use_bfloat16", "use_cache",
-})  # fmt: skip
-
 _MAX_LAYERS = 1000  # a typo beyond it would build modules for minutes
 
 
@@ -60,9 +44,7 @@ _RULES = KeyRules(
     unknown="; its effect would be lost",
     missing=", and the result depends on it",
     null_is_missing=True,
-    ignored=_WITHOUT_EFFECT,
 )
-_STRICT_RULES = replace(_RULES, ignored=frozenset())
 _LayerCount = Annotated[int, Range(min=1, max=_MAX_LAYERS)]
 
 
@@ -113,6 +95,13 @@ class _ConfigFile:
     quantization_config: Any = None
 
 
+_KNOWN = {
+    "": known_keys(_ConfigFile),
+    "text_config": known_keys(_Text),
+    "vision_config": known_keys(_Vision),
+}
+
+
 @dataclass(frozen=True)
 class _RopeType:
     rope_type: Annotated[str, Aliases("rope_type", "type"), OneOf("default", "llama3")]
@@ -157,15 +146,31 @@ def parse_config(values: Any, file: Path) -> ModelConfig:
                 f"the model is of type {values.get('model_type')!r}; this program runs 'mllama' "
                 "(Llama 3.2 Vision and LLaVA-CoT)"
             )
+        if isinstance(values, dict):
+            values = without_effectless_keys(values, _KNOWN)
         found = checked(_ConfigFile, values, _RULES)
         text, vision = _text_config(found.text_config), _vision_config(found.vision_config)
         image_token_id = found.image_token_id
         if not text.vocab_size <= image_token_id < text.vocab_size + 8:
             raise UserError(
-                f"image_token_index: {image_token_id} has no row in the embedding; the rows for it "
-                f"are {text.vocab_size} to {text.vocab_size + 7}"
+                f"the vocabulary was resized: {_rows(file.parent)}the config says "
+                f"{text.vocab_size}, but image_token_index: {image_token_id} has to be one of "
+                f"{text.vocab_size} to {text.vocab_size + 7}; start from a checkpoint whose "
+                "vocabulary was not resized"
             )
         return ModelConfig(text, vision, image_token_id, _quantization(found))
+
+
+def _rows(folder: Path) -> str:
+    """The rows of embedding and head, as far as the weights beside config.json tell."""
+    try:
+        found = {canonical_name(name): entry for name, entry in list_tensors(folder).items()}
+    except UserError:
+        return ""
+    embedding, head = (found.get(name) for name in (EMBEDDING, HEAD))
+    if embedding is None or head is None or not embedding.shape or not head.shape:
+        return ""
+    return f"the embedding has {embedding.shape[0]} rows, the head {head.shape[0]}; "
 
 
 def _text_config(text: _Text) -> TextConfig:
@@ -213,8 +218,8 @@ def _rope(text: _Text) -> tuple[float, Llama3Scaling | None]:
 
 def _rope_object(values: dict[str, Any], path: str) -> tuple[float | None, Llama3Scaling | None]:
     if checked(_RopeType, values, replace(_RULES, unknown=None), path).rope_type == "default":
-        return checked(_DefaultRope, values, _STRICT_RULES, path).rope_theta, None
-    rope = checked(_Llama3Rope, values, _STRICT_RULES, path)
+        return checked(_DefaultRope, values, _RULES, path).rope_theta, None
+    rope = checked(_Llama3Rope, values, _RULES, path)
     scaling = Llama3Scaling(
         factor=rope.factor,
         low_freq_factor=rope.low_freq_factor,
@@ -287,7 +292,7 @@ def _quantization(found: _ConfigFile) -> QuantizationMap | None:
 
 
 def _one_quantization(values: dict[str, Any], path: str) -> Quantization:
-    found = checked(_Quantization, values, _STRICT_RULES, path)
+    found = checked(_Quantization, values, _RULES, path)
     return Quantization(found.group_size, found.bits, found.mode)
 
 

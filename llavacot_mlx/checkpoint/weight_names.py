@@ -34,6 +34,8 @@ _PREFIXES = (
 # Buffers that old versions of transformers saved; the configuration determines them.
 _DROPPED_ENDINGS = ("rotary_emb.inv_freq", "position_ids")
 
+EMBEDDING = "language_model.model.embed_tokens.weight"
+HEAD = "language_model.lm_head.weight"
 PATCH_EMBEDDING = "vision_tower.patch_embedding.weight"
 
 

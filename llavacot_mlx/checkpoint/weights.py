@@ -13,7 +13,13 @@ from mlx.utils import tree_flatten
 from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.checkpoint.dtypes import FLOATS, mlx_dtype, named_dtype
 from llavacot_mlx.checkpoint.safetensors import TensorEntry, find_weight_files, list_tensors
-from llavacot_mlx.checkpoint.weight_names import PATCH_EMBEDDING, canonical_name, is_channels_first
+from llavacot_mlx.checkpoint.weight_names import (
+    EMBEDDING,
+    HEAD,
+    PATCH_EMBEDDING,
+    canonical_name,
+    is_channels_first,
+)
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import ModelConfig, QuantizationMap
 from llavacot_mlx.model.kernels import kernels
@@ -153,6 +159,15 @@ def check_tree(model: nn.Module, tensors: Mapping[str, SourceTensor], folder: Pa
             raise UserError(
                 f"{folder}: the weight {tensor.entry.name} in {tensor.entry.file.name} belongs to "
                 "no part of an Mllama with this config.json"
+            )
+        if name in (EMBEDDING, HEAD) and tensor.shape[:1] != tuple(expected[name].shape[:1]):
+            rows = {each: tensors[each].shape[0] for each in (EMBEDDING, HEAD) if each in tensors}
+            raise UserError(
+                f"{folder}: the vocabulary was resized: the embedding has {rows.get(EMBEDDING)} "
+                f"rows, the head {rows.get(HEAD)}; the config says "
+                f"{expected[HEAD].shape[0]}, for which they have {expected[EMBEDDING].shape[0]} "
+                f"and {expected[HEAD].shape[0]}; start from a checkpoint whose vocabulary was not "
+                "resized"
             )
         if tensor.shape != tuple(expected[name].shape):
             raise UserError(

@@ -394,3 +394,92 @@ def test_the_order_of_keys_means_nothing() -> None:
     keys = list(NEW["text_config"].items())
     random.Random(0).shuffle(keys)
     assert parse_config(changed("text_config", dict(keys)), FILE) == parse_config(NEW, FILE)
+
+
+# As trainers, converters and hubs have written them.
+WITHOUT_EFFECT: dict[str, Any] = {
+    "hidden_size": 48,  # LLaMA-Factory copies the text's
+    "vocab_size": 100,
+    "num_attention_heads": 6,
+    "max_position_embeddings": 500,
+    "rms_norm_eps": 1e-4,
+    "cross_attention_layers": [0, 3],
+    "num_key_value_heads": None,
+    "unsloth_fixed": True,
+    "unsloth_version": "2024.12.4",
+    "model_name": "unsloth/llama-3.2-11b-vision-instruct",
+    "attention_dropout": 0.0,
+    "text_config.attention_dropout": 0.1,
+    "text_config.hidden_dropout_prob": 0.1,
+    "mlp_bias": False,
+    "text_config.mlp_bias": False,
+    "text_config.attention_bias": False,
+    "text_config.pretraining_tp": 1,
+    "pretraining_tp": 1,
+    "_attn_implementation": "flash_attention_2",
+    "attn_implementation": "sdpa",
+    "_commit_hash": "0123",
+    "use_flash_attention_2": True,
+    "text_config.sliding_window": None,
+    "text_config.rope_parameters.mscale": None,
+    "vision_config.attention_dropout": 0.0,
+    "text_config.image_token_index": 101,
+    "text_config.logit_scale": 1.0,
+    "text_config.tensor_parallel_size": 1,
+    "text_config.num_experts": 0,
+    "ignore_index": -100,
+    "num_labels": 2,
+    "model_max_length": 2048,
+    "max_seq_length": 2048,
+    "gradient_checkpointing": True,
+    "freeze_vision_tower": False,
+    "license": "llama3.2",
+    "base_model_name": "meta-llama/Llama-3.2-11B-Vision-Instruct",
+    "mlx_version": "0.30.1",
+    "training_args": {"lr": 1e-5},
+    "wandb_run": None,
+    "chat_template": "{{ bos }}",
+    "auto_map": {},
+    "transformers.js_config": {"kv_cache_dtype": "float16"},
+    "quantization_config": None,
+    "text_config.initializer_factor": 1.0,
+    "router_aux_loss_coef": 0.001,
+}
+WITH_EFFECT: dict[str, Any] = {
+    "hidden_size": 49,
+    "vocab_size": 101,
+    "cross_attention_layers": [0],
+    "mlp_bias": True,
+    "text_config.attention_bias": True,
+    "text_config.pretraining_tp": 2,
+    "text_config.sliding_window": 4096,
+    "text_config.logit_scale": 0.5,
+    "text_config.num_experts": 8,
+    "text_config.use_alibi": True,
+    "text_config.qk_norm": True,
+    "text_config.final_logit_softcapping": 30.0,
+    "text_config.activation_name": "relu",
+    "vision_config.use_head": True,
+    "vision_config.norm_type": "rms",
+    "auto_map": {"AutoModel": "modeling.Other"},
+    "quantum": "many",
+}
+
+
+@pytest.mark.parametrize(("path", "value"), WITHOUT_EFFECT.items(), ids=WITHOUT_EFFECT)
+def test_a_key_without_effect_passes(path: str, value: object) -> None:
+    if path.startswith("transformers.js"):
+        assert parse_config({**NEW, path: value}, FILE) == parse_config(NEW, FILE)
+        return
+    assert parse_config(changed(path, value), FILE) == parse_config(NEW, FILE)
+
+
+@pytest.mark.parametrize(("path", "value"), WITH_EFFECT.items(), ids=WITH_EFFECT)
+def test_a_key_that_may_have_an_effect_is_named(path: str, value: object) -> None:
+    assert path in message(changed(path, value))
+
+
+def test_a_copy_that_differs_says_from_what() -> None:
+    assert "hidden_size is 49, but text_config.hidden_size is 48" in message(
+        changed("hidden_size", 49)
+    )

@@ -156,3 +156,24 @@ def test_litter_in_the_folder_to_replace(folder: Path, tmp_path: Path) -> None:
     (out / ".git").mkdir()
     with pytest.raises(UserError, match="is no model folder"):
         convert(folder, out, force=True)
+
+
+@pytest.mark.parametrize("says_so", [True, False])
+@pytest.mark.parametrize("rows", [3, 64])
+def test_a_vocabulary_that_was_resized(rows: int, says_so: bool, folder: Path) -> None:
+    """`image_token_index` was blamed, or the shape of a tensor."""
+    file = folder / "model.safetensors"
+    arrays: dict[str, mx.array] = mx.load(str(file))  # type: ignore[assignment]
+    head = arrays["language_model.lm_head.weight"]
+    size = head.shape[0] + 8 + rows
+    for name in ("language_model.lm_head.weight", "language_model.model.embed_tokens.weight"):
+        extra = size - arrays[name].shape[0]
+        arrays[name] = mx.concatenate([arrays[name], mx.zeros((extra, head.shape[1]))])
+    mx.save_safetensors(str(file), arrays, {"format": "pt"})
+    if says_so:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config["text_config"]["vocab_size"] = size
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    said = f"the vocabulary was resized: the embedding has {size} rows, the head {size}; the config"
+    with pytest.raises(UserError, match=said):
+        load_model(folder)
