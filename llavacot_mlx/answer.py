@@ -74,6 +74,7 @@ class AnswerStream:
         """Raises UserError for a retrace whose threshold needs a calibration that is not there."""
         self._loaded, self._request = loaded, request
         self._plan, self._notices = _resolve_threshold(request.plan, loaded)
+        self._image_notices: tuple[str, ...] = ()
         self._usage, self._timings = Usage(), Timings(load_s=loaded.load_s)
         self._prompt_ids: list[int] = []
         self._reader = StageReader(loaded.tokenizer)
@@ -112,13 +113,8 @@ class AnswerStream:
         self._started = time.perf_counter()
         for notice in self._notices:
             yield Noticed(notice)
-        image = None
-        if request.image is not None:
-            opened = open_with_notes(request.image)
-            image = opened.image
-            for note in opened.notes:
-                self._notices += (note,)
-                yield Noticed(note)
+        opened = None if request.image is None else open_with_notes(request.image)
+        image = None if opened is None else opened.image
         tiles = () if image is None else (loaded.image_processor(image),)
         ids = loaded.tokenizer.prompt([Turn("user", request.question, images=len(tiles))])
         self._prompt_ids = ids
@@ -135,6 +131,9 @@ class AnswerStream:
                 yield from self._decode_path(prompt, limit)
             else:
                 yield from self._run_search(prompt, limit, image)
+        for note in opened.notes if opened is not None else ():
+            self._image_notices += (note,)
+            yield Noticed(note)  # here, so that it stands under the answer
         yield Answered(self._trace())
 
     def _decode_path(self, prompt: PrefilledPrompt, limit: int) -> Iterator[Event]:
@@ -200,7 +199,9 @@ class AnswerStream:
             text=reader.text,
             prompt_token_ids=tuple(self._prompt_ids),
             token_ids=tuple(reader.token_ids),
-            search=dataclasses.replace(record, notices=(*self._notices, *record.notices)),
+            search=dataclasses.replace(
+                record, notices=(*self._notices, *record.notices, *self._image_notices)
+            ),
             max_tokens=request.max_tokens,
             kv_bits=request.limits.bits,
             usage=dataclasses.replace(self._usage),

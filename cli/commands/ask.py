@@ -41,6 +41,8 @@ from llavacot_mlx.trace.file import write_trace
 from llavacot_mlx.trace.record import Trace
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from llavacot_mlx.prompt.images import OpenedImage
 
 
@@ -193,6 +195,10 @@ def ask(
             raise UserError("IMAGE and QUESTION are both -; stdin can only be one of them")
         question = _read_question(question)
         opened, image_bytes = _read_image(image)
+        resolved = resolve_adapted_model(model, adapter_path)
+        warning = _demo_warning(opened.image) if model is None and adapter_path is None else None
+        if warning:
+            opened = opened.with_note(warning)
         request = Request(
             image=opened,
             question=question,
@@ -201,9 +207,6 @@ def ask(
             seed=seed,
             limits=limits,
         )
-        from llavacot_mlx.prompt.image_source import image_name
-
-        resolved = resolve_adapted_model(model, adapter_path)
         for name in filter(is_model, plan.judges):
             ensure_downloaded(name)
         if as_json or answer_only:
@@ -211,6 +214,8 @@ def ask(
         else:
             unit = plan.steps[0].unit
             view = choose_view(sys.stdout, show or ShowLevel.ALL, unit, plain=plain)
+
+        from llavacot_mlx.prompt.image_source import image_name
 
         def finish(trace: Trace) -> Trace:
             """Adds the names that the person typed, and saves the trace for --trace."""
@@ -220,6 +225,8 @@ def ask(
             return trace
 
         trace = _answer(request, resolved, view, finish)
+        if warning and (answer_only or show in (ShowLevel.STAGES, ShowLevel.ANSWER)):
+            print(f"note: {warning}", file=sys.stderr)  # no notes are shown with the answer alone
         if as_json:
             _print_json(trace)
         elif answer_only:
@@ -327,6 +334,18 @@ def _read_image(image: str) -> tuple[OpenedImage, bytes]:
         )
     data = sys.stdin.buffer.read()
     return open_with_notes(data), data
+
+
+def _demo_warning(image: Image.Image) -> str | None:
+    """What to say if the demo model cannot know what the image shows."""
+    from llavacot_mlx.demo.likeness import is_like_the_world
+
+    if is_like_the_world(image):
+        return None
+    return (
+        "no --model given, so the demo model answered: it knows drawings of colored shapes only, "
+        "and this picture is nothing like them; do not rely on its answer"
+    )
 
 
 def _read_question(question: str) -> str:

@@ -68,6 +68,7 @@ class LiveView:
         self._block: TextBlock | None = None
         self._search = SearchProgress(unit)
         self._is_search = False
+        self._after_round: list[str] = []  # notices between two rounds of a search
         self._status = ""
         self._status_since = 0.0
         self._spinner = itertools.cycle(_SPINNER)
@@ -117,26 +118,43 @@ class LiveView:
             self._take(event)
 
     def _take(self, event: Event) -> None:
+        if isinstance(event, Noticed) and self._is_search and self._search.round is None:
+            self._after_round.append(event.text)
+            return
+        if not isinstance(event, Answered | Interrupted):
+            self._print_notices()
         match event:
             case Prepared():
                 self.set_status("waiting for the first word")
             case StageStarted() | StageText() | StageEnded() | FreeText():
                 self._take_stage_event(event)
             case Noticed(text):
-                if self._show is ShowLevel.ALL:
-                    self._print(Text(f"note: {text}", style="dim"))
+                if self._block is not None and self._block.stage is None:
+                    self._finish_block()
+                self._print_notice(text)
             case Interrupted(trace):
                 self._finish_block(Note("interrupted", warn=True))
                 self._print_open_round("interrupted")
                 self._status = ""
                 if self._is_search:
                     self._print_chosen(trace, "stopped; the best path so far:")
+                self._print_notices()
             case Answered(trace):
                 self._finish_block()
                 self._status = ""
                 self._print_ending(trace)
             case _:
                 self._take_search_event(event)
+
+    def _print_notices(self) -> None:
+        """Prints what was noticed since the last round: under the answer if nothing followed."""
+        notices, self._after_round = self._after_round, []
+        for text in notices:
+            self._print_notice(text)
+
+    def _print_notice(self, text: str) -> None:
+        if self._show is ShowLevel.ALL:
+            self._print(Text(f"note: {text}", style="yellow"))
 
     def _take_stage_event(self, event: StageStarted | StageText | StageEnded | FreeText) -> None:
         match event:
@@ -174,6 +192,7 @@ class LiveView:
         """Prints what follows a finished answer: a search's choice, then the summary lines."""
         if self._is_search:
             self._print_chosen(trace, "chosen:")
+        self._print_notices()
         if self._show is ShowLevel.ALL:
             lines = [search_summary_line(trace)] if self._is_search else []
             self._print(Text("\n".join([*lines, summary_line(trace)]), style="dim"))

@@ -51,6 +51,7 @@ class PlainView:
         self._begun = False  # whether anything was written
         self._line_open = False  # whether the last character written was not a line break
         self._in_free_text = False
+        self._after_round: list[str] = []  # notices between two rounds of a search
         self._held = ""  # white space that is written only if text follows it
 
     def __enter__(self) -> Self:
@@ -70,6 +71,11 @@ class PlainView:
         """Does nothing: plain text shows no progress."""
 
     def show(self, event: Event) -> None:
+        if isinstance(event, Noticed) and self._is_search and self._search.round is None:
+            self._after_round.append(event.text)
+            return
+        if not isinstance(event, Answered | Interrupted):
+            self._write_notices()
         match event:
             case StageStarted() | StageText() | StageEnded() | FreeText():
                 self._show_stage(event)
@@ -83,13 +89,21 @@ class PlainView:
                     self._write_open_round()
                     self._write_line("stopped; the best path so far:")
                     self._show_chosen(trace)
+                self._write_notices()
             case Answered(trace):
                 if self._is_search:
                     self._show_chosen(trace)
+                self._write_notices()
                 lines = [search_summary_line(trace)] if self._is_search else []
                 self._write_line("\n".join([*lines, summary_line(trace)]))
             case _:
                 self._show_search(event)
+
+    def _write_notices(self) -> None:
+        """Writes what was noticed since the last round: under the answer if nothing followed."""
+        notices, self._after_round = self._after_round, []
+        for text in notices:
+            self._write_line(f"note: {text}")
 
     def _show_stage(self, event: StageStarted | StageText | StageEnded | FreeText) -> None:
         match event:

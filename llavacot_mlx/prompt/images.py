@@ -28,6 +28,9 @@ class OpenedImage:
     notes: tuple[str, ...] = ()
     """One line each."""
 
+    def with_note(self, note: str) -> OpenedImage:
+        return OpenedImage(self.image, (*self.notes, note))
+
 
 ImageSource = str | Path | bytes | Image.Image | OpenedImage
 """A path, a `data:` or `file:` URI, the bytes of a file, a PIL image, or an image opened before."""
