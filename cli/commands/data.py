@@ -81,7 +81,7 @@ FileArgument = Annotated[
 ]
 
 
-app = typer.Typer(help="Check training data, and show statistics of it.")
+app = typer.Typer(help="Check training data, or show its statistics.")
 
 
 @app.callback(invoke_without_command=True)
