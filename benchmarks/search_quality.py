@@ -40,7 +40,7 @@ from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
 from llavacot_mlx.search.calibration import Calibration, load_calibration
 from llavacot_mlx.search.context import SearchContext
-from llavacot_mlx.search.engine import Search, best
+from llavacot_mlx.search.engine import Search, keep_best
 from llavacot_mlx.search.judges.base import Judge
 from llavacot_mlx.search.judges.logprob import LogprobJudge
 from llavacot_mlx.search.judges.majority import MajorityJudge
@@ -238,7 +238,7 @@ def _best(nodes: Sequence[Node], scores: Sequence[float | None]) -> Node:
     """The candidates that the engine would keep if a judge gave them these scores."""
     for node, score in zip(nodes, scores, strict=True):
         node.score = score
-    return best(nodes, 1)[0]
+    return keep_best(nodes, 1)[0]
 
 
 def _answer(nodes: Sequence[Node], path: Sequence[int]) -> str | None:

@@ -1,4 +1,4 @@
-"""The class of our commands: given no arguments, a command introduces itself."""
+"""What our commands have in common: settings, and an introduction when no arguments are given."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from typing import Any
 
 import typer
 from typer.core import TyperCommand
+
+TYPER_SETTINGS: dict[str, Any] = {
+    "add_completion": False,
+    "rich_markup_mode": None,  # help is plain text: it starts faster and copies better
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 100},
+}
 
 
 def introduced_by(introduction: str | Callable[[], str]) -> type[TyperCommand]:

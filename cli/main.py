@@ -5,46 +5,47 @@ from __future__ import annotations
 import io
 import signal
 import sys
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.main import get_command
 
 from llavacot_mlx import __version__
-from llavacot_mlx.cli.command import introduced_by
-from llavacot_mlx.cli.commands import (
-    ask,
-    calibrate,
-    convert,
-    data,
-    export,
-    fuse,
-    info,
-    lora_train,
-    trace,
-)
+from llavacot_mlx.cli.command import TYPER_SETTINGS, introduced_by
 from llavacot_mlx.cli.exit_codes import handle_errors
+from llavacot_mlx.cli.lazy_group import lazy_group
 from llavacot_mlx.cli.next_steps import try_it
 
-app = typer.Typer(
-    name="llavacot",
-    add_completion=False,
-    rich_markup_mode=None,  # help is plain text: it starts faster and copies better
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
+SUMMARIES = {
+    "ask": "Ask about an image.",
+    "trace": "Show a saved answer and the search behind it.",
+    "convert": "Convert a Hugging Face checkpoint or PEFT adapter to MLX.",
+    "lora-train": "Fine-tune a model on four-stage answers.",
+    "fuse": "Merge an adapter into a model's weights.",
+    "export": "Export a model or an adapter to the Hugging Face format.",
+    "info": "Show a model's size and the memory that an answer needs.",
+    "calibrate": "Calibrate a judge's threshold for --search swires.",
+    "data": "Check training data, or show its statistics.",
+}
+"""The first sentence of each command's help; `llavacot --help` imports no command."""
 
 
-app.command(cls=introduced_by(ask.introduction), help=ask.HELP)(ask.ask)
-app.command(cls=introduced_by(trace.introduction), help=trace.HELP)(trace.trace)
-app.command(cls=introduced_by(convert.INTRODUCTION), help=convert.HELP)(convert.convert)
-app.command("lora-train", cls=introduced_by(lora_train.INTRODUCTION), help=lora_train.HELP)(
-    lora_train.lora_train
-)
-app.command(cls=introduced_by(fuse.INTRODUCTION), help=fuse.HELP)(fuse.fuse)
-app.command(cls=introduced_by(export.INTRODUCTION), help=export.HELP)(export.export)
-app.command(cls=introduced_by(info.INTRODUCTION), help=info.HELP)(info.info)
-app.command(cls=introduced_by(calibrate.INTRODUCTION), help=calibrate.HELP)(calibrate.calibrate)
-app.add_typer(data.app, name="data")
+def _make_command(name: str) -> Any:
+    """Imports a command's module and makes the command of its function."""
+    function = name.replace("-", "_")
+    module = import_module(f"llavacot_mlx.cli.commands.{function}")
+    if hasattr(module, "app"):  # a group of its own
+        return get_command(module.app)
+    introduction = getattr(module, "introduction", None) or module.INTRODUCTION
+    single = typer.Typer(**TYPER_SETTINGS)
+    single.command(name, cls=introduced_by(introduction), help=module.HELP)(
+        getattr(module, function)
+    )
+    return get_command(single)
+
+
+app = typer.Typer(name="llavacot", cls=lazy_group(SUMMARIES, _make_command), **TYPER_SETTINGS)
 
 
 def _print_version(wanted: bool) -> None:

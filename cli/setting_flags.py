@@ -66,7 +66,7 @@ def _parameter(name: str, setting: Setting) -> inspect.Parameter:
     about = setting.about
     text = about.help
     if about.in_bytes:
-        text += " Such as 20GB."
+        text = f"{text.removesuffix('.')}, such as 20GB."
     if setting.default_text:
         text += f" [default: {setting.default_text}]"
     option = typer.Option(

@@ -65,13 +65,13 @@ class LoadedModel:
 
 
 class AnswerStream:
-    """An iterator over the events of one answer; the last one is Answered.
+    """An iterator over the events of one answer, of which the last is Answered.
 
     If you stop early, `so_far` has the record up to that point.
     """
 
     def __init__(self, loaded: LoadedModel, request: Request) -> None:
-        """Raises UserError for a retrace whose threshold needs a calibration that is not there."""
+        """Raises UserError if the plan needs a calibration that the model does not have."""
         self._loaded, self._request = loaded, request
         self._plan, self._notices = _resolve_threshold(request.plan, loaded)
         self._image_notices: tuple[str, ...] = ()
@@ -93,7 +93,7 @@ class AnswerStream:
         return event
 
     def close(self) -> None:
-        """Stops the answer; does nothing once it has ended."""
+        """Stops the answer; has no effect once it has ended."""
         self._events.close()
 
     def result(self) -> Trace:
@@ -104,7 +104,7 @@ class AnswerStream:
         raise AssertionError("the stream ended without an answer")
 
     def so_far(self) -> Trace:
-        """Returns the record of a stopped answer: the stages of the best path so far."""
+        """Returns the record of an answer that is stopped now, with the stages of the best path."""
         return dataclasses.replace(self._trace(), interrupted=True)
 
     def _run(self) -> Generator[Event, None, None]:
@@ -126,7 +126,7 @@ class AnswerStream:
             with on_generation_stream():
                 tokens = Prompt(tuple(ids), tiles)
                 prompt = prefill(loaded.model, tokens, self._usage, self._timings, kv_budget)
-            yield Prepared(len(ids), sum(len(cut.pixels) for cut in tiles))
+            yield Prepared(len(ids), sum(len(each.pixels) for each in tiles))
             if plan.is_single_path:
                 yield from self._decode_path(prompt, limit)
             else:
@@ -212,7 +212,7 @@ class AnswerStream:
 
 
 def _resolve_threshold(plan: Plan, loaded: LoadedModel) -> tuple[Plan, tuple[str, ...]]:
-    """Returns the plan with its threshold as a score, and notices for the user about it."""
+    """Fills in the retrace threshold from the calibration; returns the plan and its notices."""
     retrace = plan.retrace
     if retrace is None or retrace.threshold is not None:
         return plan, ()
@@ -237,7 +237,7 @@ def _resolve_threshold(plan: Plan, loaded: LoadedModel) -> tuple[Plan, tuple[str
 
 
 def _stage_events(events: list[StageEvent], reader: StageReader) -> Iterator[Event]:
-    """Converts what the reader found to events of an answer."""
+    """Converts the reader's stage events to events of the answer."""
     ended = len(reader.records) - sum(isinstance(event, Closed) for event in events)
     for event in events:
         if isinstance(event, Opened):

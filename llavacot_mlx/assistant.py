@@ -64,14 +64,14 @@ class Assistant:
         )
 
     def ask(self, image: ImageSource | None, question: str, **options: Unpack[AskOptions]) -> Trace:
-        """Answers a question about a picture, and returns the record of the answer.
+        """Answers a question about an image, and returns the record of the answer.
 
         `image` is a path, the bytes of a file, a PIL image, or None for a question without one. The
         keywords are search, candidates, judge, temperature, top_p, max_tokens, seed and limits, see
         `request.AskOptions`. The same seed gives the same answer.
 
-        Raises UserError for a picture that cannot be read, an empty question, settings that make
-        no sense, or keys and values beyond the limits.
+        Raises UserError for an image that cannot be read, an empty question, settings that
+        contradict each other, or keys and values beyond the limits.
         """
         return self.stream(image, question, **options).result()
 

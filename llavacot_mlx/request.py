@@ -1,4 +1,4 @@
-"""A question, with everything that says how to answer it."""
+"""One question, with all options that say how to answer it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Request:
     """
 
     image: ImageSource | None
-    """A path, the bytes of a file, or a PIL image; None for a question without a picture."""
+    """A path, the bytes of a file, or a PIL image; None for a question without an image."""
     question: str
     plan: Plan
     max_tokens: int = 2048

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Usage:
-    """Work done; each count is raised by the code that runs the model."""
+    """Counters of work; the code that runs the model raises them."""
 
     prompt_tokens: int = 0
     images_encoded: int = 0
@@ -15,6 +15,7 @@ class Usage:
     decoded_tokens: int = 0
     judge_tokens: int = 0
     reused_tokens: int = 0
+    """Tokens that later candidates shared with earlier ones and did not compute again."""
     kv_bytes: int = 0
     """Peak bytes of keys and values."""
 

@@ -66,7 +66,7 @@ question, a caption of the image, the reasoning and the conclusion.
 
 
 def introduction() -> str:
-    """What the command is for, with a command that runs as it is."""
+    """Says what the command is for, and shows a command that can be run unchanged."""
     return f"{INTRODUCTION}\n{try_it()}"
 
 
@@ -97,13 +97,14 @@ def ask(
     candidates: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Candidates that a search chooses from. [default: 4; beams: 2]"
+            metavar="N", help="Number of candidates to choose from. [default: 4; beams: 2]"
         ),
     ] = None,
     keep: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Candidates kept after each stage. [default: 1; swires: half]"
+            metavar="N",
+            help="Candidates to keep after each step. [default: 1; swires: half]",
         ),
     ] = None,
     judge: Annotated[
@@ -144,7 +145,7 @@ def ask(
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option("--top-p", help="Sample from the most likely tokens with this total mass."),
+        typer.Option("--top-p", help="Sample from the top tokens, up to this total probability."),
     ] = None,
     max_tokens: MaxTokensOption = 2048,
     seed: SeedOption = 0,
@@ -240,7 +241,7 @@ def _answer(
 ) -> Trace:
     """Answers while the view shows it, and returns the finished trace.
 
-    An answer that is stopped has its trace finished as well, as far as it came.
+    If the answer is stopped, its trace up to that point is finished as well.
     """
     with view:
         view.set_status(f"loading {model.short_name}")

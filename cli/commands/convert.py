@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from llavacot_mlx.convert.recipes import Recipe
 
 HELP = """\
-Convert a Hugging Face checkpoint or PEFT adapter to MLX. -q quantizes the checkpoint; a converted \
-adapter goes with --adapter-path.
+Convert a Hugging Face checkpoint or PEFT adapter to MLX. -q quantizes the checkpoint. Use a \
+converted adapter with --adapter-path.
 
 \b
 Examples:

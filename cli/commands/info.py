@@ -1,4 +1,4 @@
-"""`llavacot info`: a model's size and the memory that it needs, without loading it."""
+"""`llavacot info`: shows a model's size and the memory that it needs, without loading it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from llavacot_mlx.model.config import ModelConfig, QuantizationMap
 
 HELP = """\
-Show a model's size and the memory that an answer needs. It reads only the headers of the weight \
-files; of a model on the hub, it downloads nothing else.
+Show a model's size and the memory that an answer needs. It reads only the \
+configuration and the headers of the weight files; for a model on the hub, it downloads only these.
 
 \b
 Examples:

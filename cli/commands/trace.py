@@ -1,4 +1,4 @@
-"""`llavacot trace`: a search that is over, shown again."""
+"""`llavacot trace`: shows a finished search again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from llavacot_mlx.trace.file import StoredTrace, parse_trace, read_trace
 from llavacot_mlx.trace.record import Trace
 
 HELP = """\
-Show a saved answer with the search behind it. llavacot ask --trace writes the file.
+Show a saved answer and the search behind it. llavacot ask --trace writes the file.
 
 \b
 Examples:
@@ -41,7 +41,7 @@ terminal or as an HTML page.
 
 
 def introduction() -> str:
-    """What the command is for, with commands that run as they are."""
+    """Says what the command is for, and shows commands that can be run unchanged."""
     return (
         f"{INTRODUCTION}\n"
         "Save a search, then turn it into an HTML page:\n\n"
@@ -85,7 +85,8 @@ def trace(
             flag = "--plain" if plain else f"--show {show}"
             raise UserError(f"{flag} with --html: drop one; a page has everything in it")
         if replay and (html is not None or show is not None):
-            raise UserError("--replay shows nothing but whether the answer is the same")
+            flag = "--html" if html is not None else f"--show {show}"
+            raise UserError(f"--replay with {flag}: drop one; --replay only compares the answers")
         if model is not None and not replay:
             raise UserError(f"--model {model}: goes with --replay")
         if html not in (None, "-"):
@@ -121,7 +122,7 @@ def _show(trace: Trace, show: ShowLevel, *, plain: bool) -> None:
 
 
 def _replay(stored: StoredTrace, file: str, model: str | None) -> None:
-    """Raises UserError where the answer is another one now."""
+    """Asks again. Raises UserError if the answer differs from the saved one."""
     from llavacot_mlx.cli.resolve_model import resolve_adapted_model
 
     before = stored.trace
@@ -145,7 +146,7 @@ def _replay(stored: StoredTrace, file: str, model: str | None) -> None:
 
 
 def _check_page(out: Path, file: str) -> None:
-    """A page takes the place of a page, and of nothing else that someone may want to keep."""
+    """Raises UserError if `out` exists and is not an HTML page, or is the trace itself."""
     check_can_write(out)
     place, source = out.expanduser(), Path(file).expanduser()
     if place.exists() and source.exists() and place.samefile(source):
@@ -154,7 +155,7 @@ def _check_page(out: Path, file: str) -> None:
         with place.open("rb") as stream:
             begin = stream.read(15)
         if begin.lower() != b"<!doctype html>":
-            raise UserError(f"--html {out}: there is a file that is no page; choose another name")
+            raise UserError(f"--html {out}: that file is not an HTML page; choose another name")
 
 
 def _write_page(stored: StoredTrace, html: str, file: str) -> None:

@@ -1,4 +1,4 @@
-"""The device's memory, and a stream of its own for generation."""
+"""The device's memory, and the stream on which generation runs."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _TOKENS_PER_PASS = 2048
 
 @dataclass(frozen=True)
 class PrefilledPrompt(DecodeContext):
-    """A prompt that was read, with everything that the next token depends on."""
+    """A prefilled prompt: everything that the next token depends on."""
 
     cache: KVCache
     logits: mx.array
@@ -37,7 +37,7 @@ class PrefilledPrompt(DecodeContext):
         return DecodeState(path, self.logits)
 
     def single_path_cache(self) -> SelfAttentionCache:
-        """Returns the cache that a single path continues in, quantized if the limits say so."""
+        """Returns the cache in which a single path continues, quantized if the budget says so."""
         path = self.state().path
         if not path.segments[0].is_quantized:
             return self.cache
@@ -103,7 +103,7 @@ class PromptImages:
 
     def __init__(self, image_kv: ImageKV | None, with_absent: ImageKV | None) -> None:
         self._image_kv = image_kv
-        self._with_absent = with_absent  # what positions before the first image attend to
+        self._with_absent = with_absent  # for positions before the first image
 
     @classmethod
     def encode(

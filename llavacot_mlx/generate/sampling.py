@@ -12,7 +12,7 @@ from llavacot_mlx.generate.sampling_params import Sampling
 from llavacot_mlx.model.kernels import kernels
 
 _SORTED = 1024
-"""Number of weights that the CPU sorts; from more it first selects the relevant part."""
+"""Maximum number of weights that the CPU sorts; of more, it first selects the relevant part."""
 
 
 def token_keys(seed: int, nodes: Sequence[str], position: int) -> mx.array:
@@ -36,7 +36,7 @@ def sample(logits: mx.array, sampling: Sampling, keys: mx.array) -> mx.array:
     weights = _weights(logits, max(sampling.temperature, 1e-6))
     if sampling.top_p < 1:
         weights = _nucleus(weights, sampling.top_p)
-    # Draws a point on a line on which the tokens lie end to end, each as long as its weight.
+    # Inverse transform sampling: `ends` is the cumulative distribution, times the total weight.
     ends = mx.cumsum(weights, axis=-1)
     return mx.sum(ends <= mx.vmap(_uniform)(keys) * ends[:, -1:], axis=-1)
 
@@ -56,12 +56,12 @@ def _words(name: str) -> tuple[int, int]:
 
 
 def _uniform(key: mx.array) -> mx.array:
-    """(1,): from 0 to 1 - 2**-24, which rounds no product with a float32 up to that float32."""
+    """Draws from 0 to 1 - 2**-24, (1,): times a float32, it never rounds up to that float32."""
     return mx.random.uniform(shape=(1,), key=key)
 
 
 def _weights(logits: mx.array, temperature: float) -> mx.array:
-    """Unnormalized probabilities in float32, the largest 1.
+    """Returns unnormalized probabilities in float32, of which the largest is 1.
 
     In bfloat16 the sums over a large vocabulary would be inaccurate. The base is 2, because MLX's
     `exp` takes twice as long as its `power` on an x86 CPU.

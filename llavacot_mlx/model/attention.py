@@ -26,7 +26,7 @@ def attend_to_all(queries: mx.array, keys: KV, values: KV) -> mx.array:
         weights = mx.softmax(attention_scores(block, keys), axis=-1, precise=True)
         blocks.append(weighted_sum(weights, values))
         if start + size < num_queries:
-            mx.eval(blocks[-1])  # or every block's scores would be in memory at once
+            mx.eval(blocks[-1])  # otherwise every block's scores would be in memory at once
     return mx.concatenate(blocks, axis=2).reshape(queries.shape)
 
 
@@ -61,7 +61,7 @@ def attend(
         stop = min(start + size, num_queries)
         block = queries[:, :, start:stop]
         if mask == "causal" and num_queries > 1:
-            # Its last query sees keys up to its own position, so those after can be left out.
+            # No query of the block sees keys after its last query's position.
             seen = columns - num_queries + stop
             blocks.append(
                 mx.fast.scaled_dot_product_attention(
@@ -77,7 +77,7 @@ def attend(
 
 
 def _attend_to_all(queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:
-    """Attention without a mask, for the CPU, as many query heads as K/V heads.
+    """Attention without a mask, for the CPU, with as many query heads as K/V heads.
 
     Nearly all its time goes into exponentials, and MLX's `exp` takes twice as long as its `power`
     on an x86 CPU, so the softmax is written to the base 2.

@@ -1,4 +1,4 @@
-"""What differs between a CPU and a GPU, decided in one place.
+"""Decides in one place what differs between a CPU and a GPU.
 
 Each field of `Kernels` is one decision, with the reason for it. The device decides by default; a
 test runs the other device's path with `use`.
@@ -76,7 +76,7 @@ _chosen: Kernels | None = None
 
 
 def kernels() -> Kernels:
-    """The choices in force: those of the default device, unless `use` says otherwise."""
+    """Returns the choices in force: those of the default device, unless `use` sets others."""
     if _chosen is not None:
         return _chosen
     return CPU if mx.default_device().type == mx.DeviceType.cpu else GPU

@@ -12,7 +12,7 @@ BITS = (8, 4)
 """Bits to which keys and values can be quantized."""
 
 KVPart = Literal["images", "prefixes", "candidates"]
-"""K/V of the images, of text that is only read, and of the candidates that are being written."""
+"""The images' K/V, those of text that is only read, and those of candidates in decoding."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class KVLimits:
     """Limits on the keys and values of an answer."""
 
     bits: int | None = None
-    """8 or 4: K/V of images and of long finished texts are quantized to as many bits. None keeps
+    """8 or 4: K/V of images and of long finished texts are quantized to this many bits. None keeps
     them as they were computed."""
     budget: int | None = None
     """Maximum bytes of all K/V at one time; None for no limit."""
@@ -36,7 +36,7 @@ NO_LIMITS = KVLimits()
 
 
 class KVBudget:
-    """Reserves memory before it is allocated: excess is refused before the machine swaps."""
+    """Reserves memory before it is allocated, so excess is refused before the machine swaps."""
 
     def __init__(self, usage: Usage, limits: KVLimits = NO_LIMITS) -> None:
         self._usage, self._limit = usage, limits.budget

@@ -1,4 +1,4 @@
-"""Keys and values that stay between forward passes: the text's and the images'."""
+"""Keys and values of text and images that stay between forward passes."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class SelfAttentionCache(Protocol):
         """The position of the next token: one number, or (batch,)."""
 
     def attend(self, layer: int, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
-        """Appends K/V of new tokens, and lets their queries attend to all up to themselves."""
+        """Appends K/V of new tokens; each token's query attends to all tokens up to its own."""
 
     def advance(self, tokens: int) -> None:
-        """Counts tokens that were appended in every layer."""
+        """Moves the offset past new tokens, once every layer has appended them."""
 
 
 @dataclass(frozen=True)
 class KVSegment:
-    """K/V of consecutive tokens of a path, one pair of arrays a self-attention layer.
+    """K/V of consecutive tokens of a path, one pair of arrays per self-attention layer.
 
     Arrays are (1, kv heads, tokens, head_dim) and are never written to again, so any number of
     paths may share a segment.
@@ -69,7 +69,7 @@ class KVCache:
     def __init__(self, num_layers: int, budget: KVBudget | None = None) -> None:
         self._budget = budget
         self.length = 0
-        """Tokens whose K/V are kept; the position of the next one."""
+        """Number of tokens whose K/V are stored."""
         self._keys: list[mx.array | None] = [None] * num_layers
         self._values: list[mx.array | None] = [None] * num_layers
 
@@ -79,15 +79,15 @@ class KVCache:
         return self.length
 
     def attend(self, layer: int, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
-        """Appends K/V of new tokens, and lets their queries attend to all up to themselves.
+        """Appends K/V of new tokens; each token's query attends to all tokens up to its own.
 
         `keys` and `values` are (1, kv heads, new tokens, head_dim), `queries` and the result (1,
-        heads, new tokens, head_dim). `advance` must follow once every layer was called.
+        heads, new tokens, head_dim). Call `advance` after the last layer.
         """
         return attend(queries, *self.extend(layer, keys, values), mask="causal")
 
     def segment(self) -> KVSegment:
-        """K/V of all tokens, to be shared: nothing may be appended afterwards."""
+        """Returns the K/V of all tokens, to be shared. Nothing may be appended afterwards."""
         return KVSegment(
             tuple(keys[..., : self.length, :] for keys in self._keys if keys is not None),
             tuple(values[..., : self.length, :] for values in self._values if values is not None),
@@ -95,10 +95,10 @@ class KVCache:
         )
 
     def extend(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Appends K/V of new tokens and returns those of all.
+        """Appends K/V of new tokens, and returns the K/V of all tokens.
 
         `keys` and `values` are (1, kv heads, new tokens, head_dim); so are the results, with all
-        tokens. `advance` must follow once every layer was extended.
+        tokens. Call `advance` after the last layer.
         """
         end = self.length + keys.shape[2]
         buffer = self._keys[layer]
@@ -115,7 +115,7 @@ class KVCache:
         self.length += tokens
 
     def state(self) -> list[mx.array]:
-        """The buffers, to be evaluated together with a step."""
+        """Returns the buffers, to be evaluated together with a forward pass."""
         return [array for array in (*self._keys, *self._values) if array is not None]
 
 
@@ -157,7 +157,7 @@ class ImageKV:
 
     @property
     def arrays(self) -> list[mx.array]:
-        """All arrays, to be evaluated together."""
+        """All arrays of the K/V, to be evaluated together."""
         return [array for kv in (*self.keys, *self.values) for array in kv_arrays(kv)]
 
     def quantized(self, bits: int | None) -> ImageKV:

@@ -32,7 +32,10 @@ class Linear(nn.Linear):
         mode: str = "affine",
         quantize_input: bool = False,
     ) -> QuantizedLinear:
-        """What `mlx.nn.quantize` replaces this layer by. Raises ValueError for quantized inputs."""
+        """Makes the layer by which `mlx.nn.quantize` replaces this one.
+
+        Raises ValueError for quantized inputs.
+        """
         if quantize_input:
             raise ValueError("inputs are not quantized here")
         return QuantizedLinear.from_linear(self, group_size, bits, mode)
@@ -65,16 +68,16 @@ class QuantizedLinear(nn.QuantizedLinear):
         return cast("mx.array", product(x))
 
     def _weight_for(self, factor: mx.array) -> mx.array:
-        """The dequantized weight, computed only once its factor is.
+        """Returns the dequantized weight, made to depend on its factor.
 
-        MLX evaluates first what depends on nothing, which would be every layer's weight.
+        Otherwise MLX would evaluate the weights of all layers first, since they depend on nothing.
         """
         packed = cast("mx.array", mx.depends(self.weight, factor))
         return _dequantize(self, packed, self.scales, self.get("biases")).astype(factor.dtype)
 
 
 def dims_of(linear: nn.Module) -> tuple[int, int]:
-    """(outputs, inputs) of a linear layer, quantized or not."""
+    """Returns (outputs, inputs) of a linear layer, quantized or not."""
     outputs, columns = linear.weight.shape
     if isinstance(linear, nn.QuantizedLinear):
         return outputs, columns * 32 // linear.bits
@@ -82,13 +85,13 @@ def dims_of(linear: nn.Module) -> tuple[int, int]:
 
 
 def plain_weight(linear: nn.Module, rows: mx.array | None = None) -> mx.array:
-    """The weight (outputs, inputs), dequantized if need be; `rows` picks some of the outputs."""
+    """Returns the weight (outputs, inputs), dequantized if need be; `rows` selects outputs."""
     if not isinstance(linear, nn.QuantizedLinear):
         return linear.weight if rows is None else linear.weight[rows]
     weight, scales, biases = linear.weight, linear.scales, linear.get("biases")
     if rows is not None:
         weight, scales = weight[rows], scales[rows]
-        biases = None if biases is None else biases[rows]  # which not every mode has
+        biases = None if biases is None else biases[rows]  # some modes have no biases
     return _dequantize(linear, weight, scales, biases)
 
 

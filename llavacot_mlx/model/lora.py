@@ -71,7 +71,9 @@ class DoRALinear(LoRALinear):
     ) -> None:
         super().__init__(linear, rank, scale, dropout, key)
         self.m = mx.linalg.norm(plain_weight(linear).astype(mx.float32), axis=1)
-        self._squares = self.m * self.m  # underscored, as below: derived, so no parameters
+        self._squares = (
+            self.m * self.m
+        )  # derived values; the underscore keeps them from being parameters
         self._frozen_scales: mx.array | None = None
 
     def __call__(self, x: mx.array) -> mx.array:

@@ -27,10 +27,10 @@ class Mllama(nn.Module):
     def image_features(
         self, pixels: mx.array, aspect_ratio_id: int, run: LayerRunner = call_layer
     ) -> mx.array:
-        """One image in the width of the text model: (1, all tiles' tokens, hidden).
+        """Encodes one image to the width of the text model: (1, all tiles' tokens, hidden).
 
-        `pixels` is (real tiles, height, width, channels); rows of real tiles come first. `run`
-        lets a layer of the tower work, see `VisionModel`.
+        `pixels` is (real tiles, height, width, channels); features of real tiles come first. `run`
+        calls a layer of the tower, see `VisionModel`.
         """
         return self.multi_modal_projector(self.vision_tower(pixels, aspect_ratio_id, run))[None]
 

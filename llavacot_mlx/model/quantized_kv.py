@@ -13,8 +13,8 @@ from llavacot_mlx.errors import UserError
 class QuantizedKV:
     """K or V, (1, kv heads, tokens, head_dim), quantized in groups that share a scale and a bias.
 
-    MLX's affine quantization along a head's dimension; the groups are 64 wide, or 32 where 64 does
-    not divide the head.
+    This is MLX's affine quantization along head_dim. The groups are 64 wide, or 32 where 64 does
+    not divide head_dim.
     """
 
     packed: mx.array
@@ -25,7 +25,7 @@ class QuantizedKV:
 
     @classmethod
     def of(cls, array: mx.array, bits: int) -> QuantizedKV:
-        """Raises UserError where neither 64 nor 32 divides the head's width."""
+        """Quantizes an array. Raises UserError if neither 64 nor 32 divides head_dim."""
         group_size = _group_size(array.shape[-1])
         return cls(*mx.quantize(array, group_size, bits), bits, group_size)
 
@@ -43,7 +43,7 @@ class QuantizedKV:
         return self.packed.nbytes + self.scales.nbytes + self.biases.nbytes
 
     def tokens(self, first: int, last: int) -> QuantizedKV:
-        """The part of tokens `first` to `last` (exclusive)."""
+        """Returns the K/V of tokens `first` to `last` (exclusive)."""
         packed, scales, biases = (
             array[..., first:last, :] for array in (self.packed, self.scales, self.biases)
         )
@@ -66,15 +66,15 @@ def _group_size(head_dim: int) -> int:
     return size
 
 
-def kv_bytes(values: int, head_dim: int, dtype: mx.Dtype, bits: int | None) -> int:
-    """Bytes that `values` elements of K or V take, in `bits` or in `dtype`."""
+def kv_bytes(elements: int, head_dim: int, dtype: mx.Dtype, bits: int | None) -> int:
+    """Returns the bytes of K or V with `elements` elements, in `bits` or in `dtype`."""
     if bits is None:
-        return values * dtype.size
-    return values * bits // 8 + 2 * dtype.size * values // _group_size(head_dim)
+        return elements * dtype.size
+    return elements * bits // 8 + 2 * dtype.size * elements // _group_size(head_dim)
 
 
 def concatenate_tokens(parts: list[KV]) -> KV:
-    """Concatenates the tokens of all parts, which are all quantized or all plain."""
+    """Concatenates the parts along their tokens. Either all are quantized or none is."""
     if len(parts) == 1:
         return parts[0]
     packed = [part for part in parts if isinstance(part, QuantizedKV)]
@@ -92,7 +92,7 @@ def concatenate_tokens(parts: list[KV]) -> KV:
 
 
 def slice_tokens(kv: KV, first: int, last: int) -> KV:
-    """The part of tokens `first` to `last` (exclusive)."""
+    """Returns the K/V of tokens `first` to `last` (exclusive)."""
     return kv.tokens(first, last) if isinstance(kv, QuantizedKV) else kv[..., first:last, :]
 
 
@@ -105,7 +105,7 @@ def dequantized(kv: KV) -> mx.array:
 
 
 def attention_scores(queries: mx.array, keys: KV) -> mx.array:
-    """Queries (1, kv heads, n, head_dim) against all keys: (1, kv heads, n, tokens)."""
+    """Products of queries (1, kv heads, n, head_dim) with all keys: (1, kv heads, n, tokens)."""
     if isinstance(keys, QuantizedKV):
         return _product(queries, keys, transpose=True)
     return queries @ keys.swapaxes(-1, -2)

@@ -1,4 +1,4 @@
-"""Rotary position embeddings, whose cosines and sines one forward pass computes once."""
+"""Rotary position embeddings; a forward pass computes their cosines and sines once."""
 
 from __future__ import annotations
 

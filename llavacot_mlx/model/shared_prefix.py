@@ -18,12 +18,12 @@ from llavacot_mlx.model.kv_cache import KVSegment, append_tokens, capacity_for
 from llavacot_mlx.model.quantized_kv import KV, attention_scores, dequantized, weighted_sum
 
 _STEP = 64
-"""Columns by which the paths' own buffers grow."""
+"""Number of columns by which the buffers of the paths' own tokens grow."""
 
 
 @dataclass(frozen=True)
 class KVPath:
-    """The tokens of one path, from the prompt on."""
+    """K/V of one path from the prompt on, as a chain of segments."""
 
     segments: tuple[KVSegment, ...]
 
@@ -36,6 +36,7 @@ class KVPath:
         return KVPath((*self.segments[:-1], self.segments[-1].quantized(bits)))
 
     def extended_by(self, segment: KVSegment) -> KVPath:
+        """Returns the path that continues this one with `segment`."""
         return KVPath((*self.segments, segment))
 
 
@@ -79,7 +80,7 @@ class SharedPrefixCache:
         return self._positions
 
     def attend(self, layer: int, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
-        """Appends K/V of new tokens, and lets their queries attend to all up to themselves.
+        """Appends K/V of new tokens; each token's query attends to all tokens up to its own.
 
         `queries` and the result are (batch, heads, new tokens, head_dim), `keys` and `values`
         (batch, kv heads, new tokens, head_dim). Call `advance` after the last layer.
@@ -126,7 +127,7 @@ class SharedPrefixCache:
         self._positions = self._positions + tokens
 
     def segment(self, index: int, tokens: int) -> KVSegment:
-        """Copies the K/V of a path's last `tokens` tokens out of the batch."""
+        """Copies the K/V of the last `tokens` tokens of the path at `index` out of the batch."""
         start, end = self._columns - tokens, self._columns
         self._kept_bytes += tokens * self._column_bytes
         keys, values = (
@@ -136,7 +137,7 @@ class SharedPrefixCache:
         return KVSegment(keys, values, tokens)
 
     def keep(self, indices: Sequence[int]) -> None:
-        """Keeps only these paths, in this order."""
+        """Keeps only the paths at these indices of the batch, in this order."""
         chosen = mx.array(list(indices))
         self._keys = [buffer[chosen] for buffer in self._keys]
         self._values = [buffer[chosen] for buffer in self._values]
@@ -144,7 +145,7 @@ class SharedPrefixCache:
         self._positions = self._positions[chosen]
 
     def _mask(self, new: int, end: int) -> mx.array:
-        """(batch, 1, 1, new, end): 0 where a new token may attend, -inf elsewhere."""
+        """Returns (batch, 1, 1, new, end): 0 where a new token may attend, -inf elsewhere."""
         column = mx.arange(end)
         own = column >= self._first_column[:, None]  # (batch, end)
         seen = column <= mx.arange(end - new, end)[:, None]  # (new, end)
@@ -153,7 +154,7 @@ class SharedPrefixCache:
         return mx.where(allowed, mx.array(0, dtype), mx.array(-mx.inf, dtype))
 
     def _reserve(self, capacity: int) -> None:
-        """Reserves `capacity` columns for every path."""
+        """Reserves the bytes of `capacity` columns for every path."""
         if self._budget is not None:
             batch = self._positions.shape[0]
             self._budget.reserve(
@@ -161,7 +162,7 @@ class SharedPrefixCache:
             )
 
     def _align_right(self, own: list[list[KV]], layer: int) -> mx.array:
-        """The own tokens of all paths, right-aligned: (batch, kv heads, columns, head_dim)."""
+        """Right-aligns the paths' own tokens: returns (batch, kv heads, columns, head_dim)."""
         like = self._shared[0].keys[layer]
         _, heads, _, head_dim = like.shape
         padded = []
@@ -173,7 +174,7 @@ class SharedPrefixCache:
 
 
 def _count_shared_segments(paths: Sequence[KVPath]) -> int:
-    """Counts the segments that all paths start with; the first, the prompt's, always is one."""
+    """Counts the segments that all paths start with; the prompt's is always shared."""
     count = 0
     for segments in zip(*(path.segments for path in paths), strict=False):
         if any(segment is not segments[0] for segment in segments):

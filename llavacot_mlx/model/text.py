@@ -150,7 +150,7 @@ class TextModel(nn.Module):
     def __call__(
         self, ids: mx.array, cache: SelfAttentionCache, spans: Sequence[ImageSpan]
     ) -> mx.array:
-        """(1, tokens) → (1, tokens, hidden), and appends the tokens to `cache`.
+        """(1, tokens) → (1, tokens, hidden), and appends the tokens' K/V to `cache`.
 
         Without spans there is no image, and the cross-attention layers are skipped.
         """
@@ -182,10 +182,10 @@ class LanguageModel(nn.Module):
         return KVCache(len(self.model.layers) - len(self.model.cross_layers), budget)
 
     def image_kv_bytes(self, tokens: int, bits: int | None) -> int:
-        """Bytes that the K/V of `tokens` image tokens take, in `bits` or as computed."""
+        """Returns the bytes of K/V of `tokens` image tokens, in `bits` or as computed."""
         config, layers = self.model.config, len(self.model.cross_layers)
-        values = 2 * layers * config.num_key_value_heads * config.head_dim * tokens
-        return kv_bytes(values, config.head_dim, self.model.norm.weight.dtype, bits)
+        elements = 2 * layers * config.num_key_value_heads * config.head_dim * tokens
+        return kv_bytes(elements, config.head_dim, self.model.norm.weight.dtype, bits)
 
     def project_image_kv(self, features: mx.array, image_lengths: tuple[int, ...]) -> ImageKV:
         """Projects image features (1, tokens, hidden) to the K/V of every cross layer."""
@@ -214,7 +214,7 @@ def _attend_to_images(spans: Sequence[ImageSpan], index: int, queries: mx.array)
 
 
 def _attend_together(queries: mx.array, keys: KV, values: KV) -> mx.array:
-    """Lets a whole batch attend to the same K/V in one call, the batch folded into the queries.
+    """Lets a whole batch attend to the same K/V in one call: the batch is folded into the queries.
 
     `queries` and the result are (batch, heads, tokens, head_dim); K/V have no batch.
     """

@@ -20,7 +20,9 @@ Attention = Callable[[mx.array, mx.array, mx.array], mx.array]
 """Queries, keys, values → attention output, with the shapes of `attend`."""
 
 _PADDING_MULTIPLE = 8
-_LAYER_NORM_EPS = 1e-5  # of the two norms outside the encoders: torch's default, in no config.json
+_LAYER_NORM_EPS = (
+    1e-5  # torch's default, for the two norms outside the encoders; no config.json has it
+)
 
 
 class VisionAttention(nn.Module):

@@ -1,4 +1,4 @@
-"""The search methods, as data.
+"""The search methods as data: plans, and the table that makes them from options.
 
 A plan is a list of steps. A step says what is written next, how many candidates write it, and how
 many of them are kept. `search/engine.py` runs any plan. Nothing here computes, so that the command
@@ -19,7 +19,7 @@ from llavacot_mlx.prompt.stages import Stage
 PUBLISHED_DEVIATIONS = 0.2533
 """The published threshold is the judge's mean score plus this many standard deviations."""
 
-MAX_CANDIDATES = 256  # far more than helps, and less than a typo can ask for
+MAX_CANDIDATES = 256  # far more than helps, and fewer than a typo could ask for
 MAX_RETRACES = 100
 
 
@@ -52,27 +52,28 @@ BUILT_IN_JUDGES = (SELF, LOGPROB, PAIRWISE, MAJORITY)
 
 @dataclass(frozen=True)
 class Step:
-    """One round of candidates."""
+    """One round of candidates: what they write, how many there are, and how many are kept."""
 
     unit: Unit
     candidates: int = 1
-    """Total number, spread evenly over the nodes that were kept before."""
+    """Number of candidates, spread evenly over the nodes that the step before kept."""
     keep: int = 1
     judge: str | None = None
-    """None for the plan's."""
+    """None for the plan's judge."""
     sampling: Sampling | None = None
-    """None for the plan's."""
+    """None for the plan's sampling."""
     max_tokens: int | None = None
-    """Maximum tokens of one candidate, complete or not. None for no limit but the answer's."""
+    """Maximum number of tokens of one candidate. None for no limit but the whole path's."""
 
 
 @dataclass(frozen=True)
 class Retrace:
-    """When to go back, and write the steps from `to` on again."""
+    """When a search goes back, and from which step it writes again."""
 
     after: int
-    """The step after which to decide, on the candidates of all rounds."""
+    """Index of the step after which to decide, on the candidates of all rounds."""
     to: int
+    """Index of the first step that is written again."""
     max_retraces: int
     """Maximum number of retraces."""
     rank: int
@@ -85,7 +86,7 @@ class Retrace:
 
 @dataclass(frozen=True)
 class Plan:
-    """A search method with its numbers."""
+    """A search method with all its numbers."""
 
     method: str
     steps: tuple[Step, ...]
@@ -95,7 +96,7 @@ class Plan:
 
     @property
     def is_single_path(self) -> bool:
-        """Whether it follows a single path, with nothing to choose."""
+        """Whether the plan follows a single path, so that there is nothing to choose."""
         return all(step.candidates == 1 for step in self.steps)
 
     def judge_for(self, step: Step) -> str:
@@ -106,7 +107,7 @@ class Plan:
 
     @property
     def judges(self) -> tuple[str, ...]:
-        """The names of all judges that it may ask, without duplicates."""
+        """The names of all judges that the plan may ask, without duplicates."""
         choosing = [step for step in self.steps if step.candidates > step.keep]
         deciding = [] if self.retrace is None else [self.steps[self.retrace.after]]
         return tuple(dict.fromkeys(self.judge_for(step) for step in (*choosing, *deciding)))
@@ -133,7 +134,7 @@ class _RetraceRule:
     max_retraces: int
     """Default maximum number of retraces."""
     rank: Callable[[int, int], int]
-    """From candidates and keep: the rank that must be good enough, see `Retrace.rank`."""
+    """Function from candidates and keep to `Retrace.rank`."""
 
 
 @dataclass(frozen=True)
@@ -141,11 +142,11 @@ class _Rules:
     """The definition of a search method: its steps, defaults, and allowed settings."""
 
     steps: Callable[[int, int], tuple[Step, ...]]
-    """From candidates and keep to the steps."""
+    """Function from candidates and keep to the steps."""
     candidates: int = 4
-    """Default number; 1 for a method that follows a single path and allows no other."""
+    """Default number of candidates; 1 for a method that can only follow a single path."""
     keep: Callable[[int], int] | None = lambda candidates: 1
-    """From candidates to the default; None where the method only chooses at its end."""
+    """Function from candidates to the default; None if the method only chooses at its end."""
     judge: str = SELF
     judge_is_fixed: bool = False
     """Whether the method's judge cannot be changed."""
@@ -171,13 +172,13 @@ def _stages(candidates: int, keep: int) -> tuple[Step, ...]:
 
 
 def _swires(candidates: int, keep: int) -> tuple[Step, ...]:
-    """Published: one summary; M = 4 captions, of which N = 2 are kept; M reasonings, M / N from
-    each caption, of which N are kept; a conclusion from each."""
+    """The published steps: one summary; M = 4 captions, of which N = 2 are kept; M reasonings,
+    M / N from each caption, of which N are kept; a conclusion from each."""
     return _one_summary_then(candidates, keep, concluded=keep)
 
 
 def _swires_code(candidates: int, keep: int) -> tuple[Step, ...]:
-    """The authors' code: the best three reasonings of all rounds get a conclusion each."""
+    """The steps of the authors' code: the best three reasonings of all rounds get conclusions."""
     return _one_summary_then(candidates, keep, concluded=min(3, candidates))
 
 
@@ -323,5 +324,5 @@ def _retrace(method: Method, settings: Settings, candidates: int, keep: int) -> 
     if threshold is not None and not math.isfinite(threshold):
         raise UserError(f"threshold {threshold}: must be a number")
     if candidates == 1 or max_retraces == 0:
-        return None  # nothing to choose, or nowhere to go back to
+        return None  # there is nothing to choose, or no retrace is allowed
     return Retrace(2, 1, max_retraces, rule.rank(candidates, keep), threshold)

@@ -1,6 +1,6 @@
 """Plans as YAML files, and as the same objects in a trace.
 
-    method: my-swires        # a name for it, only shown
+    method: my-swires        # a name, which is only shown
     judge: self
     temperature: 0.6
     top_p: 0.9
@@ -18,8 +18,8 @@
         candidates: 2
     retrace: {after: reasoning, to: caption, most: 3, rank: 2, deviations: 0.2533}
 
-A step writes the next stage by its name, or goes to the end of the answer: as one piece (`answer`)
-or sentence after sentence (`sentences`). Every key but `steps` and `write` may be left out.
+A step writes the next stage, given by its name, or the rest of the answer: as one piece (`answer`)
+or sentence by sentence (`sentences`). Every key but `steps` and `write` may be left out.
 """
 
 from __future__ import annotations

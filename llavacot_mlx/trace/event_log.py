@@ -1,4 +1,4 @@
-"""The log of an answer: its events as they happened, as a list that JSON can hold.
+"""The log of an answer: its events in order, as objects that JSON can hold.
 
 An event is an object whose key `event` names its kind, beside the fields of its class, such as
 `{"event": "candidate_scored", "node": 3, "score": 0.9}`. Each object stands for itself, so a file
@@ -51,8 +51,8 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 class EventLog:
     """Collects the events of an answer.
 
-    The pieces of a text are joined until something other than text happens, each candidate's to
-    one piece, so that a log is about as long as its texts.
+    Consecutive pieces of text are joined, per candidate, until another event comes. So the log is
+    about as long as its texts.
     """
 
     def __init__(self) -> None:
@@ -61,12 +61,12 @@ class EventLog:
 
     @property
     def events(self) -> tuple[LoggedEvent, ...]:
-        """Everything so far."""
+        """The events so far."""
         return (*self._events, *self._joined_texts())
 
     def add(self, event: LoggedEvent) -> None:
         if isinstance(event, TextEvent):
-            source = dataclasses.replace(event, text="")  # whose text it is: equal for all pieces
+            source = dataclasses.replace(event, text="")  # equal for all pieces of one text
             self._texts.setdefault(source, (event, []))[1].append(event.text)
         else:
             self._events += self._joined_texts()
@@ -79,15 +79,15 @@ class EventLog:
 
 
 def event_to_dict(event: LoggedEvent) -> dict[str, Any]:
-    """The event as JSON holds it."""
+    """Converts an event to an object that JSON can hold."""
     return {"event": _NAMES[type(event)], **dataclasses.asdict(event)}
 
 
 def event_from_dict(value: Any, rules: KeyRules, path: str) -> LoggedEvent:
-    """The event whose `event_to_dict` is `value`.
+    """Converts what `event_to_dict` returned back to an event.
 
-    Raises UserError that names the key which is missing, unknown, or of another type; `path` leads
-    to the value, such as `events[3]`.
+    `path` says where the value is, such as `events[3]`. Raises UserError that names a key that is
+    missing, unknown, or of the wrong type.
     """
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected an object that describes an event")
@@ -104,9 +104,9 @@ def event_from_dict(value: Any, rules: KeyRules, path: str) -> LoggedEvent:
 def stage_events(
     text: str, records: Sequence[StageRecord]
 ) -> Iterator[StageStarted | StageText | StageEnded | FreeText]:
-    """The events of an answer with that text, each piece of it whole.
+    """Yields the stage events of an answer with this text, without splitting its texts.
 
-    `records` has its ended stages in order; a stage beyond them was stopped in the middle.
+    `records` has the ended stages in order. A stage in the text beyond them was interrupted.
     """
     parser = StageParser()
     ended = iter(records)

@@ -1,4 +1,4 @@
-"""What the engine yields while it answers: frozen values that a view, a file or a server consume.
+"""The events of an answer: frozen values for a view, a file or a server.
 
 Prepared comes first; the last event, which carries the record, is in `answer_events.py`. Between
 them, a method that decodes one path reports its stages: StageStarted, StageText …, StageEnded, and
@@ -16,11 +16,11 @@ from llavacot_mlx.prompt.stages import Stage
 
 @dataclass(frozen=True)
 class Prepared:
-    """The picture is encoded and the prompt prefilled; the first token is on its way."""
+    """The image was encoded and the prompt prefilled; the first token follows."""
 
     prompt_tokens: int
     tiles: int
-    """Tiles that the picture was cut into, 0 without a picture."""
+    """Number of tiles that the image was cut into; 0 without an image."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class StageStarted:
 
 @dataclass(frozen=True)
 class StageText:
-    """A piece of the text of the stage that is open; never a tag, never half a character."""
+    """A piece of the open stage's text, without tags and in whole characters."""
 
     stage: Stage
     text: str
@@ -44,14 +44,14 @@ class StageEnded:
 
     stage: Stage
     closed: bool
-    """False when the closing tag never came: end of turn, the token limit, or the next stage."""
+    """False when the closing tag never came: the turn, the tokens or the next stage ended it."""
     tokens: int
     """Tokens generated since the stage before it ended, tags and line breaks included."""
 
 
 @dataclass(frozen=True)
 class FreeText:
-    """A piece of text outside any stage, such as the line breaks between two stages."""
+    """A piece of text outside all stages, such as the line breaks between two stages."""
 
     text: str
 
@@ -66,12 +66,12 @@ class CandidateStarted:
     stage: Stage | None
     """The stage that it should write next."""
     round: int
-    """The number of retraces before it began."""
+    """Number of retraces before it began."""
 
 
 @dataclass(frozen=True)
 class CandidateText:
-    """A piece of what a candidate writes, tags included; never half a character."""
+    """A piece of a candidate's text, with tags and in whole characters."""
 
     node: int
     text: str
@@ -79,7 +79,7 @@ class CandidateText:
 
 @dataclass(frozen=True)
 class CandidateEnded:
-    """A candidate has written what its step asks for, or was cut off."""
+    """A candidate has written what its step asks for, or was cut off at a limit."""
 
     node: int
     stage: Stage | None
@@ -116,7 +116,7 @@ class Retraced:
 
 @dataclass(frozen=True)
 class Noticed:
-    """Something about the search that the user should know, in one line; each comes once."""
+    """One line about the search that the user should know. Each text comes once."""
 
     text: str
 
@@ -131,5 +131,5 @@ SearchEvent = (
     | Noticed
 )
 LoggedEvent = Prepared | StageStarted | StageText | StageEnded | FreeText | SearchEvent
-"""What a trace keeps: everything before the end."""
+"""An event that a trace keeps: all but the last."""
 TextEvent = StageText | FreeText | CandidateText

@@ -1,4 +1,4 @@
-"""A trace in a file, with the picture that was asked about.
+"""Reads and writes trace files: a trace, and the image that was asked about.
 
 The object that `--json` prints, and beside its keys
 `"picture": {"media_type": "image/png", "base64": "…"}`: the bytes of the picture as they were
@@ -32,9 +32,9 @@ from llavacot_mlx.trace.events import (
 )
 from llavacot_mlx.trace.record import RULES, SearchRecord, Trace
 
-_MAX_BYTES = 10**9  # bytes; what no search and hardly any picture comes near
+_MAX_BYTES = 10**9  # far more than any search, and more than nearly any picture
 
-_MEDIA_TYPES = {  # by what a file begins with; `?` is any byte
+_MEDIA_TYPES = {  # by the first bytes of a file; `?` is any byte
     b"\x89PNG": "image/png",
     b"\xff\xd8\xff": "image/jpeg",
     b"GIF8": "image/gif",
@@ -50,7 +50,7 @@ _MEDIA_TYPES = {  # by what a file begins with; `?` is any byte
 
 @dataclass(frozen=True)
 class StoredTrace:
-    """What a trace file holds."""
+    """The contents of a trace file."""
 
     trace: Trace
     image_bytes: bytes | None
@@ -59,17 +59,17 @@ class StoredTrace:
 
 @dataclass(frozen=True)
 class _StoredImage:
-    """A picture as it stands in the file."""
+    """An image as it is stored in the file."""
 
     media_type: str
     base64: str
 
 
 def write_trace(file: Path, trace: Trace, image_bytes: bytes | None) -> None:
-    """Writes a trace file, in place of one that is there.
+    """Writes a trace file, and replaces an existing one.
 
-    Raises UserError when that fails; the file is whole or as it was before. Whether it may be
-    written at all, `atomic.check_can_write` finds out beforehand.
+    Raises UserError when that fails; the file is then as it was before. Call
+    `atomic.check_can_write` to find out beforehand whether the file can be written.
     """
     value = trace.to_dict_with_log()
     if image_bytes is not None:
@@ -81,7 +81,7 @@ def write_trace(file: Path, trace: Trace, image_bytes: bytes | None) -> None:
 
 
 def read_trace(file: Path) -> StoredTrace:
-    """Raises UserError that names the file, and the key where something in it is wrong."""
+    """Reads a trace file. Raises UserError that names the file, and the key that is wrong."""
     try:
         with file.expanduser().open("rb") as stream:
             data = stream.read(_MAX_BYTES + 1)
@@ -96,7 +96,7 @@ def read_trace(file: Path) -> StoredTrace:
 
 
 def parse_trace(data: bytes, name: str) -> StoredTrace:
-    """The trace in the bytes of a file. Raises UserError as `read_trace` does, with that name."""
+    """Parses the bytes of a trace file. Raises UserError that starts with `name`."""
     if len(data) > _MAX_BYTES:
         raise UserError(f"{name}: too large for a trace, over {_MAX_BYTES // 10**6} MB")
     if not data.strip():
@@ -118,10 +118,10 @@ def parse_trace(data: bytes, name: str) -> StoredTrace:
 
 
 def events_of_old_trace(trace: Trace) -> Iterator[LoggedEvent]:
-    """The log of an answer whose trace was written before traces had one.
+    """Yields a log for a trace that was written before traces had one.
 
-    A round at a time: its candidates start, write, end, are scored and chosen from. When a notice
-    came was not recorded, so notices come first.
+    Each round's candidates start, write, end, are scored, and are chosen from. Such a trace does
+    not say when a notice came, so notices come first.
     """
     for notice in trace.search.notices:
         yield Noticed(notice)
@@ -130,7 +130,7 @@ def events_of_old_trace(trace: Trace) -> Iterator[LoggedEvent]:
         return
     search, choices = trace.search, trace.search.choices
     for choice, following in itertools.zip_longest(choices, choices[1:]):
-        # A judge was asked where candidates were dropped, even if it came to no verdict on any.
+        # Where candidates were dropped, a judge was asked, even if it came to no verdict.
         dropped = not set(choice.nodes) <= set(choice.kept)
         yield from _events_of_old_round(search, choice.nodes, judged=dropped)
         yield CandidatesKept(choice.kept)
@@ -145,14 +145,18 @@ def events_of_old_trace(trace: Trace) -> Iterator[LoggedEvent]:
 def _events_of_old_round(
     search: SearchRecord, numbers: tuple[int, ...], *, judged: bool = False, stopped: bool = False
 ) -> Iterator[LoggedEvent]:
-    """`judged`: all were scored, also those without a score; `stopped`: not all have ended."""
+    """Yields the events of the candidates `numbers` up to their scores.
+
+    With `judged`, candidates without a score have an event, too. With `stopped`, some may not have
+    ended.
+    """
     nodes = [search.nodes[number] for number in numbers]
     for node in nodes:
         yield CandidateStarted(node.id, node.parent, _next_stage(search, node.parent), node.round)
     for node in nodes:
         if node.text:
             yield CandidateText(node.id, node.text)
-        # A node gets its stage when it ends.
+        # A node has a stage only once it has ended.
         if not stopped or node.stage is not None:
             yield CandidateEnded(node.id, node.stage, node.closed, node.tokens)
     if not stopped:  # a round is judged as a whole
@@ -163,7 +167,7 @@ def _events_of_old_round(
 
 
 def _next_stage(search: SearchRecord, parent: int | None) -> Stage | None:
-    """The stage that a node's children write: the one that its path left open, or the next."""
+    """Returns the stage that a node's children write: the open one of its path, or the next."""
     path = ""
     while parent is not None:
         path = search.nodes[parent].text + path
@@ -176,7 +180,7 @@ def _next_stage(search: SearchRecord, parent: int | None) -> Stage | None:
 
 
 def media_type(image_bytes: bytes) -> str:
-    """What kind of picture the bytes are, by how they begin."""
+    """Returns the media type of an image file, from its first bytes."""
     for begin, name in _MEDIA_TYPES.items():
         pairs = zip(begin, image_bytes, strict=False)
         if len(image_bytes) >= len(begin) and all(want in (ord("?"), got) for want, got in pairs):
@@ -185,7 +189,7 @@ def media_type(image_bytes: bytes) -> str:
 
 
 def _pop_image(value: Any) -> bytes | None:
-    """Takes the picture out of the object that was read."""
+    """Removes the image from the object that was read, and returns its bytes."""
     if not isinstance(value, dict) or "picture" not in value:
         return None
     stored = checked(_StoredImage, value.pop("picture"), RULES, "picture")

@@ -34,7 +34,7 @@ RULES = KeyRules(
     missing="; an older llavacot may have written it",
     defaults=False,
 )
-"""What an object that this program wrote does with its keys."""
+"""How the keys of an object that this program wrote are checked."""
 
 
 @dataclass(frozen=True)
@@ -47,50 +47,50 @@ class NodeRecord:
     stage: Stage | None
     """The stage that it wrote last; None where it opened none."""
     text: str
-    """What it wrote, tags included."""
+    """Its text, tags included."""
     tokens: int
     closed: bool
     """False when it was cut off: its stage's closing tag, or its sentence's end, never came."""
     score: float | None
     kept: bool
     round: int
-    """How often the search had gone back when it was written."""
+    """Number of retraces before it was written."""
 
 
 @dataclass(frozen=True)
 class ChoiceRecord:
-    """Candidates that were written together, and which of them and of earlier ones went on."""
+    """A round of candidates, and those of it and of earlier rounds that were kept."""
 
     step: int
-    """The step of the plan that they belong to, counted from 0."""
+    """Index of the plan's step."""
     round: int
     nodes: tuple[int, ...]
-    """Those that were written; empty where all that they would have gone on from had ended."""
+    """The candidates of this round; empty if everything that they could continue had ended."""
     kept: tuple[int, ...]
-    """The best first."""
+    """The kept candidates, best first."""
     back_to: Stage | None = None
-    """The stage that the search went back to because they were not good enough."""
+    """The stage that the search went back to; None where it did not."""
 
 
 @dataclass(frozen=True)
 class SearchRecord:
-    """How the answer was searched for."""
+    """How the answer was found: the method, its plan, and the tree of candidates."""
 
     method: str
     retraces: int = 0
     nodes: tuple[NodeRecord, ...] = ()
-    """The tree, one node a candidate; empty for the methods that follow a single path."""
+    """The tree, one node per candidate; empty for methods that follow a single path."""
     choices: tuple[ChoiceRecord, ...] = ()
-    """What was chosen, in the order in which it happened."""
+    """The choices, in order."""
     plan: dict[str, Any] = field(default_factory=dict)
     """The plan with all its numbers, in the form of a plan file (`plan_yaml.py`)."""
     notices: tuple[str, ...] = ()
-    """What the user was told about the search, such as a judge that came to no verdict."""
+    """Notices for the user, such as that a judge came to no verdict."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One question, its answer, and what the answer cost."""
+    """One question, its answer, and what the answer took in tokens, time and memory."""
 
     question: str
     image: str | None
@@ -98,29 +98,29 @@ class Trace:
     seed: int
     stages: tuple[StageRecord, ...]
     text: str
-    """All that was generated, tags included, without the end-of-turn token."""
+    """The generated text, with tags and without the end-of-turn token."""
     prompt_token_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
-    """The generated ids, the end-of-turn token included where it came."""
+    """The generated ids, with the end-of-turn token if it came."""
     search: SearchRecord
     adapter: str | None = None
-    """The folder of the adapter that was on the model."""
+    """The folder of the model's adapter; None without one."""
     max_tokens: int = 0
-    """The most that one path could have been long."""
+    """Maximum number of tokens of one path."""
     kv_bits: int | None = None
-    """Bits in which the picture's keys and values were kept; None for all bits."""
+    """Bits to which keys and values were quantized; None if they were not."""
     interrupted: bool = False
-    """Whether it was stopped before its end; the stages are then the best path so far."""
+    """Whether the answer was stopped early; the stages are then those of the best path so far."""
     usage: Usage = field(default_factory=Usage)
     timings: Timings = field(default_factory=Timings)
     peak_memory_bytes: int = 0
     events: tuple[LoggedEvent, ...] = ()
-    """What happened, in order, as `event_log.EventLog` joins it. Empty where `from_dict` read what
-    was written before traces had a log; `file.parse_trace` fills it in."""
+    """The events in order, as `event_log.EventLog` joins them. Empty if `from_dict` read an object
+    without a log; `file.parse_trace` makes one for such a trace."""
 
     @property
     def answer(self) -> str | None:
-        """The text of the last CONCLUSION, stripped; None when there is none."""
+        """The text of the last CONCLUSION, stripped; None without one."""
         for record in reversed(self.stages):
             if record.stage is Stage.CONCLUSION:
                 return record.text.strip()
@@ -128,7 +128,7 @@ class Trace:
 
     @property
     def well_formed(self) -> bool:
-        """Whether the four stages are there, once each, in order, closed and not empty."""
+        """Whether each of the four stages is there once, in order, closed, and not empty."""
         return [record.stage for record in self.stages] == list(Stage) and all(
             record.closed and record.text.strip() for record in self.stages
         )
@@ -149,10 +149,10 @@ class Trace:
 
     @classmethod
     def from_dict(cls, value: Any) -> Trace:
-        """The trace whose `to_dict` is `value`, as JSON gives it back.
+        """Makes a trace from what `to_dict` or `to_dict_with_log` returned, read back from JSON.
 
-        Raises UserError that names the key which is missing, unknown, of another type, or which
-        contradicts another.
+        Raises UserError that names a key that is missing, unknown, of the wrong type, or in
+        contradiction to another.
         """
         if not isinstance(value, dict) or not {"question", "stages", "search"} <= value.keys():
             raise UserError("not a trace: it has no question, stages and search")
@@ -172,7 +172,7 @@ class Trace:
 
 
 def _check_stages(trace: Trace) -> None:
-    """Raises UserError if the stages are not those of the text."""
+    """Raises UserError if the stages differ from those that the tags in the text say."""
     parser = StageParser()
     found = [
         (event.stage, event.by_tag)
@@ -181,7 +181,7 @@ def _check_stages(trace: Trace) -> None:
     ]
     recorded = [(record.stage, record.closed) for record in trace.stages]
     if trace.interrupted and len(recorded) < len(found) and not found[-1][1]:
-        found.pop()  # a stage that was stopped in the middle need not be recorded
+        found.pop()  # an interrupted stage may be missing from the record
     if recorded != found:
         raise UserError("stages: not those that the tags in text say")
 
@@ -200,7 +200,7 @@ def _check_tree(search: SearchRecord) -> None:
             raise UserError(f"{where}.id: {node.id}, but nodes are numbered from 0 in their order")
         if node.parent is not None and not 0 <= node.parent < index:
             raise UserError(f"{where}.parent: {node.parent} is no node before it")
-    count = 0  # nodes of the choices so far
+    count = 0  # number of nodes in the choices so far
     for index, choice in enumerate(search.choices):
         where = f"search.choices[{index}]"
         if choice.step < 0 or (steps is not None and choice.step >= steps):
@@ -216,7 +216,7 @@ def _check_tree(search: SearchRecord) -> None:
 
 
 def _check_log(trace: Trace) -> None:
-    """Raises UserError if the log is not that of the record."""
+    """Raises UserError if the log differs from the record."""
     _check_candidate_order(trace)
     _check_log_of_search(trace)
     if not trace.search.nodes:
@@ -224,7 +224,7 @@ def _check_log(trace: Trace) -> None:
 
 
 def _check_candidate_order(trace: Trace) -> None:
-    """Raises UserError if the log names a candidate before its start."""
+    """Raises UserError if candidates start out of order, or are named before they start."""
     nodes = trace.search.nodes
     started = 0
     for index, event in enumerate(trace.events):
@@ -272,7 +272,7 @@ def _check_log_of_search(trace: Trace) -> None:
             case CandidateEnded(node, stage, closed, tokens):
                 ends[node].append((stage, closed, tokens))
             case CandidateScored(node, score):
-                scores[node] = score  # one without a verdict may be judged again
+                scores[node] = score  # a candidate without a verdict may be judged again
             case CandidatesKept(nodes):
                 kept.append(nodes)
             case Retraced(round=number):
@@ -309,7 +309,7 @@ def _check_log_of_stages(trace: Trace) -> None:
 
 
 def _single_path_events(events: Iterable[LoggedEvent]) -> tuple[LoggedEvent, ...]:
-    """The events that tell a single path, their texts joined across the others."""
+    """Returns the events of a single path, with their texts joined across other events."""
     log = EventLog()
     for event in events:
         if isinstance(event, StageStarted | StageText | StageEnded | FreeText):

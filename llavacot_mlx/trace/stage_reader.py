@@ -1,4 +1,4 @@
-"""Generated token ids read as an answer: ids to text, text to stages."""
+"""Reads generated token ids as an answer: ids become text, and text becomes stages."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from llavacot_mlx.prompt.tokenizer import Tokenizer
 
 
 class StageReader:
-    """Reads one path while it is generated."""
+    """Reads the tokens of one path while they are generated."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.token_ids: list[int] = []
         self.text = ""
-        """Everything that is certain so far, tags included, without the end of the turn."""
+        """The text that is certain so far, with tags and without the end-of-turn token."""
         self.records: list[StageRecord] = []
         """The stages that have ended."""
         self.turn_ended = False
@@ -30,11 +30,11 @@ class StageReader:
         self._decoder = tokenizer.stream()
         self._parser = StageParser()
         self._stage_text = ""
-        self._recorded_tokens = 0  # tokens that belong to the stages that ended
+        self._recorded_tokens = 0  # number of tokens up to the end of the last ended stage
 
     @classmethod
     def after(cls, tokenizer: Tokenizer, token_ids: Sequence[int]) -> StageReader:
-        """A reader that has read `token_ids` already."""
+        """Makes a reader that has read `token_ids` already."""
         reader = cls(tokenizer)
         for token_id in token_ids:
             reader.push(token_id)
@@ -54,13 +54,13 @@ class StageReader:
 
     @property
     def open_text(self) -> str:
-        """What is certain of the open stage's text, without the white space around."""
+        """The open stage's text as far as it is certain, stripped; empty if none is open."""
         return self._stage_text.strip() if self.open_stage is not None else ""
 
     def push(self, token_id: int) -> list[StageEvent]:
-        """Reads a token; returns what it made certain of the stages.
+        """Reads a token, and returns the stage events that it made certain.
 
-        After the end of the turn nothing is read: such a token is no part of the answer.
+        Tokens after the end of the turn do not belong to the answer, and are ignored.
         """
         if self.turn_ended:
             return []
@@ -71,7 +71,7 @@ class StageReader:
         return self._read(self._decoder.push(token_id))
 
     def finish(self) -> list[StageEvent]:
-        """No token follows: returns what was held back, and the end of a stage still open."""
+        """Ends the text: returns what was held back, and the end of a stage that is still open."""
         return self._read(self._decoder.finish()) + self._record_stages(self._parser.finish())
 
     def _read(self, text: str) -> list[StageEvent]:

@@ -35,7 +35,7 @@ RATE = Check(lambda value: 0 <= value < 1, "must be from 0 to below 1")
 
 @dataclass(frozen=True)
 class About:
-    """What a setting is besides its name, type and default; it annotates the field's type."""
+    """The help, range and other properties of a setting; it annotates the field's type."""
 
     help: str
     """A sentence for `--help` and for the comment in a YAML file."""
@@ -43,21 +43,21 @@ class About:
     choices: tuple[str, ...] = ()
     """All values that it may have, where they are few."""
     default_text: str = ""
-    """What the default amounts to, where the value alone does not say it."""
+    """What the default means, if the value alone does not say so."""
     metavar: str | None = None
     in_bytes: bool = False
     """The flag takes a size such as 20GB; a YAML file takes a number of bytes."""
     yaml_only: bool = False
-    """There is no flag for it."""
+    """The setting has no flag."""
     flag_prefix: str = ""
     """For a group of settings: `lora` makes `--lora-rank` of the group's `rank`."""
     free_on_resume: bool = False
-    """It may change when a training is resumed, because no step depends on it."""
+    """The setting may change when a training is resumed, because no step depends on it."""
     heading: str = ""
-    """Begins a section of the YAML file."""
+    """Title of the section of the YAML file that begins with this setting."""
 
     def refusal(self, value: Any) -> str:
-        """What is wrong with a value; empty when nothing is."""
+        """Returns what is wrong with a value, or an empty string."""
         if self.choices and value not in self.choices:
             return f"there are {', '.join(self.choices)}"
         return "" if self.check is None or self.check.holds(value) else self.check.requirement
@@ -108,7 +108,7 @@ class LoRASettings:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Everything that decides what a training computes, and how it reports on the way.
+    """All settings of a training: what it computes, and what it reports and saves.
 
     A step is one update of the weights: `grad_accumulation_steps` batches of `batch_size` rows.
     """
@@ -126,7 +126,7 @@ class TrainSettings:
     data: Annotated[
         str,
         About(
-            "Training data: a JSONL file, or a folder with train.jsonl.",
+            "Training data (required): a JSONL file, or a folder with train.jsonl.",
             metavar="FILE|DIR",
             free_on_resume=True,  # a resumption compares the content
         ),
@@ -235,7 +235,7 @@ class TrainSettings:
         About(
             "Cache image features on disk, up to this size.",
             check=NOT_NEGATIVE,
-            metavar="BYTES",
+            metavar="SIZE",
             in_bytes=True,
             default_text="no cache",
             free_on_resume=True,
@@ -271,7 +271,7 @@ class TrainSettings:
     report_to: Annotated[
         str | None,
         About(
-            "Also report the log to this service, wandb or swanlab.",
+            "Also send the log to this service, wandb or swanlab.",
             metavar="SERVICE",
             free_on_resume=True,
         ),
@@ -286,17 +286,17 @@ class Setting:
     """One setting, as a flag or a line of YAML needs it."""
 
     path: tuple[str, ...]
-    """Its name, after the name of the group that it is in: ("lora_parameters", "rank")."""
+    """The name, preceded by that of its group if it has one: ("lora_parameters", "rank")."""
     kind: Any
     """The type of its value; None is allowed besides where the default is None."""
     default: Any
     about: About
     flag: str
-    """Such as `--lora-rank`; empty where there is none."""
+    """The flag, such as `--lora-rank`; empty if the setting has none."""
 
     @property
     def default_text(self) -> str:
-        """The default as a person reads it; empty where there is none to tell."""
+        """The default as `--help` shows it; empty if there is nothing to show."""
         explained = self.about.default_text
         if self.default in (None, "", (), {}) or self.kind is bool:
             return explained

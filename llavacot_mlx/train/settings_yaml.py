@@ -51,7 +51,7 @@ def settings_yaml(settings: TrainSettings) -> str:
 def _comment(about: About) -> str:
     text = about.help
     if about.in_bytes:
-        text += " In bytes."
+        text = f"{text.removesuffix('.')}, in bytes."
     if about.choices:
         text += f" One of {', '.join(about.choices)}."
     return f"{text} By default, {about.default_text}." if about.default_text else text

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from llavacot_mlx.cli.main import app
+from llavacot_mlx.cli.main import SUMMARIES, app
 from llavacot_mlx.convert.recipes import DEFAULTS
 from llavacot_mlx.plan.plan import Settings, make_plan
 from llavacot_mlx.train.settings import TrainSettings, settings_of
@@ -145,3 +147,23 @@ def test_convert_states_the_defaults_of_quantization() -> None:
     assert default == "affine"
     assert by_mode("--q-bits") == {mode: each.bits for mode, each in DEFAULTS.items()}
     assert by_mode("--q-group-size") == {mode: each.group_size for mode, each in DEFAULTS.items()}
+
+
+def test_the_list_of_commands_says_what_each_command_says_of_itself() -> None:
+    """`llavacot --help` imports no command, so its lines stand in a table of their own."""
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        first = " ".join(command.help.split()).partition(". ")[0].removesuffix(".")
+        assert SUMMARIES[name] == f"{first}."
+
+
+@pytest.mark.processes
+def test_the_list_of_commands_imports_none_of_them() -> None:
+    program = "from llavacot_mlx.cli.main import run; run()"
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", program, "--help"],
+        capture_output=True,
+        text=True,
+    )
+    assert "lora-train" in done.stdout
+    assert "llavacot_mlx.cli.main" in done.stderr
+    assert "llavacot_mlx.cli.commands." not in done.stderr

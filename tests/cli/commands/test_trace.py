@@ -192,7 +192,7 @@ def test_a_page_replaces_a_page_and_nothing_else(desk: Path) -> None:
     assert run(desk, "search.json", "--html", "empty").returncode == 0
     for name in ("example.png", "greedy.json"):
         line = refused(desk, "search.json", "--html", name)
-        assert line == f"--html {name}: there is a file that is no page; choose another name"
+        assert line == f"--html {name}: that file is not an HTML page; choose another name"
     assert "that is FILE itself" in refused(desk, "search.json", "--html", "./search.json")
 
 
