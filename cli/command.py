@@ -1,4 +1,7 @@
-"""What our commands have in common: settings, and an introduction when no arguments are given."""
+"""What our commands have in common and command groups: introductions, help in panels, usage errors.
+
+typer does not export the types of its contexts and parameters, hence the Any below.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
+
+from llavacot_mlx.cli import usage_errors
+
+_MAX_NAME_COLUMNS = 30  # of the column with an option's name in a help text
+_MIN_HELP_COLUMNS = 36  # below, an option's help stands under its name
 
 TYPER_SETTINGS: dict[str, Any] = {
     "add_completion": False,
@@ -16,14 +24,56 @@ TYPER_SETTINGS: dict[str, Any] = {
 }
 
 
-def introduced_by(introduction: str | Callable[[], str]) -> type[TyperCommand]:
+class Command(TyperCommand):
+    """A command whose usage errors are ours, and whose help has its options in panels."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.allow_extra_args = True  # they are refused below, with a hint
+        try:
+            rest = super().parse_args(ctx, list(args))
+        except typer.TyperException as error:
+            if ctx.resilient_parsing:
+                raise
+            raise usage_errors.in_our_words(error, ctx, args) from None
+        if rest and not ctx.resilient_parsing:
+            raise usage_errors.too_many_arguments(ctx, args)
+        return rest
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        _write_panels(self, ctx, formatter)
+
+
+class Group(TyperGroup):
+    """A group of commands, with the same usage errors."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, list(args))
+        except typer.TyperException as error:
+            if ctx.resilient_parsing:
+                raise
+            raise usage_errors.in_our_words(error, ctx, args) from None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        if args[0] not in self.commands and not ctx.resilient_parsing:
+            raise usage_errors.no_such_command(ctx, list(self.commands), args)
+        return super().resolve_command(ctx, args)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        _write_panels(self, ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
+def introduced_by(introduction: str | Callable[[], str]) -> type[Command]:
     """The class of a command that prints `introduction` when it is given no arguments at all.
 
     The introduction says what the command is for, and has a command that runs as it is.
     """
 
-    class Introduced(TyperCommand):
-        # typer does not export the type of these contexts.
+    class Introduced(Command):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
             if not args:
                 typer.echo(introduction if isinstance(introduction, str) else introduction())
@@ -31,7 +81,34 @@ def introduced_by(introduction: str | Callable[[], str]) -> type[TyperCommand]:
                 ctx.exit()
             return super().parse_args(ctx, args)
 
-        def collect_usage_pieces(self, ctx: Any) -> list[str]:
-            return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
-
     return Introduced
+
+
+def _write_panels(command: Any, ctx: Any, formatter: Any) -> None:
+    """Writes the arguments, then the options, those of a `rich_help_panel` under its name.
+
+    rich itself would draw frames, and take longer to import than everything else here.
+    """
+    panels: dict[str, list[tuple[str, str]]] = {}
+    for parameter in command.get_params(ctx):
+        record = parameter.get_help_record(ctx)
+        if record is not None:
+            usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            panel = getattr(parameter, "rich_help_panel", None) or usual
+            panels.setdefault(panel, []).append(record)
+    ends = {name: panels.pop(name) for name in ("Options",) if name in panels}
+    for name, rows in {**panels, **ends}.items():
+        with formatter.section(name):
+            _write_rows(formatter, rows)
+
+
+def _write_rows(formatter: Any, rows: list[tuple[str, str]]) -> None:
+    """Writes the names of options and their help, in two columns where there is room for two."""
+    widest = min(_MAX_NAME_COLUMNS, max(len(name) for name, _ in rows))
+    if formatter.width - widest >= _MIN_HELP_COLUMNS:
+        formatter.write_dl(rows, col_max=_MAX_NAME_COLUMNS)
+        return
+    for name, help in rows:
+        formatter.write(f"{'':>{formatter.current_indent}}{name}\n")
+        with formatter.indentation(), formatter.indentation():
+            formatter.write_text(help)

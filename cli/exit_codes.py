@@ -13,8 +13,25 @@ from llavacot_mlx.cli.printable import printable_line
 from llavacot_mlx.errors import UserError
 
 FAILURE = 1
+WRONG_USAGE = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141  # what a shell reports for `cat | head -1`
+
+
+class UsageError(UserError):
+    """What is wrong can be seen in the command line alone, whatever the files hold: exit code 2.
+
+    Everything else that a user can mend is a plain UserError: exit code 1.
+    """
+
+
+@contextmanager
+def check_usage() -> Iterator[None]:
+    """Turns a UserError of its body, which checks flags alone, into a UsageError."""
+    try:
+        yield
+    except UserError as error:
+        raise UsageError(str(error)) from None
 
 
 @contextmanager
@@ -37,7 +54,7 @@ def handle_errors(*, debug: bool) -> Iterator[None]:
         if isinstance(error, OSError):
             _drop_unwritten_output()  # it may be why writing failed, such as a full disk
         _print_error(_one_line(error), debug=debug)
-        sys.exit(FAILURE)
+        sys.exit(WRONG_USAGE if isinstance(error, UsageError) else FAILURE)
 
 
 def _one_line(error: Exception) -> str:

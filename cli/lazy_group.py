@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from typer.core import TyperGroup
+from llavacot_mlx.cli.command import Group
 
 
 class LazyCommands(Mapping[str, Any]):
@@ -29,13 +29,13 @@ class LazyCommands(Mapping[str, Any]):
         return len(self._names)
 
 
-def lazy_group(summaries: Mapping[str, str], make: Callable[[str], Any]) -> type[TyperGroup]:
+def lazy_group(summaries: Mapping[str, str], make: Callable[[str], Any]) -> type[Group]:
     """Returns the class of a group with these commands, in this order.
 
     `summaries` has each command's line in the group's help, so that `--help` imports none of them.
     """
 
-    class LazyGroup(TyperGroup):
+    class LazyGroup(Group):
         def __init__(self, **options: Any) -> None:  # typer's own, passed on
             super().__init__(**options)
             self.commands = LazyCommands(summaries, make)  # type: ignore[assignment]

@@ -16,6 +16,7 @@ from llavacot_mlx.cli.command import TYPER_SETTINGS, introduced_by
 from llavacot_mlx.cli.exit_codes import handle_errors
 from llavacot_mlx.cli.lazy_group import lazy_group
 from llavacot_mlx.cli.next_steps import try_it
+from llavacot_mlx.cli.terminal_size import ignore_exported_size
 
 SUMMARIES = {
     "ask": "Ask about an image.",
@@ -82,5 +83,7 @@ def run() -> None:
             stream.reconfigure(errors="replace")  # a narrow locale gets "?", not a traceback
     # Raised as an exception, so that no hidden cursor and no half-written folder stays behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    ignore_exported_size()
     with handle_errors(debug=False):
-        app()
+        code = app(prog_name="llavacot", standalone_mode=False)
+    sys.exit(code)

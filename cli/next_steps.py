@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 from llavacot_mlx import demo
 from llavacot_mlx.cli.printable import printable, printable_line
 from llavacot_mlx.cli.units import format_bytes
+from llavacot_mlx.search.calibration import FILE_NAME as CALIBRATION_NAME
 
 QUESTION = "How many red shapes are there?"
 
@@ -43,6 +45,18 @@ def wrote_line(
     size = "" if weight_bytes is None else f", {format_bytes(weight_bytes)}"
     place = "" if where is None else f", {where}"
     return f"wrote {printable_line(str(folder))}{size}; now{place}: {printable(now)}"
+
+
+def calibration_note(sources: Iterable[Path], written: Path) -> str | None:
+    """That a calibration beside the sources was not copied, and how to have one; None if none."""
+    if (written / CALIBRATION_NAME).is_file():
+        return None
+    if not any((source / CALIBRATION_NAME).is_file() for source in sources):
+        return None
+    return (
+        f"note: {CALIBRATION_NAME} was measured with other weights, so it was not copied; "
+        "llavacot calibrate measures these"
+    )
 
 
 def shell_path(path: Path) -> str:

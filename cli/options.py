@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from llavacot_mlx.cli.exit_codes import UsageError, check_usage
 from llavacot_mlx.cli.views.answer_view import ShowLevel
-from llavacot_mlx.errors import UserError
+from llavacot_mlx.search.judges.plugins import check_judge_name
 
 
 class Dtype(enum.StrEnum):
@@ -70,7 +71,21 @@ PlainOption = Annotated[
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
+_MAX_NUMBER = 2**31 - 1
+
+
+def check_judge(name: str) -> None:
+    """Raises UsageError for a name that no judge has, and UserError for a path without a model."""
+    if "/" in name or Path(name).expanduser().exists():
+        check_judge_name(name)
+    else:
+        with check_usage():
+            check_judge_name(name)
+
+
 def check_positive(flag: str, number: int | None) -> None:
-    """Raises UserError if the flag was given a number below 1."""
+    """Raises UsageError if the flag was given a number below 1, or one that overflows."""
     if number is not None and number < 1:
-        raise UserError(f"{flag} {number}: must be 1 or more")
+        raise UsageError(f"{flag} {number}: must be 1 or more")
+    if number is not None and number > _MAX_NUMBER:
+        raise UsageError(f"{flag} {number}: must be at most {_MAX_NUMBER}")

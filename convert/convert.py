@@ -15,13 +15,12 @@ from llavacot_mlx.convert.blocks import ConvertedBlock
 from llavacot_mlx.convert.card import Facts, write_card
 from llavacot_mlx.convert.journal import NAME as JOURNAL_NAME
 from llavacot_mlx.convert.journal import Identity, Journal, Kept
-from llavacot_mlx.convert.model_files import copy_settings, write_config
+from llavacot_mlx.convert.model_files import copy_calibration, copy_settings, write_config
 from llavacot_mlx.convert.output_folder import write_error
 from llavacot_mlx.convert.plan import (
     TensorStep,
     bits_per_weight,
     plan_steps,
-    quantization_error,
     quantization_map,
 )
 from llavacot_mlx.convert.recipes import Recipe, uniform
@@ -148,8 +147,8 @@ def plan_conversion(
     opened = SourceCheckpoint.open(source)
     if quantization is not None and opened.config.quantization is not None:
         raise UserError(f"{source} is quantized already: start from the full-precision weights")
-    if isinstance(quantization, Quantization) and (problem := quantization_error(quantization)):
-        raise UserError(f"this quantization cannot be run: {problem}")
+    if isinstance(quantization, Quantization) and quantization.error:
+        raise UserError(f"this quantization cannot be run: {quantization.error}")
     wanted = None if dtype is None else named_dtype(dtype)
     steps = plan_steps(opened.config, opened.tensors, wanted, quantization)
     shards = split_into_shards(steps)
@@ -179,6 +178,8 @@ def _write(
     output.check_free_space(plan.weight_bytes - journal.saved)
     source = plan.source
     copy_settings(source.folder, output.partial)
+    if plan.recipe is None and plan.dtype is None:  # the same weights
+        copy_calibration(source.folder, output.partial)
     quantization = quantization_map(plan.steps)
     write_config(source.folder, output.partial, source.config, plan.dtype, quantization)
     digests = _write_weights(output.partial, plan.shards, kept, journal, reporter)

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from llavacot_mlx.convert.convert import Progress
 from llavacot_mlx.convert.merge import Merging, Written, write_merged
-from llavacot_mlx.convert.model_files import drop_quantization
+from llavacot_mlx.convert.model_files import copy_calibration, drop_quantization
 from llavacot_mlx.convert.output_folder import OutputFolder
 from llavacot_mlx.convert.source import SourceCheckpoint
-from llavacot_mlx.search.calibration import load_calibration, save_calibration
 
 
 def fuse(
@@ -34,8 +33,11 @@ def fuse(
     merging = Merging(source.adapter(adapter), dequantize)
 
     def add_settings(partial: Path) -> None:
-        if known := load_calibration(adapter):  # measured with the adapter, so it is nearer
-            save_calibration(partial, {**load_calibration(base), **known})
+        # Measured with the adapter on its base, which are the written weights where nothing was
+        # rounded again. The base's own is of other weights.
+        rounded = source.config.quantization is not None and not dequantize
+        if not rounded:
+            copy_calibration(adapter, partial)
         if dequantize:
             drop_quantization(partial)
 

@@ -19,7 +19,7 @@ from llavacot_mlx.checkpoint.finite import is_finite
 from llavacot_mlx.checkpoint.weight_names import PATCH_EMBEDDING, hub_name
 from llavacot_mlx.checkpoint.weights import SourceTensor, read_tensors
 from llavacot_mlx.convert.convert import Progress
-from llavacot_mlx.convert.model_files import copy_settings, write_config
+from llavacot_mlx.convert.model_files import copy_calibration, copy_settings, write_config
 from llavacot_mlx.convert.output_folder import OutputFolder
 from llavacot_mlx.convert.plan import PlannedTensor
 from llavacot_mlx.convert.shards import write_weights
@@ -199,6 +199,8 @@ def write_merged(
     dtype = None if merging.dtype is None else str(merging.dtype).removeprefix("mlx.core.")
     with output.replace(*inputs, size=size) as partial:
         copy_settings(source.folder, partial)
+        if merging.adapter is None and merging.dtype is None:  # the same weights
+            copy_calibration(source.folder, partial)
         write_config(source.folder, partial, source.config, dtype, None)
         add_settings(partial)
         made_for = "pt" if merging.for_hub else "mlx"

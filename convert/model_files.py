@@ -11,19 +11,30 @@ from llavacot_mlx.checked import read_json
 from llavacot_mlx.checkpoint.folder_files import files_in
 from llavacot_mlx.checkpoint.weight_files import INDEX_NAME
 from llavacot_mlx.model.config import Llama3Scaling, ModelConfig, Quantization, QuantizationMap
+from llavacot_mlx.search.calibration import FILE_NAME as CALIBRATION_NAME
 
 # Tokenizer, chat template, picture and generation settings, licence; never code.
 _ENDINGS = frozenset({".json", ".jinja", ".txt", ".model", ".md"})
 _WRITTEN_ANEW = ("config.json", INDEX_NAME, "README.md")
+_OF_THE_WEIGHTS = (CALIBRATION_NAME,)  # true of the source's weights alone
 _NAMES = ("LICENSE", "NOTICE", "USE_POLICY")
 
 
 def copy_settings(source: Path, target: Path) -> None:
-    """Copies everything that a later command needs, apart from weights and `config.json`."""
+    """Copies everything that a later command needs, apart from weights and `config.json`.
+
+    A calibration was measured with the source's weights: `copy_calibration` is for the same ones.
+    """
     for file in files_in(source):
         wanted = file.suffix in _ENDINGS or file.name.startswith(_NAMES)
-        if wanted and file.name not in _WRITTEN_ANEW:
+        if wanted and file.name not in (*_WRITTEN_ANEW, *_OF_THE_WEIGHTS):
             shutil.copyfile(file, target / file.name)
+
+
+def copy_calibration(source: Path, target: Path) -> None:
+    """Copies the calibration of a model to a folder with the same weights, if there is one."""
+    if (source / CALIBRATION_NAME).is_file():
+        shutil.copyfile(source / CALIBRATION_NAME, target / CALIBRATION_NAME)
 
 
 def write_config(

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
-import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from llavacot_mlx.checkpoint.dtypes import mlx_dtype, named_dtype
@@ -128,9 +127,9 @@ def _apply_recipe(
         named = [name for name, module in modules.items() if matches(pattern, module, layers)]
         if isinstance(choice, Quantization):
             named = [name for name in named if modules[name] in packable]
-            if problem := quantization_error(choice):
+            if choice.error:
                 raise UserError(
-                    f"{recipe.name}: {pattern}: this quantization cannot be run: {problem}"
+                    f"{recipe.name}: {pattern}: this quantization cannot be run: {choice.error}"
                 )
         if not named:
             raise UserError(f"{recipe.name}: the pattern {pattern} is for no weight of this model")
@@ -177,13 +176,3 @@ def _dtype_of(source: SourceTensor) -> mx.Dtype:
             f"{source.entry.file}: {source.entry.name} is stored as {source.entry.dtype}, which "
             "cannot be converted; start from float32, float16 or bfloat16 weights"
         ) from None
-
-
-def quantization_error(quantization: Quantization) -> str | None:
-    """MLX's own error message for a quantization; None if MLX supports it."""
-    try:
-        layer = nn.Linear(quantization.group_size * 2, 8, bias=False)
-        layer.to_quantized(quantization.group_size, quantization.bits, quantization.mode)
-    except (ValueError, TypeError) as problem:
-        return str(problem)
-    return None

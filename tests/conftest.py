@@ -8,6 +8,7 @@ neither.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -29,11 +30,13 @@ import pytest
 from PIL import Image
 from random_model import CONFIG, random_model
 
+from llavacot_mlx import demo
 from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.prompt.tokenizer import Tokenizer
 
 PARITY = Path(__file__).parent / "parity"
+DEMO = demo.model_path().parent
 
 # Events of Python's audit that announce another process.
 STARTS = ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.system", "os.exec")
@@ -85,6 +88,23 @@ def pytest_configure() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def packaged_demo_stays() -> Iterator[None]:
+    """No command of the suite changes the demo model or its pictures; both are the package's."""
+
+    def digest() -> str:
+        whole = hashlib.sha256()
+        for file in sorted(path for path in DEMO.rglob("*") if path.is_file()):
+            if file.suffix != ".pyc":
+                whole.update(f"{file.relative_to(DEMO)} {file.stat().st_size}\n".encode())
+                whole.update(file.read_bytes())
+        return whole.hexdigest()
+
+    before = digest()
+    yield
+    assert digest() == before, f"a test changed {DEMO}"
 
 
 @pytest.fixture

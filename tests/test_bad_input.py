@@ -72,12 +72,14 @@ def listing(folder: Path) -> dict[str, tuple[int, int] | None]:
     return found
 
 
-def check_refused(desk: Path, *arguments: str, says: tuple[str, ...], **how: Any) -> None:
-    """The command exits with 1 and one line with all of `says`; it prints and writes nothing."""
+def check_refused(
+    desk: Path, *arguments: str, says: tuple[str, ...], code: int = 1, **how: Any
+) -> None:
+    """The command exits with `code` and one line with all of `says`; it writes nothing."""
     before = listing(desk)
     run = llavacot(desk, *arguments, **how)
     assert "Traceback" not in run.stderr, run.stderr
-    assert run.returncode == 1, run.stderr
+    assert run.returncode == code, run.stderr
     assert run.stdout == ""
     (line,) = run.stderr.splitlines()
     assert line.startswith("error: ")
@@ -704,7 +706,7 @@ def test_a_fusion_or_an_export_on_a_disk_without_room(
 def test_a_bad_question_or_flag(
     arguments: tuple[str, ...], says: tuple[str, ...], desk: Path
 ) -> None:
-    check_refused(desk, "ask", "picture.png", *arguments, "--model", "model", says=says)
+    check_refused(desk, "ask", "picture.png", *arguments, "--model", "model", says=says, code=2)
 
 
 @pytest.mark.parametrize(
@@ -726,7 +728,8 @@ def test_a_bad_question_or_flag(
 )
 def test_a_search_that_cannot_be(flags: tuple[str, ...], says: tuple[str, ...], desk: Path) -> None:
     arguments = ("ask", "picture.png", "What?", "--model", "model", "--search", "swires", *flags)
-    check_refused(desk, *arguments, says=says)
+    wrong_usage = flags[0] in ("--candidates", "--keep") or "slef" in flags
+    check_refused(desk, *arguments, says=says, code=2 if wrong_usage else 1)
 
 
 @pytest.mark.parametrize(
@@ -783,16 +786,17 @@ def test_a_quantization_that_does_not_fit(desk: Path) -> None:
     """The model's widths are 72 and 100."""
     convert = ("convert", "model", "--mlx-path", "out")
     check_refused(desk, *convert, "-q", says=("--q-group-size 64", "72"))
-    check_refused(desk, *convert, "-q", "--q-bits", "7", says=("bits",))
-    check_refused(desk, *convert, "--q-bits", "4", says=("--q-bits 4", "-q"))
+    check_refused(desk, *convert, "-q", "--q-bits", "7", says=("bits", "8, not 7"), code=2)
+    check_refused(desk, *convert, "--q-bits", "4", says=("--q-bits 4", "-q"), code=2)
 
 
 def test_a_recipe_that_cannot_be(desk: Path) -> None:
     convert = ("convert", "model", "--mlx-path", "out")
-    check_refused(desk, *convert, "--recipe", "5bits", says=("--recipe 5bits", "did you mean 5bit"))
+    says = ("--recipe 5bits", "did you mean 5bit")
+    check_refused(desk, *convert, "--recipe", "5bits", says=says, code=2)
     check_refused(desk, *convert, "--recipe", "none.yaml", says=("none.yaml", "missing"))
-    check_refused(desk, *convert, "--recipe", "4bit", "-q", says=("--recipe 4bit", "-q"))
-    check_refused(desk, *convert, "--quantize-vision", says=("--quantize-vision", "-q"))
+    check_refused(desk, *convert, "--recipe", "4bit", "-q", says=("--recipe 4bit", "-q"), code=2)
+    check_refused(desk, *convert, "--quantize-vision", says=("--quantize-vision", "-q"), code=2)
     check_refused(
         desk, *convert, "--recipe", "4bit", says=("4bit", "group_size 64", "72", "would: none")
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llavacot_mlx.atomic import check_can_write
-from llavacot_mlx.cli.exit_codes import handle_errors
+from llavacot_mlx.cli.exit_codes import check_usage, handle_errors
 from llavacot_mlx.cli.next_steps import try_it
 from llavacot_mlx.cli.options import (
     AdapterOption,
@@ -23,11 +23,13 @@ from llavacot_mlx.cli.options import (
     PlainOption,
     SeedOption,
     ShowOption,
+    check_judge,
     check_positive,
 )
 from llavacot_mlx.cli.printable import printable
 from llavacot_mlx.cli.resolve_model import ResolvedModel, ensure_downloaded, resolve_adapted_model
 from llavacot_mlx.cli.units import parse_bytes
+from llavacot_mlx.cli.usage_errors import check_order
 from llavacot_mlx.cli.views.answer_view import AnswerView, ShowLevel
 from llavacot_mlx.cli.views.choose_view import choose_view, status_view
 from llavacot_mlx.errors import UserError
@@ -63,6 +65,8 @@ INTRODUCTION = """\
 llavacot ask answers a question about an image in four stages: a summary of the
 question, a caption of the image, the reasoning and the conclusion.
 """
+
+_NO_QUESTION = 'QUESTION is empty; ask something, such as "What does the image show?"'
 
 
 def introduction() -> str:
@@ -184,16 +188,23 @@ def ask(
             max_retraces=max_retraces,
             threshold=threshold,
         )
-        plan = _plan(settings) if plan_file is None else _read_plan(plan_file, settings)
+        with check_usage():
+            plan = _plan(settings) if plan_file is None else None
+            limits = _limits(kv_bits, kv_budget)
+            check_positive("--max-tokens", max_tokens)
+            _check_output(show, as_json=as_json, answer_only=answer_only)
+            _check_words(image, question)
+            if plan_file is not None and (flags := _as_flags(settings)):
+                raise UserError(
+                    f"--plan {plan_file} with {flags}: drop one; the plan already sets this"
+                )
+        if plan is None:
+            assert plan_file is not None
+            plan = read_plan(plan_file)
         for name in plan.judges:
-            check_judge_name(name)
-        limits = _limits(kv_bits, kv_budget)
-        check_positive("--max-tokens", max_tokens)
-        _check_output(show, as_json=as_json, answer_only=answer_only)
+            check_judge(name) if name == judge else check_judge_name(name)
         if trace_file is not None:
             check_can_write(trace_file)
-        if image == question == "-":
-            raise UserError("IMAGE and QUESTION are both -; stdin can only be one of them")
         question = _read_question(question)
         opened, image_bytes = _read_image(image)
         resolved = resolve_adapted_model(model, adapter_path)
@@ -286,16 +297,22 @@ def _plan(given: Settings) -> Plan:
         raise UserError(f"{_as_flags(given)}: {error}") from None
 
 
-def _read_plan(file: Path, given: Settings) -> Plan:
-    if flags := _as_flags(given):
-        raise UserError(f"--plan {file} with {flags}: drop one; the plan already sets this")
-    return read_plan(file)
+def _check_words(image: str, question: str) -> None:
+    """Raises UserError where IMAGE or QUESTION cannot be what was meant."""
+    if image == question == "-":
+        raise UserError("IMAGE and QUESTION are both -; stdin can only be one of them")
+    if not question.strip():
+        raise UserError(_NO_QUESTION)
+    check_order(image, question)
 
 
 def _as_flags(given: Settings) -> str:
     """The settings as the flags that a person typed, such as `--search swires --keep 2`."""
     flags = {f"--{name.replace('_', '-')}": value for name, value in vars(given).items()}
-    return " ".join(f"{flag} {value}" for flag, value in flags.items() if value is not None)
+    shown = {
+        flag: f"{value:g}" if isinstance(value, float) else value for flag, value in flags.items()
+    }
+    return " ".join(f"{flag} {value}" for flag, value in shown.items() if value is not None)
 
 
 def _limits(kv_bits: int | None, kv_budget: str | None) -> KVLimits:
@@ -353,7 +370,7 @@ def _read_question(question: str) -> str:
     if question == "-":
         question = sys.stdin.buffer.read().decode(errors="surrogateescape").rstrip("\r\n")
     if not question.strip():
-        raise UserError('QUESTION is empty; ask something, such as "What does the image show?"')
+        raise UserError(_NO_QUESTION)
     try:
         question.encode()
     except UnicodeEncodeError:

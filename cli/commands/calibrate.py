@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from llavacot_mlx import demo
 from llavacot_mlx.atomic import check_can_write
-from llavacot_mlx.cli.exit_codes import handle_errors
+from llavacot_mlx.cli.exit_codes import check_usage, handle_errors
 from llavacot_mlx.cli.options import (
     AdapterOption,
     DebugOption,
@@ -18,6 +20,7 @@ from llavacot_mlx.cli.options import (
     MaxTokensOption,
     ModelOption,
     SeedOption,
+    check_judge,
     check_positive,
 )
 from llavacot_mlx.cli.resolve_model import ResolvedModel, ensure_downloaded, resolve_adapted_model
@@ -37,7 +40,7 @@ from llavacot_mlx.search.calibration import (
     save_calibration,
     scores_by_stage,
 )
-from llavacot_mlx.search.judges.plugins import check_judge_name, is_model
+from llavacot_mlx.search.judges.plugins import is_model
 from llavacot_mlx.search.question_file import QuestionRow, read_questions
 
 HELP = """\
@@ -53,6 +56,9 @@ Examples:
   llavacot calibrate questions.jsonl --images pictures --model ./llava-cot-4bit
   llavacot calibrate train.jsonl --images images --limit 200 --judge logprob
 """
+
+_PER_QUESTION = 4  # scores of a stage: the first round of swires has four candidates
+_FEW = 30  # scores of a stage below which their mean and deviation are guesses
 
 INTRODUCTION = """\
 llavacot calibrate calibrates a judge's threshold for --search swires.
@@ -82,14 +88,18 @@ def calibrate(
     ] = None,
     max_tokens: MaxTokensOption = 2048,
     seed: SeedOption = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a measurement of more scores.")
+    ] = False,
     debug: DebugOption = False,
 ) -> None:
     with handle_errors(debug=debug):
-        if judge == MAJORITY:
-            raise UserError(
-                "--judge majority: majority counts whole answers, but swires judges stages"
-            )
-        check_judge_name(judge)
+        with check_usage():
+            if judge == MAJORITY:
+                raise UserError(
+                    "--judge majority: majority counts whole answers, but swires judges stages"
+                )
+        check_judge(judge)
         check_positive("--limit", limit)
         check_positive("--max-tokens", max_tokens)
         rows = list(itertools.islice(read_questions(file, images or file.parent), limit))
@@ -97,15 +107,51 @@ def calibrate(
             raise UserError(f"{file}: contains no questions")
         resolved = resolve_adapted_model(model, adapter_path)
         folder = resolved.adapter or resolved.folder
-        check_can_write(folder / FILE_NAME)
+        known = load_calibration(folder)
+        _check_replaceable(folder, known.get(judge, {}), _PER_QUESTION * len(rows), force)
         if is_model(judge):
             ensure_downloaded(judge)
         stats = _measure(rows, resolved, judge, max_tokens, seed)
-
-        known = load_calibration(folder)
-        written = save_calibration(folder, {**known, judge: stats})
         _print(stats)
+        for warning in _warnings(stats):
+            typer.echo(f"warning: {warning}", err=True)
+        most = max(each.count for each in stats.values())
+        _check_replaceable(folder, known.get(judge, {}), most, force)
+        written = save_calibration(folder, {**known, judge: stats})
         typer.echo(f"written to {written}", err=True)
+
+
+def _check_replaceable(
+    folder: Path, known: Mapping[Stage, ScoreStats], most: int, force: bool
+) -> None:
+    """Raises UserError where a measurement of at most `most` scores must not be written.
+
+    The packaged demo model's is never replaced, and a larger one only with `force`.
+    """
+    if demo.is_packaged(folder):
+        raise UserError(
+            f"{folder} belongs to the package, which is never changed: give --model the folder of "
+            "your model, or of a copy of this one"
+        )
+    check_can_write(folder / FILE_NAME)
+    larger = max((each.count for each in known.values()), default=0)
+    if larger > most and not force:
+        raise UserError(
+            f"{folder / FILE_NAME} has {larger} scores of this judge, and this measurement "
+            f"{most} at most: take more questions, or --force to replace them"
+        )
+
+
+def _warnings(stats: Mapping[Stage, ScoreStats]) -> Iterator[str]:
+    """What makes a threshold from these scores unreliable."""
+    for stage, found in stats.items():
+        if found.count < _FEW:
+            yield f"{stage}: {found.count} scores are few; {_FEW} or more give a stable threshold"
+        if found.std == 0:
+            yield (
+                f"{stage}: all scores are {found.mean:.4f}, so this judge cannot tell candidates "
+                "apart, and the threshold means nothing"
+            )
 
 
 def _measure(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import enum
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llavacot_mlx.cli.exit_codes import handle_errors
-from llavacot_mlx.cli.next_steps import next_command, wrote_line
+from llavacot_mlx.cli.exit_codes import check_usage, handle_errors
+from llavacot_mlx.cli.next_steps import calibration_note, next_command, wrote_line
 from llavacot_mlx.cli.options import DebugOption, Dtype, DtypeOption, ForceOption
 from llavacot_mlx.cli.printable import printable_line
 from llavacot_mlx.cli.resolve_model import resolve_model
@@ -118,11 +119,13 @@ def convert(
     debug: DebugOption = False,
 ) -> None:
     with handle_errors(debug=debug):
-        flags = _quantization_flags(quantize, q_bits, q_group_size, q_mode)
-        if recipe is not None and flags:
-            raise UserError(f"--recipe {recipe} with {flags[0]}: drop one; both quantize")
-        if quantize_vision and recipe is None and not quantize:
-            raise UserError("--quantize-vision: has no effect without -q or --recipe; add one")
+        with check_usage():
+            flags = _quantization_flags(quantize, q_bits, q_group_size, q_mode)
+            if recipe is not None and flags:
+                raise UserError(f"--recipe {recipe} with {flags[0]}: drop one; both quantize")
+            if quantize_vision and recipe is None and not quantize:
+                raise UserError("--quantize-vision: has no effect without -q or --recipe; add one")
+            quantization = _quantization(q_bits, q_group_size, q_mode) if quantize else None
         if mlx_path.exists() and not force:  # checked again later; here, before a long download
             raise UserError(f"{mlx_path} exists already: choose another --mlx-path, or add --force")
 
@@ -135,7 +138,6 @@ def convert(
             return
         if model is not None:
             raise UserError(f"--model {model}: only for an adapter, and {source} is not one")
-        quantization = _quantization(q_bits, q_group_size, q_mode) if quantize else None
         chosen = _recipe(quantization, recipe, quantize_vision)
         _convert_checkpoint(source, mlx_path, dtype, chosen, force=force, verify=verify)
 
@@ -168,6 +170,8 @@ def _convert_checkpoint(
             progress=lambda now: bar.update(now.read_bytes, now.total_bytes),
             notice=_say,
         )
+    if note := calibration_note([checkpoint.folder], converted.folder):
+        _say(note)
     now = next_command(model=str(converted.folder))
     print(wrote_line(converted.folder, now, weight_bytes=converted.weight_bytes))
 
@@ -212,15 +216,20 @@ def _quantization_flags(
 
 
 def _quantization(bits: int | None, group_size: int | None, mode: Mode | None) -> Quantization:
-    """The quantization that the flags describe. The conversion checks whether MLX supports it."""
+    """The quantization that the flags describe. Raises UserError for one that MLX cannot run."""
     from llavacot_mlx.convert.recipes import DEFAULTS
 
     usual = DEFAULTS[mode or Mode.AFFINE]
-    return Quantization(
+    chosen = Quantization(
         group_size=usual.group_size if group_size is None else group_size,
         bits=usual.bits if bits is None else bits,
         mode=usual.mode,
     )
+    if chosen.error:
+        given = {"--q-mode": mode, "--q-bits": bits, "--q-group-size": group_size}
+        typed = " ".join(f"{flag} {value}" for flag, value in given.items() if value is not None)
+        raise UserError(f"{typed}: {chosen.error}")
+    return chosen
 
 
 def _recipe(
@@ -230,7 +239,8 @@ def _recipe(
     from llavacot_mlx.convert import recipes
 
     if recipe is not None:
-        chosen = recipes.recipe_called(recipe)
+        with nullcontext() if Path(recipe).suffix else check_usage():
+            chosen = recipes.recipe_called(recipe)
     elif quantization is None or not quantize_vision:
         return quantization
     else:

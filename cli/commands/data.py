@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llavacot_mlx.atomic import check_can_write, write_file
-from llavacot_mlx.cli.command import TYPER_SETTINGS, introduced_by
+from llavacot_mlx.cli.command import TYPER_SETTINGS, Group, introduced_by
 from llavacot_mlx.cli.exit_codes import FAILURE, handle_errors
 from llavacot_mlx.cli.options import (
     DebugOption,
@@ -81,7 +81,7 @@ FileArgument = Annotated[
 ]
 
 
-app = typer.Typer(help="Check training data, or show its statistics.", **TYPER_SETTINGS)
+app = typer.Typer(cls=Group, help="Check training data, or show its statistics.", **TYPER_SETTINGS)
 
 
 @app.callback(invoke_without_command=True)

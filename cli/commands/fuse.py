@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from llavacot_mlx.cli.exit_codes import handle_errors
-from llavacot_mlx.cli.next_steps import next_command, wrote_line
+from llavacot_mlx.cli.next_steps import calibration_note, next_command, wrote_line
 from llavacot_mlx.cli.options import DebugOption, ForceOption
 from llavacot_mlx.cli.resolve_model import resolve_adapted_model
 
@@ -74,4 +75,6 @@ def fuse(
                 progress=lambda now: bar.update(now.read_bytes, now.total_bytes),
             )
         now = next_command(model=str(written.folder))
+        if note := calibration_note((base.folder, base.adapter or adapter_path), written.folder):
+            print(note, file=sys.stderr)
         print(wrote_line(written.folder, now, weight_bytes=written.weight_bytes))

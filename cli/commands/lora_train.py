@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llavacot_mlx.cli.exit_codes import INTERRUPTED, handle_errors
+from llavacot_mlx.cli.exit_codes import INTERRUPTED, check_usage, handle_errors
 from llavacot_mlx.cli.next_steps import next_command, shell_path
 from llavacot_mlx.cli.options import DebugOption
 from llavacot_mlx.cli.printable import printable_line
@@ -72,17 +72,23 @@ def lora_train(
     debug: DebugOption = False,
 ) -> None:
     with handle_errors(debug=debug):
-        _run(_settings(config, given_settings(flags)), resume=resume)
+        values = {} if config is None else _file_settings(config)
+        with check_usage():
+            settings = _settings(values, given_settings(flags))
+        _run(settings, resume=resume)
 
 
-def _settings(config: Path | None, given: dict[str, Any]) -> TrainSettings:
+def _file_settings(config: Path) -> dict[str, Any]:
+    """The settings in a YAML file. Raises UserError that names the file."""
+    from llavacot_mlx.train.settings_yaml import read_settings
+
+    values = read_settings(config)
+    settings_from(values, str(config))
+    return values
+
+
+def _settings(values: dict[str, Any], given: dict[str, Any]) -> TrainSettings:
     """The settings of the YAML file, overridden by the flags that were given."""
-    values: dict[str, Any] = {}
-    if config is not None:
-        from llavacot_mlx.train.settings_yaml import read_settings
-
-        values = read_settings(config)
-        settings_from(values, str(config))  # so that an error in the file names the file
     if "iters" in given and "epochs" in given:
         raise UserError("--iters and --epochs: give one of them")
     if "iters" in given:

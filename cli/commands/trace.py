@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from llavacot_mlx.atomic import check_can_write, write_file
-from llavacot_mlx.cli.exit_codes import handle_errors
+from llavacot_mlx.cli.exit_codes import check_usage, handle_errors
 from llavacot_mlx.cli.next_steps import first_command
 from llavacot_mlx.cli.options import DebugOption, PlainOption, ShowOption
 from llavacot_mlx.cli.printable import printable, printable_line
@@ -81,14 +81,17 @@ def trace(
     debug: DebugOption = False,
 ) -> None:
     with handle_errors(debug=debug):
-        if html is not None and (show is not None or plain):
-            flag = "--plain" if plain else f"--show {show}"
-            raise UserError(f"{flag} with --html: drop one; a page has everything in it")
-        if replay and (html is not None or show is not None):
-            flag = "--html" if html is not None else f"--show {show}"
-            raise UserError(f"--replay with {flag}: drop one; --replay only compares the answers")
-        if model is not None and not replay:
-            raise UserError(f"--model {model}: goes with --replay")
+        with check_usage():
+            if html is not None and (show is not None or plain):
+                flag = "--plain" if plain else f"--show {show}"
+                raise UserError(f"{flag} with --html: drop one; a page has everything in it")
+            if replay and (html is not None or show is not None):
+                flag = "--html" if html is not None else f"--show {show}"
+                raise UserError(
+                    f"--replay with {flag}: drop one; --replay only compares the answers"
+                )
+            if model is not None and not replay:
+                raise UserError(f"--model {model}: goes with --replay")
         if html not in (None, "-"):
             _check_page(Path(html), file)
         stored = _read(file)

@@ -140,6 +140,8 @@ def quantize_modules(
         if f"{path}.scales" not in tensors or not hasattr(module, "to_quantized"):
             return False
         chosen = quantization.of(path)
+        if chosen.error:
+            raise UserError(f"config.json: the quantization cannot be run: {chosen.error}")
         return {"group_size": chosen.group_size, "bits": chosen.bits, "mode": chosen.mode}
 
     try:

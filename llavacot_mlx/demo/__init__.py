@@ -12,6 +12,11 @@ def model_path() -> Path:
     return _HERE / "model"
 
 
+def is_packaged(folder: Path) -> bool:
+    """Whether a folder is the demo model's own, or lies in the installed package beside it."""
+    return folder.expanduser().resolve().is_relative_to(_HERE)
+
+
 def example_path(name: str = "square") -> Path:
     """An example picture of the little world: `square`, `busy`, `wide` or `tall`.
 

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+_AFFINE = {"bits": (2, 3, 4, 5, 6, 8), "group_size": (32, 64, 128)}
+_FIXED = {
+    "mxfp4": {"bits": 4, "group_size": 32},
+    "mxfp8": {"bits": 8, "group_size": 32},
+    "nvfp4": {"bits": 4, "group_size": 16},
+}
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,30 @@ class Quantization:
     group_size: int
     bits: int
     mode: str = "affine"
+
+    @property
+    def error(self) -> str | None:
+        """Why MLX cannot run it, such as `bits must be 2, 3, 4, 5, 6 or 8, not 7`; None if it can.
+
+        Stated here, so that the command line can check it without MLX.
+        """
+        if self.mode == "affine":
+            allowed = _AFFINE
+        elif self.mode in _FIXED:
+            allowed = {name: (value,) for name, value in _FIXED[self.mode].items()}
+        else:
+            return f"mode must be {_one_of(('affine', *_FIXED))}, not {self.mode}"
+        for name, values in allowed.items():
+            given = getattr(self, name)
+            if given not in values:
+                of_mode = "" if self.mode == "affine" else f" of {self.mode}"
+                return f"{name.replace('_', ' ')}{of_mode} must be {_one_of(values)}, not {given}"
+        return None
+
+
+def _one_of(values: Sequence[object]) -> str:
+    *first, last = map(str, values)
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 @dataclass(frozen=True)

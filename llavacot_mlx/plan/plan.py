@@ -50,6 +50,15 @@ SELF, LOGPROB, PAIRWISE, MAJORITY = "self", "logprob", "pairwise", "majority"
 BUILT_IN_JUDGES = (SELF, LOGPROB, PAIRWISE, MAJORITY)
 
 
+_SCORES = {
+    SELF: (0.0, 1.0),
+    PAIRWISE: (0.0, 1.0),
+    LOGPROB: (-math.inf, 0.0),
+    MAJORITY: (0.0, math.inf),
+}
+"""The lowest and the highest score that a built-in judge can give."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One round of candidates: what they write, how many there are, and how many are kept."""
@@ -229,15 +238,16 @@ def make_plan(settings: Settings) -> Plan:
     """
     method = _method(settings)
     rules = _METHODS[method]
+    if settings.candidates is not None:
+        check_candidates(settings.candidates)
     if rules.candidates == 1:
         return _single(method, rules, settings)
     candidates = rules.candidates if settings.candidates is None else settings.candidates
-    check_candidates(candidates)
     keep = _keep(method, rules, settings.keep, candidates)
     judge = _judge(method, rules, settings.judge)
     sampling = _sampling(rules, settings)
     steps = rules.steps(candidates, keep)
-    return Plan(method, steps, sampling, judge, _retrace(method, settings, candidates, keep))
+    return Plan(method, steps, sampling, judge, _retrace(method, settings, candidates, keep, judge))
 
 
 def check_candidates(candidates: int) -> None:
@@ -252,6 +262,17 @@ def check_keep(keep: int, candidates: int) -> None:
         raise UserError(f"keep {keep}: at least one must be kept")
     if keep > candidates:
         raise UserError(f"keep {keep} of {candidates}: no more can be kept than there are")
+
+
+def check_threshold(judge: str, threshold: float) -> None:
+    """Raises UserError for a threshold that no score of the judge could meet, or that all meet."""
+    lowest, highest = _SCORES.get(judge, (-math.inf, math.inf))
+    if not math.isfinite(threshold):
+        raise UserError(f"threshold {threshold}: must be a number")
+    if not lowest <= threshold <= highest:
+        ends = "0 or more" if highest == math.inf else f"at most {highest:g}"
+        between = f"from {lowest:g} to {highest:g}" if math.isfinite(lowest - highest) else ends
+        raise UserError(f"threshold {threshold:g}: the scores of judge {judge} are {between}")
 
 
 def _method(settings: Settings) -> Method:
@@ -310,7 +331,9 @@ def _sampling(rules: _Rules, settings: Settings) -> Sampling:
     return sampling
 
 
-def _retrace(method: Method, settings: Settings, candidates: int, keep: int) -> Retrace | None:
+def _retrace(
+    method: Method, settings: Settings, candidates: int, keep: int, judge: str
+) -> Retrace | None:
     rule, threshold = _METHODS[method].retrace_rule, settings.threshold
     if rule is None:
         for name in ("max_retraces", "threshold"):
@@ -321,8 +344,8 @@ def _retrace(method: Method, settings: Settings, candidates: int, keep: int) -> 
     max_retraces = rule.max_retraces if settings.max_retraces is None else settings.max_retraces
     if not 0 <= max_retraces <= MAX_RETRACES:
         raise UserError(f"max_retraces {max_retraces}: take 0 to {MAX_RETRACES}")
-    if threshold is not None and not math.isfinite(threshold):
-        raise UserError(f"threshold {threshold}: must be a number")
+    if threshold is not None:
+        check_threshold(judge, threshold)
     if candidates == 1 or max_retraces == 0:
         return None  # there is nothing to choose, or no retrace is allowed
     return Retrace(2, 1, max_retraces, rule.rank(candidates, keep), threshold)

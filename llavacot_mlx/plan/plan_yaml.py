@@ -42,6 +42,7 @@ from llavacot_mlx.plan.plan import (
     Unit,
     check_candidates,
     check_keep,
+    check_threshold,
 )
 from llavacot_mlx.prompt.stages import Stage
 
@@ -84,7 +85,13 @@ def read_plan(file: Path) -> Plan:
     """Reads a plan from a YAML file. Raises UserError that names the file and the key."""
     value = read_yaml(file)
     with named(file):
-        return plan_from_dict(value)
+        plan = plan_from_dict(value)
+        retrace = plan.retrace
+        if retrace is not None and retrace.threshold is not None:
+            # Not in a trace: a threshold that was calibrated may be above the highest score.
+            with named("retrace"):
+                check_threshold(plan.judge_for(plan.steps[retrace.after]), retrace.threshold)
+        return plan
 
 
 def plan_from_dict(value: Any) -> Plan:

@@ -24,6 +24,7 @@ OF_THEIR_OWN = {
     "--model": {"convert", "fuse", "trace"},  # the base of an adapter; what a trace names
     "--dtype": {"lora-train"},
     "--candidates": {"info"},  # no search chooses among them
+    "--force": {"calibrate"},  # not a folder, but a measurement
     "--judge": {"calibrate"},  # not all judges can be calibrated
     "--max-seq-length": {"data check"},  # by default the model's context
     "--version": {""},

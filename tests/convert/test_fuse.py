@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import mlx.core as mx
@@ -193,7 +194,7 @@ def test_shards_and_settings(
     assert np.isfinite(logits(load_model(target.folder, "float32"))).all()
 
 
-def test_a_calibration_of_the_adapter_comes_along(
+def test_the_calibration_of_the_adapter_alone_comes_along(
     folder: Path, target: OutputFolder, tmp_path: Path
 ) -> None:
     adapter = write_adapter(tmp_path / "adapter", folder)
@@ -201,7 +202,19 @@ def test_a_calibration_of_the_adapter_comes_along(
     save_calibration(folder, {"self": of_model, "logprob": of_model})
     save_calibration(adapter, {"self": of_adapter})
     fuse(folder, adapter, target)
-    assert load_calibration(target.folder) == {"self": of_adapter, "logprob": of_model}
+    assert load_calibration(target.folder) == {"self": of_adapter}
+
+
+def test_no_calibration_of_other_weights_comes_along(
+    bases: dict[str, Path], target: OutputFolder, tmp_path: Path
+) -> None:
+    """That of the base, and where the sum is quantized again also that of the adapter."""
+    base = Path(shutil.copytree(bases["q4"], tmp_path / "base"))
+    adapter = write_adapter(tmp_path / "adapter", base)
+    for place in (base, adapter):
+        save_calibration(place, {"self": {Stage.CAPTION: ScoreStats(0.5, 0.1, 3)}})
+    fuse(base, adapter, target)
+    assert load_calibration(target.folder) == {}
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a bug")])

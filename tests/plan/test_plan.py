@@ -96,7 +96,7 @@ def test_judge_retraces_and_threshold_change_a_plan() -> None:
     assert make_plan(Settings("best-of-n", judge=LOGPROB)).judge == LOGPROB
     assert make_plan(Settings("best-of-n", judge=MAJORITY)).judge == MAJORITY
     assert make_plan(Settings("swires", judge="/models/reward")).judges == ("/models/reward",)
-    retrace = make_plan(Settings("swires", max_retraces=7, threshold=-0.243)).retrace
+    retrace = make_plan(Settings("swires", judge=LOGPROB, max_retraces=7, threshold=-0.243)).retrace
     assert retrace is not None
     assert (retrace.max_retraces, retrace.threshold) == (7, -0.243)
     assert make_plan(Settings("swires", max_retraces=0)).retrace is None

@@ -137,6 +137,80 @@ def test_the_command_measures_what_the_search_would_see(model: Path, tmp_path: P
     assert known["self"][Stage.REASONING].mean != found.mean
 
 
+@pytest.fixture
+def scores(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the judge gives, in place of a measurement."""
+    scores = [0.1, 0.9]
+    monkeypatch.setattr(
+        "llavacot_mlx.cli.commands.calibrate._measure",
+        lambda *_: {Stage.REASONING: ScoreStats.of(scores)},
+    )
+    return scores
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    file = tmp_path / "questions.jsonl"
+    row = {"image": str(demo.example_path()), "question": QUESTION}
+    file.write_text(f"{json.dumps(row)}\n" * 50, encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("name", [(), ("--model", demo.model_path())])
+@pytest.mark.usefixtures("scores")
+def test_the_packaged_model_is_never_written_to(questions: Path, name: tuple[str, ...]) -> None:
+    """`--limit 1` without `--model` left a deviation of 0 in the installed package."""
+    before = (demo.model_path() / FILE_NAME).read_bytes()
+    for force in ((), ("--force",)):
+        code, said, notes = calibrate(questions, "--limit", 1, *name, *force)
+        assert (code, said) == (1, "")
+        assert "belongs to the package" in notes.splitlines()[-1]
+    assert (demo.model_path() / FILE_NAME).read_bytes() == before
+
+
+def test_a_larger_measurement_stays_unless_forced(
+    model: Path, questions: Path, scores: list[float]
+) -> None:
+    """Seen before anything is measured where the questions are too few, and else afterwards."""
+    known = {"self": {Stage.REASONING: ScoreStats(0.5, 0.2, 60)}}
+    save_calibration(model, known)
+    for flags in (("--limit", 10), ()):
+        code, said, notes = calibrate(questions, "--model", model, *flags)
+        assert code == 1
+        assert bool(said) == (not flags)
+        assert "has 60 scores of this judge" in notes.splitlines()[-1]
+        assert "--force" in notes.splitlines()[-1]
+        assert load_calibration(model) == known
+    code, _, _ = calibrate(questions, "--model", model, "--judge", "logprob")
+    assert code == 0
+    code, _, _ = calibrate(questions, "--model", model, "--force")
+    assert code == 0
+    assert load_calibration(model)["self"][Stage.REASONING] == ScoreStats.of(scores)
+    scores[:] = range(60)
+    assert calibrate(questions, "--model", model)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "warned"),
+    [
+        ([0.1, 0.9], ["reasoning: 2 scores are few; 30 or more"]),
+        ([0.5] * 30, ["reasoning: all scores are 0.5000"]),
+        ([0.5], ["reasoning: 1 scores are few", "reasoning: all scores are"]),
+        ([0.1, 0.9] * 15, []),
+    ],
+)
+def test_a_measurement_that_says_little_is_warned_of(
+    model: Path, questions: Path, scores: list[float], given: list[float], warned: list[str]
+) -> None:
+    scores[:] = given
+    code, _, notes = calibrate(questions, "--model", model)
+    assert code == 0
+    lines = [line for line in notes.splitlines() if line.startswith("warning: ")]
+    assert len(lines) == len(warned)
+    for line, said in zip(lines, warned, strict=True):
+        assert line.startswith(f"warning: {said}")
+
+
 @pytest.mark.parametrize(
     ("text", "flags", "said"),
     [
@@ -159,7 +233,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     questions.write_text(text, encoding="utf-8")
     given = flags if "--model" in flags else (*flags, "--model", model)
     code, printed, notes = calibrate(questions, *given)
-    assert (code, printed) == (1, "")
+    assert (code, printed) == (2 if flags and flags[0] != "--model" else 1, "")
     (line,) = notes.splitlines()
     assert line.startswith("error: ")
     assert said in line

@@ -38,10 +38,10 @@ def ask(*arguments: str) -> dict[str, object]:
     return record
 
 
-def refused(*arguments: str) -> str:
+def refused(*arguments: str, code: int = 1) -> str:
     """The one line that is said of a problem, without `error: `."""
     done = CliRunner().invoke(app, ["ask", *arguments])
-    assert (done.exit_code, done.stdout) == (1, "")
+    assert (done.exit_code, done.stdout) == (code, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     return line.removeprefix("error: ")
@@ -114,9 +114,25 @@ def test_search_and_sampling_flags_mean(flags: list[str], meant: str) -> None:
         (["--search", "majority", "--keep", "2"], "--search majority --keep 2: "),
         (["--search", "stage-beam", "--threshold", "1"], "--search stage-beam --threshold 1"),
         (["--search", "swires", "--threshold", "nan"], "--search swires --threshold nan: "),
+        (["--candidates", "0"], "--candidates 0: 0 candidates: take 1 to 256"),
+        (["--candidates", "-3"], "--candidates -3: -3 candidates: take 1 to 256"),
+        (
+            ["--search", "swires", "--threshold", "7"],
+            "--search swires --threshold 7: threshold 7: the scores of judge self are from 0 to 1",
+        ),
+        (
+            ["--search", "swires", "--judge", "pairwise", "--threshold", "-0.1"],
+            "--search swires --judge pairwise --threshold -0.1: threshold -0.1: the scores of",
+        ),
+        (
+            ["--search", "swires", "--judge", "logprob", "--threshold", "0.5"],
+            "--search swires --judge logprob --threshold 0.5: threshold 0.5: the scores of judge "
+            "logprob are at most 0",
+        ),
+        (["--search", "swires", "--judge", "slef"], "judge 'slef': there are self"),
+        (["--max-tokens", "99999999999"], "--max-tokens 99999999999: must be at most"),
         (["--search", "swires", "--max-retraces", "-1"], "--search swires --max-retraces -1: "),
         (["--search", "swires", "--judge", " "], "--search swires --judge : "),
-        (["--plan", "nix.yaml"], "nix.yaml is missing"),
         (["--plan", "nix.yaml", "--keep", "2"], "--plan nix.yaml with --keep 2: drop one"),
         (["--kv-bits", "3"], "--kv-bits 3: must be 8 or 4"),
         (["--kv-budget", "much"], "--kv-budget: 'much' is not a number of bytes"),
@@ -132,22 +148,24 @@ def test_search_and_sampling_flags_mean(flags: list[str], meant: str) -> None:
     ],
 )
 def test_flags_that_make_no_sense_are_named(flags: list[str], named: str) -> None:
-    assert refused("example.png", "How many?", "--model", "demo", *flags).startswith(named)
+    assert refused("example.png", "How many?", "--model", "demo", *flags, code=2).startswith(named)
 
 
 @pytest.mark.usefixtures("unloadable")
 def test_an_empty_question_is_refused() -> None:
-    assert refused("example.png", " \n").startswith("QUESTION is empty")
+    assert refused("example.png", " \n", code=2).startswith("QUESTION is empty")
 
 
 @pytest.mark.usefixtures("unloadable")
 def test_stdin_cannot_be_both() -> None:
-    assert "both -" in refused("-", "-")
+    assert "both -" in refused("-", "-", code=2)
 
 
 @pytest.mark.usefixtures("unloadable")
-def test_a_missing_picture_is_refused() -> None:
+def test_a_missing_file_is_no_wrong_usage() -> None:
     assert refused("nix.png", "?", "--model", "demo").startswith("nix.png: ")
+    missing = refused("example.png", "?", "--model", "demo", "--plan", "nix.yaml")
+    assert missing == "nix.yaml is missing"
 
 
 @pytest.mark.usefixtures("unloadable")

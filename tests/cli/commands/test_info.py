@@ -40,9 +40,9 @@ def shown(*arguments: str) -> str:
     return done.stdout
 
 
-def refused(*arguments: str) -> str:
+def refused(*arguments: str, code: int = 2) -> str:
     done = CliRunner().invoke(app, ["info", *arguments])
-    assert (done.exit_code, done.stdout) == (1, "")
+    assert (done.exit_code, done.stdout) == (code, "")
     (line,) = done.stderr.splitlines()
     return line.removeprefix("error: ")
 
@@ -158,9 +158,9 @@ def test_what_cannot_be_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "empty").mkdir()
-    assert refused("empty").startswith("empty/config.json is missing")
-    assert refused("./none").startswith("none: no such folder")
-    assert "HF_HUB_OFFLINE" in refused("owner/name")
+    assert refused("empty", code=1).startswith("empty/config.json is missing")
+    assert refused("./none", code=1).startswith("none: no such folder")
+    assert "HF_HUB_OFFLINE" in refused("owner/name", code=1)
     assert refused("empty", "--candidates", "0") == "--candidates 0: must be 1 or more"
 
 

@@ -46,11 +46,11 @@ def run(desk: Path, *arguments: str, stdin: bytes = b"") -> subprocess.Completed
     )
 
 
-def refused(desk: Path, *arguments: str, stdin: bytes = b"") -> str:
+def refused(desk: Path, *arguments: str, stdin: bytes = b"", code: int = 1) -> str:
     """The one line that is said of a problem; nothing is printed, written or left behind."""
     before = {path: path.read_bytes() for path in desk.rglob("*") if path.is_file()}
     done = run(desk, *arguments, stdin=stdin)
-    assert (done.returncode, done.stdout) == (1, ""), done
+    assert (done.returncode, done.stdout) == (code, ""), done
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert "internal" not in line
@@ -253,9 +253,9 @@ def test_a_page_that_cannot_be_written(desk: Path) -> None:
 
 
 def test_flags_that_make_no_sense_together(desk: Path) -> None:
-    line = refused(desk, "search.json", "--html", "page.html", "--show", "answer")
+    line = refused(desk, "search.json", "--html", "page.html", "--show", "answer", code=2)
     assert line.startswith("--show answer with --html: drop one")
-    line = refused(desk, "search.json", "--html", "page.html", "--plain")
+    line = refused(desk, "search.json", "--html", "page.html", "--plain", code=2)
     assert line.startswith("--plain with --html: drop one")
 
 
