@@ -1,4 +1,4 @@
-"""What a person can type next, as the commands print it."""
+"""The next command to type, as other commands suggest it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ QUESTION = "How many red shapes are there?"
 
 
 def first_command() -> str:
-    """A command that runs as it is, on an image that comes with the package.
+    """A command that can be run unchanged, on an image that comes with the package.
 
     Such as `llavacot ask ~/…/square.png "How many red shapes are there?"`.
     """
@@ -21,7 +21,7 @@ def first_command() -> str:
 
 
 def try_it() -> str:
-    """The invitation to run `first_command`."""
+    """An invitation to run `first_command`."""
     return f"Try it now; a small demo model is included:\n\n  {first_command()}\n"
 
 

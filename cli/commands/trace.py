@@ -88,7 +88,7 @@ def trace(
             flag = "--html" if html is not None else f"--show {show}"
             raise UserError(f"--replay with {flag}: drop one; --replay only compares the answers")
         if model is not None and not replay:
-            raise UserError(f"--model {model}: goes with --replay")
+            raise UserError(f"--model {model}: only has an effect with --replay; add it")
         if html not in (None, "-"):
             _check_page(Path(html), file)
         stored = _read(file)
@@ -142,7 +142,7 @@ def _replay(stored: StoredTrace, file: str, model: str | None) -> None:
         shorter = min(len(now.token_ids), len(before.token_ids))
         place = shorter if same is None else same
         raise UserError(f"{file}: another answer now, from token {place} on: {now.answer!r}")
-    print(f"the same answer, all {len(now.token_ids)} tokens of it")
+    print(f"the same answer, token for token ({len(now.token_ids)} tokens)")
 
 
 def _check_page(out: Path, file: str) -> None:

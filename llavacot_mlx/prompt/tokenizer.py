@@ -21,8 +21,8 @@ _STOP_TOKENS = ("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")
 # added again, so training probably saw two; the authors' simple demo used one. To compare, set 2.
 _BOS_COUNT = 1
 
-# A byte-level vocabulary writes each byte as one visible character: most as the character of the
-# same number, and those that Latin-1 shows nothing for, in their order, as the ones from 256 on.
+# A byte-level vocabulary writes each byte as one visible character: most bytes as the character of
+# the same number, and bytes that Latin-1 does not show as the characters from 256 on, in order.
 _INVISIBLE = (*range(0x21), *range(0x7F, 0xA1), 0xAD)
 _BYTES_OF_CHARACTERS = {256 + place: byte for place, byte in enumerate(_INVISIBLE)}
 # Letters of two to four bytes, a space, and line breaks, some of which share a token.

@@ -117,7 +117,7 @@ STEPS = "steps: [{write: summary}, {write: caption, candidates: 4, keep: 2}, {wr
         ("top_p: 2\nsteps: [{write: answer}]", "top_p must be"),
         ("judge: [a]\nsteps: [{write: answer}]", "judge: expected a text"),
         (f"{STEPS}\nretrace: {{to: caption}}", "retrace.after is missing"),
-        (f"{STEPS}\nretrace: {{after: reasoning, to: caption}}", "after 'reasoning' is no step"),
+        (f"{STEPS}\nretrace: {{after: reasoning, to: caption}}", "after 'reasoning' is not a step"),
         (f"{STEPS}\nretrace: {{after: summary, to: caption}}", "comes no later"),
         (f"{STEPS}\nretrace: {{after: answer, to: caption}}", "after the last step"),
         (f"{STEPS}\nretrace: {{after: caption, to: caption, rank: 5}}", "rank 5"),

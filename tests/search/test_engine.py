@@ -419,8 +419,8 @@ class NoNumber:
 @pytest.mark.parametrize(
     ("judge", "said"),
     [
-        (Broken(), "judge broken failed: it was tired; the search goes on without its scores"),
-        (NoNumber(), "gave a score that is no number; it counts as no verdict"),
+        (Broken(), "judge broken failed: it was tired; the search continues without its scores"),
+        (NoNumber(), "gave a score that is not a number; it counts as no verdict"),
     ],
 )
 def test_a_judge_that_fails_is_told_once_and_the_search_goes_on(
