@@ -1,4 +1,4 @@
-"""Images from a file, bytes or PIL to the tiles that the vision tower reads.
+"""Converts images from a file, bytes or PIL to the tiles that the vision tower reads.
 
 The reference is transformers' PIL image processor for Mllama; `tests/parity` compares every value.
 """
@@ -23,7 +23,7 @@ ImageSource = str | Path | bytes | Image.Image
 """An image: a path, the bytes of a file, or a PIL image."""
 
 _MAX_FILE_BYTES = 500 * 10**6
-"""Maximum size of a file: many times the largest image, and far from filling a memory."""
+"""Maximum size of a file: many times the largest image, but a small part of the memory."""
 _WHITE = (255, 255, 255, 255)
 
 
@@ -71,7 +71,7 @@ class ImageProcessor:
             return _image_processor(settings, vision)
 
     def __call__(self, image: Image.Image) -> Tiles:
-        """Cuts an upright image of any mode and size."""
+        """Cuts an upright image of any mode and size into tiles."""
         rgb = to_rgb(image)
         width, height = rgb.size
         rows, columns = self.arrangement(height, width)
@@ -83,15 +83,15 @@ class ImageProcessor:
         canvas[:new_height, :new_width] = resized  # the black border is normalized like the rest
         values = self.levels[canvas, np.arange(canvas.shape[2])]
         tiles = values.reshape(rows, size, columns, size, -1).swapaxes(1, 2)
-        number = tile_arrangements(self.max_tiles).index((rows, columns)) + 1
+        aspect_ratio_id = tile_arrangements(self.max_tiles).index((rows, columns)) + 1
         pixels = np.ascontiguousarray(tiles.reshape(rows * columns, size, size, -1))
-        return Tiles(pixels, rows, columns, number)
+        return Tiles(pixels, rows, columns, aspect_ratio_id)
 
     def arrangement(self, height: int, width: int) -> tuple[int, int]:
-        """Returns the rows and columns whose canvas changes the image's size least.
+        """Returns the rows and columns of tiles whose canvas changes the image's size least.
 
-        The smallest enlargement if there is one, else the smallest reduction; among equals, the
-        smallest canvas.
+        This is the smallest enlargement if there is one, else the smallest reduction; of several,
+        the one with the smallest canvas.
         """
         scales = [
             (min(rows * self.tile_size / height, columns * self.tile_size / width), rows, columns)
@@ -103,7 +103,7 @@ class ImageProcessor:
         return min(candidates, key=math.prod)
 
     def _fit_size(self, height: int, width: int, rows: int, columns: int) -> tuple[int, int]:
-        """Returns height and width after resizing: at least a tile, at most the canvas."""
+        """Returns the height and width after resizing: at least a tile, at most the canvas."""
         size = self.tile_size
         target_height = min(max(height, size), rows * size)
         target_width = min(max(width, size), columns * size)
@@ -114,7 +114,7 @@ class ImageProcessor:
 
 
 def tile_arrangements(max_tiles: int) -> list[tuple[int, int]]:
-    """All (rows, columns) of at most `max_tiles` tiles, in the order of their numbers."""
+    """Returns all (rows, columns) of at most `max_tiles` tiles, in the order of their ids."""
     return [
         (rows, columns)
         for rows in range(1, max_tiles + 1)
@@ -178,7 +178,7 @@ def _image_processor(values: dict[str, Any], vision: VisionConfig) -> ImageProce
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts an image to RGB, on a white background where it is transparent."""
+    """Converts an image to RGB; transparent parts become white."""
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image).convert("RGB")
@@ -186,7 +186,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def open_image(source: ImageSource, name: str = "the picture") -> Image.Image:
-    """Reads an image completely, and applies its EXIF orientation; the first frame of several.
+    """Reads an image completely, or its first frame, and applies its EXIF orientation.
 
     `name` is used in errors about an image that is not a path. Raises UserError when there is no
     such file, or it is not a complete image of a reasonable size.
@@ -202,7 +202,7 @@ def open_image(source: ImageSource, name: str = "the picture") -> Image.Image:
         _register_heif(name)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large pictures and of odd metadata
+            warnings.simplefilter("ignore")  # about large images and odd metadata
             image = Image.open(io.BytesIO(data))
             if image.format == "EPS":  # a program: PIL would have Ghostscript run it
                 raise UnidentifiedImageError
@@ -219,7 +219,7 @@ def open_image(source: ImageSource, name: str = "the picture") -> Image.Image:
         raise UserError(
             f"{name} is too large: more than {limit} million pixels; scale it down first"
         ) from None
-    except Exception as problem:  # decoders raise whatever they stumble over
+    except Exception as problem:  # decoders raise all kinds of errors
         reason = " ".join(str(problem).split()) or type(problem).__name__
         raise UserError(f"{name} is a damaged picture: {reason}") from None
 

@@ -1,4 +1,4 @@
-"""Search methods as data: what the settings mean, and what they may not."""
+"""Search methods as data: what the settings mean, and which combinations are refused."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_judge_retraces_and_threshold_change_a_plan() -> None:
 
 
 def test_the_judges_of_a_plan_are_those_that_it_asks() -> None:
-    """Where nothing is chosen nobody is asked; each name comes once."""
+    """A step without a choice asks no judge, and each name comes once."""
     steps = (
         Step(Unit.STAGE, judge="never"),
         Step(Unit.STAGE, 4, 2, judge="a"),

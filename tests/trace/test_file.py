@@ -1,4 +1,4 @@
-"""A trace that is written comes back as it was; what is no trace is refused, with the key named."""
+"""A trace is read as it was written; anything else is refused with the key named."""
 
 from __future__ import annotations
 
@@ -82,19 +82,19 @@ Change = Callable[[dict[str, Any]], object]
 
 
 def put(value: Any, *keys: str | int) -> Change:
-    """A change that puts `value` where the keys lead."""
+    """Returns a change that puts `value` at the path `keys`."""
 
     def change(trace: dict[str, Any]) -> None:
-        place: Any = trace
+        target: Any = trace
         for key in keys[:-1]:
-            place = place[key]
-        place[keys[-1]] = value
+            target = target[key]
+        target[keys[-1]] = value
 
     return change
 
 
 def drop(key: str, index: int) -> Change:
-    """A change that removes an element of a list."""
+    """Returns a change that removes an element of a list."""
     return lambda trace: trace[key].pop(index)
 
 
