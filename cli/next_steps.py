@@ -41,8 +41,8 @@ def wrote_line(
     `now` is what to type next, and `where` says where to type it, when not in the shell.
     """
     size = "" if weight_bytes is None else f", {format_bytes(weight_bytes)}"
-    place = "" if where is None else f", {where}"
-    return f"wrote {printable_line(str(folder))}{size}; now{place}: {printable(now)}"
+    location = "" if where is None else f", {where}"
+    return f"wrote {printable_line(str(folder))}{size}; now{location}: {printable(now)}"
 
 
 def shell_path(path: Path) -> str:

@@ -109,5 +109,5 @@ class Assistant:
         if not isinstance(image, Request):
             return AnswerStream(self._loaded, make_request(image, question, **options))
         if question or options:
-            raise TypeError("a Request says the question and all options itself")
+            raise TypeError("a Request already has the question and all options")
         return AnswerStream(self._loaded, image)

@@ -297,7 +297,7 @@ def test_a_request_in_place_of_the_fields(assistant: Assistant, picture: Image.I
     request = Request(picture, "What is it?", plan, max_tokens=5, seed=4)
     by_fields = assistant.ask(picture, "What is it?", temperature=0.8, max_tokens=5, seed=4)
     assert essence(assistant.stream(request).result()) == essence(by_fields)
-    with pytest.raises(TypeError, match="a Request says"):
+    with pytest.raises(TypeError, match="a Request already"):
         assistant.stream(request, seed=5)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="unexpected option 'sed'; there are search, candidates"):
         assistant.ask(picture, "What is it?", sed=5)  # type: ignore[call-arg]

@@ -152,8 +152,8 @@ class Search:
             )
         new: list[Node] = []
         for number, parent in enumerate(unfinished):
-            share = count // len(unfinished) + (number < count % len(unfinished))
-            new += [self._add_child(parent, step_index) for _ in range(max(1, share))]
+            children = count // len(unfinished) + (number < count % len(unfinished))
+            new += [self._add_child(parent, step_index) for _ in range(max(1, children))]
         if not new:
             return ended
         if self._best is None:
