@@ -308,5 +308,5 @@ def test_a_folder_that_mlx_vlm_cannot_open(
 def test_a_model_that_sees_no_pictures(qwen: Path) -> None:
     judge = VlmJudge.load(qwen)
     judge._processor.image_processor = None
-    with pytest.raises(JudgeError, match="sees no pictures"):
+    with pytest.raises(JudgeError, match="cannot see images"):
         judge.scores(picture(60, 60), QUESTION, CANDIDATES)
