@@ -135,7 +135,7 @@ def _table(
 ) -> list[dict[str, object]]:
     """Prints and returns a row for every recipe."""
     print(f"\n{title}\n")
-    print("| recipe | bits a weight | size | mean drift | largest | same token | right | 95% |")
+    print("| recipe | bits per weight | size | mean drift | largest | same token | right | 95% |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|", flush=True)
     written = _written(source, asked[:readings], max_tokens)
     rows = []

@@ -1,4 +1,4 @@
-"""The `llavacot` command: its subcommands, put together."""
+"""The `llavacot` command, assembled from its subcommands."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def run() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a narrow locale gets "?", not a traceback
-    # Raised as an exception, so that no hidden cursor and no half-written folder stays behind.
+    # SIGTERM becomes an exception, so that no hidden cursor or half-written folder stays behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     ignore_exported_size()
     with handle_errors(debug=False):

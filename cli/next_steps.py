@@ -1,4 +1,4 @@
-"""What a person can type next, as the commands print it."""
+"""The next command to type, as other commands suggest it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ QUESTION = "How many red shapes are there?"
 
 
 def first_command() -> str:
-    """A command that runs as it is, on an image that comes with the package.
+    """A command that can be run unchanged, on an image that comes with the package.
 
     Such as `llavacot ask ~/…/square.png "How many red shapes are there?"`.
     """
@@ -23,7 +23,7 @@ def first_command() -> str:
 
 
 def try_it() -> str:
-    """The invitation to run `first_command`."""
+    """An invitation to run `first_command`."""
     return f"Try it now; a small demo model is included:\n\n  {first_command()}\n"
 
 
@@ -43,8 +43,8 @@ def wrote_line(
     `now` is what to type next, and `where` says where to type it, when not in the shell.
     """
     size = "" if weight_bytes is None else f", {format_bytes(weight_bytes)}"
-    place = "" if where is None else f", {where}"
-    return f"wrote {printable_line(str(folder))}{size}; now{place}: {printable(now)}"
+    location = "" if where is None else f", {where}"
+    return f"wrote {printable_line(str(folder))}{size}; now{location}: {printable(now)}"
 
 
 def calibration_note(sources: Iterable[Path], written: Path) -> str | None:

@@ -1,1 +1,1 @@
-"""From one layout of a checkpoint or an adapter to another; each file does one of them."""
+"""Converts checkpoints and adapters from one layout to another."""

@@ -63,7 +63,7 @@ def _card(facts: Facts, inherited: dict[str, Any]) -> str:
         "its files (SHA-256 of names, sizes and headers)": source_digest(facts.identity),
         "recipe": facts.recipe or "not quantized",
         "unquantized weights": ", ".join(facts.dtypes),
-        "size": f"{facts.weight_bytes:,} bytes, {facts.bits_per_weight:.2f} bits a weight",
+        "size": f"{facts.weight_bytes:,} bytes, {facts.bits_per_weight:.2f} bits per weight",
         "made with": f"llavacot-mlx {__version__}, MLX {version('mlx')}",
         "compared with the source": _compared(facts.verified),
         **{f"{file} (SHA-256)": digest for file, digest in facts.files.items()},

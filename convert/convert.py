@@ -32,7 +32,7 @@ from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import Quantization
 
 _CHECKPOINT_BYTES = 256 * 10**6
-"""Written between two entries of the journal: what a crash costs at most."""
+"""Bytes between two entries of the journal, which is the most that a crash can cost."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def _resumable(
         if not journal.saved:
             output.clear()
         else:
-            notice(f"stopped; the same command goes on with {output.path}")
+            notice(f"stopped; rerun the same command to resume from {output.path}")
         raise
     except BaseException:
         output.clear()
@@ -242,7 +242,7 @@ def _kept(
     if earlier == identity:
         kept = {file: each for file, each in written.kept(shards).items() if each.count}
         if kept:
-            notice(f"going on where it stopped: {written.saved / 1e9:.1f} GB are there already")
+            notice(f"resuming where it stopped: {written.saved / 1e9:.1f} GB are there already")
         return kept
     if earlier is not None:
         changed = (
@@ -250,7 +250,7 @@ def _kept(
             if earlier.source != identity.source
             else ("what an interrupted conversion with other settings left is replaced")
         )
-        notice(f"{changed}: starting anew")
+        notice(f"{changed}: starting over")
     written.begin(identity)
     return {}
 

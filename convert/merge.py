@@ -52,7 +52,7 @@ class Merge:
     sources: tuple[SourceTensor, ...]
     targets: tuple[PlannedTensor, ...]
     compute: Callable[[_Arrays], _Arrays]
-    """From the arrays of `sources` to those of `targets`, before the cast to their types."""
+    """Computes the arrays of `targets` from those of `sources`, before the cast to their types."""
 
     @property
     def nbytes(self) -> int:

@@ -43,9 +43,9 @@ class OutputFolder:
         if any(source.resolve().is_relative_to(resolved) for source in sources):
             raise UserError(f"{self.folder} is or holds the source: choose another {self.flag}")
         if not (resolved / self.marker).is_file() and not _is_empty_folder(resolved):
-            what = "model" if self.marker == "config.json" else "adapter"
+            what = "a model" if self.marker == "config.json" else "an adapter"
             raise UserError(
-                f"{self.folder} is no {what} folder, and --force replaces nothing else: choose "
+                f"{self.folder} is not {what} folder, and --force replaces nothing else: choose "
                 f"another {self.flag}"
             )
 

@@ -48,7 +48,7 @@ _PARTS = {
     "lora_magnitude_vector.weight": "m",
 }
 
-# PEFT saves the embeddings of the base as they are beside an adapter of the output head.
+# Beside an adapter of the output head, PEFT saves an unchanged copy of the base's embeddings.
 _COPIES = ("lm_head.base_layer.weight", "embed_tokens.weight")
 
 # Settings that are read here, or that do not affect what a trained adapter computes.
@@ -257,7 +257,7 @@ def _split(file: Path, name: str) -> tuple[str, str]:
     for theirs, ours in _PARTS.items():
         if name.startswith(_BEFORE) and name.endswith(f".{theirs}"):
             return name.removeprefix(_BEFORE).removesuffix(f".{theirs}"), ours
-    raise UserError(f"{file}: {name} is no part of a LoRA or DoRA of linear layers")
+    raise UserError(f"{file}: {name} is not part of a LoRA or DoRA of linear layers")
 
 
 def _of_rank(layer: LowRank, rank: int) -> LowRank:

@@ -135,7 +135,7 @@ def read_recipe(file: Path) -> Recipe:
     with named(file):
         for pattern, value in values.items():
             if not isinstance(pattern, str):
-                raise UserError(f"{pattern!r} is no pattern; put it in quotes")
+                raise UserError(f"{pattern!r} is not a pattern; put it in quotes")
             rules.append((pattern, _choice(pattern, value)))
     return Recipe(file.name, tuple(rules))
 
@@ -154,7 +154,7 @@ def _choice(pattern: str, value: Any) -> Choice:
         return SCHEMES[value]
     if not isinstance(value, dict):
         raise UserError(
-            f"{pattern}: {shown(value)} is no scheme; there are {', '.join(SCHEMES)}, or a "
+            f"{pattern}: {shown(value)} is not a scheme; there are {', '.join(SCHEMES)}, or a "
             "mapping with bits, group_size and mode"
         )
     scheme = checked(_Scheme, value, path=pattern)

@@ -20,7 +20,7 @@ from llavacot_mlx.errors import UserError
 
 
 class ResumableOutput:
-    """The output of one conversion. Of a link, the folder that it points to is replaced."""
+    """The output of one conversion. If it is a link, the link's target is replaced."""
 
     def __init__(self, path: Path, source: Path, force: bool) -> None:
         """Raises UserError if the finished folder could not take this name."""

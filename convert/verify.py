@@ -35,7 +35,7 @@ _POSITIONS = 5
 # floats the steps grow with the values. OCP Microscaling Formats (MX) 1.0, sections 5.3.1 to 5.3.3.
 _FOUR_BITS_TOP, _FOUR_BITS_STEP = 6.0, 1.0
 _EIGHT_BITS_TOP, _EIGHT_BITS_STEP, _EIGHT_BITS_LEAST = 448.0, 2.0**-4, 2.0**-10
-# Of a scale: relative, and the smallest steps that float16 has near zero.
+# The tolerance of a scale: a relative part, and the smallest steps of float16 near zero.
 _ROUNDING = {
     mx.float32: (2.0**-22, 0.0),
     mx.bfloat16: (2.0**-8, 0.0),

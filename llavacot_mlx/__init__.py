@@ -1,4 +1,4 @@
-"""LLaVA-CoT on MLX: ask about a picture, and the answer comes in four stages."""
+"""LLaVA-CoT on MLX: ask about an image, and the answer comes in four stages."""
 
 from __future__ import annotations
 

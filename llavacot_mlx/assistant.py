@@ -105,10 +105,10 @@ class Assistant:
     ) -> AnswerStream:
         """Like `ask`, but yields the events of the answer as they happen; the last is Answered.
 
-        A `Request` may stand in adapter_folder of all arguments.
+        A `Request` may take the place of all arguments.
         """
         if not isinstance(image, Request):
             return AnswerStream(self._loaded, make_request(image, question, **options))
         if question or options:
-            raise TypeError("a Request says the question and all options itself")
+            raise TypeError("a Request already has the question and all options")
         return AnswerStream(self._loaded, image)

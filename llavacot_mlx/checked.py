@@ -211,7 +211,7 @@ def _number(value: Any) -> Any:
 
 
 def _fits(kind: Any, value: Any) -> bool:
-    """Whether a value is of the kind, without a look at its elements."""
+    """Returns whether a value is of the kind; its elements are not checked."""
     origin = get_origin(kind)
     if origin is Annotated:
         return _fits(get_args(kind)[0], value)

@@ -1,4 +1,4 @@
-"""The public API: one question, its events as they happen, and the record of it all."""
+"""The public API: one question, its events as they happen, and its record."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def says(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def essence(trace: Trace) -> Trace:
-    """A trace without what time and the machine decide."""
+    """Returns a trace without what depends on time and the machine."""
     return replace(trace, timings=Timings(), peak_memory_bytes=0)
 
 
@@ -66,7 +66,7 @@ def test_asking_is_streaming_to_the_end(assistant: Assistant, picture: Image.Ima
 
 
 def test_the_events_of_an_answer(assistant: Assistant, picture: Image.Image, says: Any) -> None:
-    """Prepared, then stage after stage with free text between, Answered; and no text is lost."""
+    """The events are Prepared, the stages with free text between, and Answered; no text is lost."""
     says(GOOD)
     events = list(assistant.stream(picture, "How many?"))
     assert isinstance(events[0], Prepared)
@@ -101,7 +101,7 @@ def written(event: Event) -> str:
 def test_the_stages_share_the_tokens_between_them(
     assistant: Assistant, picture: Image.Image, says: Any
 ) -> None:
-    """Each token up to a stage's end counts once; what is left is the end of the turn."""
+    """Each token up to a stage's end counts once; the rest is the end of the turn."""
     ids = says(GOOD)
     trace = assistant.ask(picture, "How many?")
     assert list(trace.token_ids) == ids
@@ -133,7 +133,7 @@ def test_an_answer_without_stages(assistant: Assistant, picture: Image.Image, sa
 def test_the_token_that_ends_a_turn_is_no_text(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even where generation_config.json names an ordinary one."""
+    """Holds even if generation_config.json names an ordinary token."""
     tokenizer = Tokenizer.load(folder, load_config(folder))
     (end,) = tokenizer.encode("!")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
@@ -152,7 +152,7 @@ def test_a_tag_in_the_question_is_no_stage(assistant: Assistant, picture: Image.
 
 
 def test_a_picture_in_any_form(assistant: Assistant, picture: Image.Image, tmp_path: Path) -> None:
-    """Path, text of a path, bytes, PIL: one answer; the trace says how it was given."""
+    """A path, its text, bytes and a PIL image give one answer; the trace says how it was given."""
     file = tmp_path / "a.png"
     picture.save(file)
     opened = Image.open(io.BytesIO(file.read_bytes()))
@@ -212,7 +212,7 @@ def test_work_and_time_are_recorded(assistant: Assistant, picture: Image.Image) 
 
 
 def test_an_answer_given_up_midway_does_no_harm(assistant: Assistant, picture: Image.Image) -> None:
-    """A view that is closed, or Ctrl-C: the next question is answered as ever."""
+    """After a closed view or Ctrl-C, the next question is answered as usual."""
     before = assistant.ask(picture, "What is it?", max_tokens=15)
     events = assistant.stream(picture, "And now?", max_tokens=15)
     for _ in range(4):
@@ -223,7 +223,7 @@ def test_an_answer_given_up_midway_does_no_harm(assistant: Assistant, picture: I
 
 
 def test_two_answers_at_a_time(assistant: Assistant, picture: Image.Image) -> None:
-    """Read in turns they are what they are alone."""
+    """Two answers that are read in turns are the same as each one alone."""
     alone = [essence(assistant.ask(i, "What?", max_tokens=10)) for i in (picture, None)]
     runs = [assistant.stream(i, "What?", max_tokens=10) for i in (picture, None)]
     last: list[Event | None] = [None, None]
@@ -235,7 +235,7 @@ def test_two_answers_at_a_time(assistant: Assistant, picture: Image.Image) -> No
 def test_the_answer_ends_where_the_context_does(
     assistant: Assistant, picture: Image.Image, tiny: Path
 ) -> None:
-    """Prompt and answer share it; the question may leave room for a single token."""
+    """Prompt and answer share the context; the question may leave room for a single token."""
     limit = load_config(tiny).text.max_position_embeddings
     short = len(assistant.ask(picture, "x", max_tokens=1).prompt_token_ids)
     trace = assistant.ask(picture, "x" * (limit - short - 2), max_tokens=100)
@@ -268,7 +268,7 @@ def test_settings_that_make_no_sense(
 
 
 def test_loading(tiny: Path) -> None:
-    """From text or a path; the trace names the model as it was named."""
+    """A model loads from text or a path; the trace has its name as it was given."""
     trace = Assistant.load(str(tiny), dtype="float32").ask(None, "What?", max_tokens=1)
     assert trace.model == str(tiny)
     with pytest.raises(UserError, match="'int8' is not a type"):
@@ -292,12 +292,12 @@ def test_the_package_hands_out_its_api() -> None:
 
 
 def test_a_request_in_place_of_the_fields(assistant: Assistant, picture: Image.Image) -> None:
-    """The same answer, and nothing that contradicts it beside it."""
+    """A request gives the same answer as the fields, and cannot be combined with them."""
     plan = make_plan(Settings(temperature=0.8))
     request = Request(picture, "What is it?", plan, max_tokens=5, seed=4)
     by_fields = assistant.ask(picture, "What is it?", temperature=0.8, max_tokens=5, seed=4)
     assert essence(assistant.stream(request).result()) == essence(by_fields)
-    with pytest.raises(TypeError, match="a Request says"):
+    with pytest.raises(TypeError, match="a Request already"):
         assistant.stream(request, seed=5)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="unexpected option 'sed'; there are search, candidates"):
         assistant.ask(picture, "What is it?", sed=5)  # type: ignore[call-arg]

@@ -1,4 +1,4 @@
-"""`llavacot ask`: one question about one image."""
+"""`llavacot ask`: answers a question about an image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`llavacot calibrate`: measures a judge's scores, from which swires has its threshold."""
+"""`llavacot calibrate`: measures a judge's scores, from which swires takes its threshold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`llavacot convert`: a Hugging Face checkpoint becomes an MLX folder."""
+"""`llavacot convert`: converts a Hugging Face checkpoint or a PEFT adapter to an MLX folder."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def _say_estimate(estimate: Estimate) -> None:
     if sys.stderr.isatty():
         before, after = format_bytes(estimate.source_bytes), format_bytes(estimate.weight_bytes)
         _say(
-            f"{before} become {after}, {estimate.bits_per_weight:.2f} bits a weight; "
+            f"{before} become {after}, {estimate.bits_per_weight:.2f} bits per weight; "
             f"{format_bytes(estimate.free_bytes)} are free"
         )
 

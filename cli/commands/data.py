@@ -1,4 +1,4 @@
-"""`llavacot data`: problems and statistics of training rows."""
+"""`llavacot data`: finds problems in training rows, and shows their statistics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`llavacot export`: a model or an adapter in the layout of Hugging Face's libraries."""
+"""`llavacot export`: writes a model or an adapter in the layout of Hugging Face's libraries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`llavacot fuse`: an adapter becomes part of a model's weights."""
+"""`llavacot fuse`: merges an adapter into a model's weights."""
 
 from __future__ import annotations
 

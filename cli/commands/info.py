@@ -73,10 +73,10 @@ def info(
         report = _Report.of(model, config, tensors, candidates, max_tokens)
         odd = list(odd_tensors(tensors.values())) if values else None
         if as_json:
-            told = report.to_dict()
+            shown = report.to_dict()
             if odd is not None:
-                told["odd_values"] = [vars(each) for each in odd]
-            typer.echo(json.dumps(told, ensure_ascii=False, indent=2))
+                shown["odd_values"] = [vars(each) for each in odd]
+            typer.echo(json.dumps(shown, ensure_ascii=False, indent=2))
             return
         _print_parts(report)
         _print_memory(report)

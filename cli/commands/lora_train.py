@@ -1,4 +1,4 @@
-"""`llavacot lora-train`: fine-tuning on four-stage data."""
+"""`llavacot lora-train`: fine-tunes a model on four-stage answers."""
 
 from __future__ import annotations
 

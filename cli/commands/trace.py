@@ -91,7 +91,7 @@ def trace(
                     f"--replay with {flag}: drop one; --replay only compares the answers"
                 )
             if model is not None and not replay:
-                raise UserError(f"--model {model}: goes with --replay")
+                raise UserError(f"--model {model}: only has an effect with --replay; add it")
         if html not in (None, "-"):
             _check_page(Path(html), file)
         stored = _read(file)
@@ -141,21 +141,23 @@ def _replay(stored: StoredTrace, file: str, model: str | None) -> None:
     now = assistant.replay(before, stored.image_bytes)
     if now.token_ids != before.token_ids:
         pairs = zip(now.token_ids, before.token_ids, strict=False)
-        same = next((place for place, (a, b) in enumerate(pairs) if a != b), None)
+        same = next((index for index, (a, b) in enumerate(pairs) if a != b), None)
         shorter = min(len(now.token_ids), len(before.token_ids))
-        place = shorter if same is None else same
-        raise UserError(f"{file}: another answer now, from token {place} on: {now.answer!r}")
-    print(f"the same answer, all {len(now.token_ids)} tokens of it")
+        index = shorter if same is None else same
+        raise UserError(
+            f"{file}: the answer is different now, from token {index} on: {now.answer!r}"
+        )
+    print(f"the same answer, token for token ({len(now.token_ids)} tokens)")
 
 
 def _check_page(out: Path, file: str) -> None:
     """Raises UserError if `out` exists and is not an HTML page, or is the trace itself."""
     check_can_write(out)
-    place, source = out.expanduser(), Path(file).expanduser()
-    if place.exists() and source.exists() and place.samefile(source):
+    page, source = out.expanduser(), Path(file).expanduser()
+    if page.exists() and source.exists() and page.samefile(source):
         raise UserError(f"--html {out}: that is FILE itself; choose another name")
-    if place.is_file() and place.stat().st_size:
-        with place.open("rb") as stream:
+    if page.is_file() and page.stat().st_size:
+        with page.open("rb") as stream:
             begin = stream.read(15)
         if begin.lower() != b"<!doctype html>":
             raise UserError(f"--html {out}: that file is not an HTML page; choose another name")

@@ -1,6 +1,6 @@
 """An answer, and the search for it, as one self-contained HTML file.
 
-These modules compute what the page says. `page.html.j2` says it, and escapes every text.
+These modules compute the content of the page; `page.html.j2` lays it out and escapes every text.
 """
 
 from __future__ import annotations

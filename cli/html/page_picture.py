@@ -1,4 +1,4 @@
-"""A picture inside a page."""
+"""Embeds an image in a page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LONGEST_SIDE = 1120  # pixels: two tiles of the published model, and plenty for
 
 @dataclass(frozen=True)
 class PagePicture:
-    """An upright picture of a bounded size, in a format that every browser shows."""
+    """An upright image of a bounded size, in a format that every browser shows."""
 
     url: str
     """A `data:` URL."""
@@ -25,9 +25,9 @@ class PagePicture:
 
 
 def page_picture(data: bytes) -> PagePicture:
-    """The picture in the bytes of a file, with nothing of its metadata but the colours' profile.
+    """The image in the bytes of a file, without metadata except the color profile.
 
-    Raises UserError where there is no whole picture in them.
+    Raises UserError if the bytes are not a complete image.
     """
     image = open_image(data)
     image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)

@@ -37,7 +37,7 @@ class ScoreBar:
     share: float = 0.0
     """Percent."""
     threshold: float | None = None
-    """Percent; None if there is none or it is off the scale."""
+    """Percent; None without a threshold, or if it is off the scale."""
     verdict_only: bool = False
     """Whether there is no bar, because the judge came to no verdict."""
 

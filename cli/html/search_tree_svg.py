@@ -1,4 +1,4 @@
-"""The tree of a search as a small drawing: a dot for each candidate, a line for the path taken.
+"""Draws the tree of a search: a dot for each candidate, and a line for the path taken.
 
 This module computes where everything is; `page.html.j2` draws it.
 """
@@ -87,8 +87,8 @@ def search_tree(search: SearchRecord, path: Collection[int]) -> SearchTree | Non
     """Lays out the tree of a search; its dots link to the elements `c1`, `c2`, ….
 
     `path` has the nodes of the path taken. Rounds stand side by side, the first at the left.
-    Returns None if a drawing would not help: no candidate continues another, or a phone has no room
-    for so many.
+    Returns None if a drawing would not help: no candidate continues another, or there are too many
+    for a phone.
     """
     columns, depths = _columns(search.nodes), _depths(search.nodes)
     leaves = 1 + int(max(columns, default=0.0))
@@ -113,7 +113,7 @@ class _Layout:
     """Where the nodes are, in the units of the drawing."""
 
     x: Sequence[float]
-    """The centre of each node."""
+    """The center of each node."""
     y: Sequence[float]
     row: float
     """From one row of nodes to the next."""

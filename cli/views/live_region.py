@@ -41,12 +41,12 @@ class LiveRegion:
         self._write(_HIDE_CURSOR)
 
     def close(self) -> None:
-        """Gives the cursor back. What the region shows stays on the screen."""
+        """Shows the cursor again; the region's last lines stay on the screen."""
         self._write(("\r\n" if self._lines else "") + _SHOW_CURSOR)
         self._lines = ()
 
     def suspend(self) -> None:
-        """Gives the cursor back, and draws nothing until `resume`.
+        """Shows the cursor again, and draws nothing until `resume`.
 
         It may be called in a signal handler, while another write is using the stream, so it writes
         past the stream.

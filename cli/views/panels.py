@@ -46,7 +46,7 @@ class TextBlock:
 
 @dataclass(frozen=True)
 class Note:
-    """What stands in the lower edge of a panel."""
+    """The text in the lower edge of a panel."""
 
     text: str = ""
     warn: bool = False
@@ -107,7 +107,7 @@ def round_panel(
 
 
 def finished_answer(trace: Trace, width: int) -> RenderableType:
-    """A whole answer as a terminal shows it at the end, for pictures of it."""
+    """A whole answer as a terminal shows it at the end, for screenshots."""
     panels = [
         stage_panel(
             TextBlock(record.stage, [record.text]),

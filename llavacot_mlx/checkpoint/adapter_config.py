@@ -126,7 +126,7 @@ class AdapterConfig:
         value = read_json(file, f"is {folder} an adapter folder?")
         if isinstance(value, dict) and "peft_type" in value:
             raise UserError(
-                f"{folder} is an adapter of PEFT; make one for MLX of it: llavacot convert {folder}"
+                f"{folder} is an adapter of PEFT; convert it to MLX: llavacot convert {folder}"
             )
         if isinstance(value, dict) and value.get("fine_tune_type") == FineTuneType.FULL:
             value = {**value, "lora_parameters": None}

@@ -117,7 +117,8 @@ def _layers(
         part = name.rpartition(".")[2]
         if part not in parts or tensor.ndim != parts[part]:
             raise UserError(
-                f"{file}: {name} of shape {list(tensor.shape)} is no part of a {kind.value} adapter"
+                f"{file}: {name} of shape {list(tensor.shape)} is not part of a "
+                f"{kind.value} adapter"
             )
     layers = {}
     for path in sorted({name.rpartition(".")[0] for name in tensors}):
@@ -163,7 +164,7 @@ def _float_entries(file: Path) -> dict[str, TensorEntry]:
 
 def _check_finite(file: Path, name: str, tensor: mx.array) -> None:
     if not is_finite(tensor).item():
-        raise UserError(f"{file}: {name} holds NaN or infinite values; train it anew")
+        raise UserError(f"{file}: {name} holds NaN or infinite values; train it again")
 
 
 def load_adapter(model: Mllama, folder: Path, base: Path) -> AdapterConfig:
@@ -227,7 +228,7 @@ def check_fits(adapter: Adapter, model: Mllama, file: Path) -> None:
     for path, layer in adapter.layers.items():
         linear = modules.get(path)
         if not isinstance(linear, nn.Linear | nn.QuantizedLinear):
-            raise UserError(f"{file}: {path} is no linear layer of this model")
+            raise UserError(f"{file}: {path} is not a linear layer of this model")
         outputs, inputs = dims_of(linear)
         _check_shape(file, f"{path}.lora_a", layer.a.shape, (inputs, layer.a.shape[1]))
         _check_shape(file, f"{path}.lora_b", layer.b.shape, (layer.b.shape[0], outputs))

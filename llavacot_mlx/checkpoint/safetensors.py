@@ -62,7 +62,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             (length,) = struct.unpack("<Q", start)
             if length > min(_MAX_HEADER_BYTES, size - 8):
                 raise UserError(
-                    f"{file} is truncated or no safetensors file: its header should take "
+                    f"{file} is truncated or not a safetensors file: its header should take "
                     f"{length} bytes and the file holds {size}; download it again"
                 )
             raw = stream.read(length)

@@ -59,11 +59,11 @@ class JudgeQuestion:
 
 def judge_question(scene: Scene, question: Question, rng: random.Random) -> JudgeQuestion:
     """A judge question about an answer to `question`; "no" in about half of the draws."""
-    stages, shares = tuple(_STAGE_SHARES), tuple(_STAGE_SHARES.values())
-    stage = rng.choices(stages, weights=shares)[0]
-    told, judged = question, question.stage_text(stage)
+    stages, weights = tuple(_STAGE_SHARES), tuple(_STAGE_SHARES.values())
+    stage = rng.choices(stages, weights=weights)[0]
+    answered_as, judged = question, question.stage_text(stage)
     if rng.random() < 0.55:  # a misread shape does not always make a conclusion wrong
-        told, judged = _planted(scene, question, stage, rng)
+        answered_as, judged = _planted(scene, question, stage, rng)
     opened = stage in (Stage.CAPTION, Stage.REASONING) and rng.random() < OPEN_SHARE
     if opened:
         sentences = judged.split(". ")
@@ -71,7 +71,7 @@ def judge_question(scene: Scene, question: Question, rng: random.Random) -> Judg
     truth = question.stage_text(stage)
     right = truth.startswith(judged) if opened else judged == truth
     order = list(Stage)
-    before = [tagged(past, told.stage_text(past)) for past in order[: order.index(stage)]]
+    before = [tagged(past, answered_as.stage_text(past)) for past in order[: order.index(stage)]]
     last = f"{stage.opening} {judged}" if opened else tagged(stage, judged)
     if not opened and stage is not Stage.CONCLUSION and rng.random() < 0.5:
         last += "\n\n"  # a tokenizer may hold the blank line in one token with the tag's end

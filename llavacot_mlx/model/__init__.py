@@ -1,1 +1,1 @@
-"""The Mllama backbone: `mllama.Mllama` is the whole, `vision` and `text` its two halves."""
+"""The Mllama network: `mllama.Mllama` is the whole, `vision` and `text` are its two halves."""

@@ -281,7 +281,7 @@ def _method(settings: Settings) -> Method:
     try:
         return Method(settings.search)
     except ValueError:
-        raise UserError(f"search {settings.search!r} is none of {', '.join(Method)}") from None
+        raise UserError(f"search {settings.search!r} is not one of {', '.join(Method)}") from None
 
 
 def _single(method: Method, rules: _Rules, settings: Settings) -> Plan:
@@ -294,7 +294,7 @@ def _single(method: Method, rules: _Rules, settings: Settings) -> Plan:
     sampling = _sampling(rules, settings)
     if not rules.samples and sampling.temperature > 0:
         raise UserError(
-            f"{method} never draws, so it has no temperature of {sampling.temperature:g}"
+            f"{method} does not sample, so it cannot have temperature {sampling.temperature:g}"
         )
     return Plan(method, rules.steps(1, 1), sampling, LOGPROB)
 
@@ -313,7 +313,7 @@ def _judge(method: Method, rules: _Rules, judge: str | None) -> str:
     if judge is None:
         return rules.judge
     if not judge.strip():
-        raise UserError(f"a judge has a name or a path; there are {', '.join(BUILT_IN_JUDGES)}")
+        raise UserError(f"a judge needs a name or a path; there are {', '.join(BUILT_IN_JUDGES)}")
     if rules.judge_is_fixed and judge != rules.judge:
         raise UserError(f"majority counts conclusions; it cannot be judged by {judge}")
     if judge == MAJORITY and not rules.whole_answers:

@@ -192,7 +192,7 @@ def _retrace(read: _Retrace, steps: Sequence[Step]) -> Retrace:
     names = [_write_value(step, index) for index, step in enumerate(steps)]
     for key, name in (("after", read.after), ("to", read.to)):
         if name not in names:
-            raise UserError(f"{key} {name!r} is no step; there are {', '.join(names)}")
+            raise UserError(f"{key} {name!r} is not a step; there are {', '.join(names)}")
     after, to = names.index(read.after), names.index(read.to)
     if to > after:
         raise UserError("it goes from a step back to one that comes no later")

@@ -64,7 +64,7 @@ class ImageProcessor:
             return _image_processor(settings, vision)
 
     def __call__(self, image: Image.Image) -> Tiles:
-        """Cuts an upright image of any mode and size."""
+        """Cuts an upright image of any mode and size into tiles."""
         rgb = to_rgb(image)
         width, height = rgb.size
         rows, columns = self.arrangement(height, width)
@@ -76,15 +76,15 @@ class ImageProcessor:
         canvas[:new_height, :new_width] = resized  # the black border is normalized like the rest
         values = self.levels[canvas, np.arange(canvas.shape[2])]
         tiles = values.reshape(rows, size, columns, size, -1).swapaxes(1, 2)
-        number = tile_arrangements(self.max_tiles).index((rows, columns)) + 1
+        aspect_ratio_id = tile_arrangements(self.max_tiles).index((rows, columns)) + 1
         pixels = np.ascontiguousarray(tiles.reshape(rows * columns, size, size, -1))
-        return Tiles(pixels, rows, columns, number)
+        return Tiles(pixels, rows, columns, aspect_ratio_id)
 
     def arrangement(self, height: int, width: int) -> tuple[int, int]:
-        """Returns the rows and columns whose canvas changes the image's size least.
+        """Returns the rows and columns of tiles whose canvas changes the image's size least.
 
-        The smallest enlargement if there is one, else the smallest reduction; among equals, the
-        smallest canvas.
+        This is the smallest enlargement if there is one, else the smallest reduction; of several,
+        the one with the smallest canvas.
         """
         scales = [
             (min(rows * self.tile_size / height, columns * self.tile_size / width), rows, columns)
@@ -96,7 +96,7 @@ class ImageProcessor:
         return min(candidates, key=math.prod)
 
     def _fit_size(self, height: int, width: int, rows: int, columns: int) -> tuple[int, int]:
-        """Returns height and width after resizing: at least a tile, at most the canvas."""
+        """Returns the height and width after resizing: at least a tile, at most the canvas."""
         size = self.tile_size
         target_height = min(max(height, size), rows * size)
         target_width = min(max(width, size), columns * size)
@@ -107,7 +107,7 @@ class ImageProcessor:
 
 
 def tile_arrangements(max_tiles: int) -> list[tuple[int, int]]:
-    """All (rows, columns) of at most `max_tiles` tiles, in the order of their numbers."""
+    """Returns all (rows, columns) of at most `max_tiles` tiles, in the order of their ids."""
     return [
         (rows, columns)
         for rows in range(1, max_tiles + 1)
@@ -171,7 +171,7 @@ def _image_processor(values: dict[str, Any], vision: VisionConfig) -> ImageProce
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts an image to RGB, on a white background where it is transparent."""
+    """Converts an image to RGB; transparent parts become white."""
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image).convert("RGB")

@@ -1,4 +1,4 @@
-"""A prompt for the model: token ids, tiles, and which positions see which images."""
+"""The input of a prefill: token ids and tiles, and which positions see which images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llavacot_mlx.prompt.image_processor import Tiles
 
 @dataclass(frozen=True)
 class Prompt:
-    """The input of a prefill."""
+    """The token ids and images of a prompt."""
 
     token_ids: tuple[int, ...]
     images: tuple[Tiles, ...]
@@ -37,7 +37,7 @@ def visible_images(token_ids: Sequence[int], image_token_id: int) -> list[Visibl
     without text in between are visible together, up to the next image after the group. This is
     transformers' `get_cross_attention_token_mask`. Empty without an image.
     """
-    positions = [at for at, token in enumerate(token_ids) if token == image_token_id]
+    positions = [index for index, token in enumerate(token_ids) if token == image_token_id]
     if not positions:
         return []
     runs = [VisibleImages(0, positions[0], 0, 0)] if positions[0] else []

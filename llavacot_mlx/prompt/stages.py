@@ -38,7 +38,7 @@ class Stage(enum.StrEnum):
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One stage of the answer, as it was written."""
+    """One stage of an answer, with its text and its score."""
 
     stage: Stage
     text: str
@@ -57,7 +57,10 @@ _SENTENCE_END = re.compile(r"[.!?。！？…]['\")\]»”’]*\s*\Z")
 
 
 def ends_sentence(text: str) -> bool:
-    """Returns whether a text ends a sentence: with its mark, then quotes and white space."""
+    """Returns whether a text ends with a punctuation mark of a sentence.
+
+    Quotes, brackets and white space may follow the mark.
+    """
     return _SENTENCE_END.search(text) is not None
 
 
@@ -101,10 +104,10 @@ _LONGEST_PREFIX = max(map(len, _PREFIXES))
 
 
 class StageParser:
-    """Turns generated text into stages while it arrives, whatever the pieces.
+    """Turns generated text into stages while it arrives, in pieces of any length.
 
-    `feed` takes the next piece and returns what became certain; `finish` says that no more comes.
-    Feeding a text in any chunks gives the same stages.
+    `feed` takes the next piece and returns the events that became certain; `finish` ends the text.
+    The stages are the same however the text is cut into pieces.
 
     Only the generated text is ever fed, so a tag in a question opens nothing. Inside a stage a tag
     is text, as in a caption that quotes a sign that says `</CONCLUSION>`, with two exceptions: the
@@ -116,7 +119,7 @@ class StageParser:
     def __init__(self) -> None:
         self.stage: Stage | None = None
         """The stage that is open now."""
-        self._pending = ""  # may turn out to be the beginning of a tag
+        self._pending = ""  # text that may be the beginning of a tag
         self._line_is_blank = True  # nothing but white space since the last line break
 
     def feed(self, text: str) -> list[StageEvent]:

@@ -23,21 +23,21 @@ STAGE_TAGS = frozenset(tag for stage in Stage for tag in (stage.opening, stage.c
 """Text that some fine-tunes have tokens of their own for."""
 _STOP_TOKENS = ("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")
 
-# The published training collator and search scripts tokenised a templated text with special tokens
+# The published training collator and search scripts tokenized a templated text with special tokens
 # added again, so training probably saw two; the authors' simple demo used one. To compare, set 2.
 _BOS_COUNT = 1
 
-# A byte-level vocabulary writes each byte as one visible character: most as the character of the
-# same number, and those that Latin-1 shows nothing for, in their order, as the ones from 256 on.
+# A byte-level vocabulary writes each byte as one visible character: most bytes as the character of
+# the same number, and bytes that Latin-1 does not show as the characters from 256 on, in order.
 _INVISIBLE = (*range(0x21), *range(0x7F, 0xA1), 0xAD)
-_BYTES_OF_CHARACTERS = {256 + place: byte for place, byte in enumerate(_INVISIBLE)}
+_BYTES_OF_CHARACTERS = {256 + index: byte for index, byte in enumerate(_INVISIBLE)}
 # Letters of two to four bytes, a space, and line breaks, some of which share a token.
 _SAMPLE = " Ü 這 🙂\n\n</SUMMARY>\n"
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of a conversation. An image, where there is one, comes before its text."""
+    """One message of a conversation. Its images come before its text."""
 
     role: str
     text: str
@@ -109,8 +109,8 @@ class Tokenizer:
     def next_turn(self, text: str) -> list[int]:
         """Returns ids that end the assistant's turn, add a user's turn, and open the next."""
         end = self._special("<|eot_id|>")
-        asked = [*self._header("user"), *self.encode("\n\n" + text), end]
-        return [end, *asked, *self._header("assistant"), *self.encode("\n\n")]
+        user_turn = [*self._header("user"), *self.encode("\n\n" + text), end]
+        return [end, *user_turn, *self._header("assistant"), *self.encode("\n\n")]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of generated ids, without special tokens."""
@@ -158,11 +158,11 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        """Returns the text that this id completed; often empty within a character."""
+        """Returns the text that this id completed; empty if it only continues a character."""
         return self._decoder.decode(self._bytes_of(token_id))
 
     def finish(self) -> str:
-        """Returns what was held back, an incomplete character, as �."""
+        """Returns � if an incomplete character was held back, else an empty string."""
         return self._decoder.decode(b"", final=True)
 
 

@@ -63,7 +63,7 @@ def load_calibration(folder: Path) -> Calibration:
     try:
         return checked(_CalibrationFile, value, KeyRules(unknown=None)).judges
     except UserError as problem:
-        raise UserError(f"{file}: {problem}; write it anew with llavacot calibrate") from None
+        raise UserError(f"{file}: {problem}; write it again with llavacot calibrate") from None
 
 
 def save_calibration(folder: Path, calibration: Calibration) -> Path:

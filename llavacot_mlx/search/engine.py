@@ -152,8 +152,8 @@ class Search:
             )
         new: list[Node] = []
         for number, parent in enumerate(unfinished):
-            share = count // len(unfinished) + (number < count % len(unfinished))
-            new += [self._add_child(parent, step_index) for _ in range(max(1, share))]
+            children = count // len(unfinished) + (number < count % len(unfinished))
+            new += [self._add_child(parent, step_index) for _ in range(max(1, children))]
         if not new:
             return ended
         if self._best is None:
@@ -248,18 +248,18 @@ class Search:
             assert len(verdicts) == len(distinct)
             if len(distinct) > 1 and all(score is None for score in verdicts):
                 yield from self._notice(
-                    f"the judge {name} came to no verdict, so the first candidates go on"
+                    f"the judge {name} came to no verdict, so the first candidates are kept"
                 )
         except JudgeError as problem:
             verdicts = [None] * len(distinct)
-            yield from self._notice(f"{problem}; the search goes on without its scores")
+            yield from self._notice(f"{problem}; the search continues without its scores")
         self._context.timings.judge_s += time.perf_counter() - started
         scores: dict[int, float | None] = {}
         for node, score in zip(distinct, verdicts, strict=True):
             if score is not None and not math.isfinite(score):
                 score = None
                 yield from self._notice(
-                    f"judge {name} gave a score that is no number; it counts as no verdict"
+                    f"judge {name} gave a score that is not a number; it counts as no verdict"
                 )
             scores[node.id] = score
         for node in unscored:

@@ -96,7 +96,7 @@ def event_from_dict(value: Any, rules: KeyRules, path: str) -> LoggedEvent:
     if name is None:
         raise UserError(f"{path}.event is missing{rules.missing}")
     if name not in OneOf(*_KINDS):
-        raise UserError(f"{path}.event: {name!r} is no event{rules.unknown}")
+        raise UserError(f"{path}.event: {name!r} is not an event{rules.unknown}")
     event: LoggedEvent = checked(_KINDS[name], fields, rules, path)
     return event
 

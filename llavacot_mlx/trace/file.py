@@ -200,4 +200,4 @@ def _pop_image(value: Any) -> bytes | None:
 
 
 def _reject_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number in JSON")
+    raise ValueError(f"{name} is not a number in JSON")

@@ -199,12 +199,12 @@ def _check_tree(search: SearchRecord) -> None:
         if node.id != index:
             raise UserError(f"{where}.id: {node.id}, but nodes are numbered from 0 in their order")
         if node.parent is not None and not 0 <= node.parent < index:
-            raise UserError(f"{where}.parent: {node.parent} is no node before it")
+            raise UserError(f"{where}.parent: {node.parent} is not an earlier node")
     count = 0  # number of nodes in the choices so far
     for index, choice in enumerate(search.choices):
         where = f"search.choices[{index}]"
         if choice.step < 0 or (steps is not None and choice.step >= steps):
-            raise UserError(f"{where}.step: {choice.step} is no step of the plan")
+            raise UserError(f"{where}.step: {choice.step} is not a step of the plan")
         if choice.nodes != tuple(range(count, count + len(choice.nodes))):
             raise UserError(f"{where}.nodes: not the next ones after those of the choices before")
         count += len(choice.nodes)
@@ -212,7 +212,7 @@ def _check_tree(search: SearchRecord) -> None:
             raise UserError(f"{where}.nodes: {choice.nodes[-1]} does not exist")
         for kept in choice.kept:
             if not 0 <= kept < count:
-                raise UserError(f"{where}.kept: {kept} is no node that was written by then")
+                raise UserError(f"{where}.kept: {kept} is not a node of this or an earlier round")
 
 
 def _check_log(trace: Trace) -> None:

@@ -60,7 +60,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     if not file.is_file():
         raise UserError(
             f"--resume: {folder} holds no {FILE_NAME}: start without --resume, or name the "
-            "--adapter-path of the training to go on with"
+            "--adapter-path of the training to resume"
         )
     try:
         arrays, metadata = cast(
@@ -69,7 +69,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         step = int(metadata["step"])
         origin = checked(dict[str, Any], json.loads(metadata["origin"]))
     except (RuntimeError, KeyError, ValueError, UserError):
-        raise UserError(f"{file} is damaged: a training cannot go on from it") from None
+        raise UserError(f"{file} is damaged: a training cannot resume from it") from None
     return Checkpoint(
         step,
         {name[len(_WEIGHTS) :]: a for name, a in arrays.items() if name.startswith(_WEIGHTS)},

@@ -50,7 +50,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError):
             if number == len(lines):
                 break
-            raise UserError(f"{file}, row {number}: no row of a training's log") from None
+            raise UserError(f"{file}, row {number}: not a line of a training's log") from None
         rows.append(row)
     return rows
 

@@ -63,7 +63,7 @@ def draw_stats(stats: Stats, file: Path) -> None:
         axes.set_title(f"{stage.tag}, tokens an answer")
     axes = figure.add_subplot(grid[1, :])
     _draw_histogram(axes, stats.tokens, int(stats.tokens.max(initial=1)), _GRAY)
-    axes.set_title("tokens a row, question and picture's token included")
+    axes.set_title("tokens per row, including the question and the image token")
     axes = figure.add_subplot(grid[2, :3])
     _draw_sources(axes, stats.sources)
     axes = figure.add_subplot(grid[2, 3])
@@ -176,7 +176,7 @@ def _draw_histogram(axes: Axes, counts: np.ndarray, longest: int, color: str) ->
 
 
 def _draw_sources(axes: Axes, sources: Mapping[str, int]) -> None:
-    axes.set_title("rows by source, the first folder of the picture's path")
+    axes.set_title("rows by source (the first folder of the image path)")
     _style(axes, grid="x")
     if not sources:
         _draw_none(axes)
@@ -198,7 +198,7 @@ def _draw_sources(axes: Axes, sources: Mapping[str, int]) -> None:
 
 
 def _draw_tiles(axes: Axes, tiles: Mapping[int, int]) -> None:
-    axes.set_title("rows by tiles of the picture")
+    axes.set_title("rows by number of tiles of the image")
     _style(axes)
     if not tiles:
         _draw_none(axes)

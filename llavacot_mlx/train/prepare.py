@@ -175,7 +175,7 @@ def _check_inputs(
     checkpoint = load_checkpoint(folder) if resume else None
     if checkpoint is None and (folder / FILE_NAME).exists():
         raise UserError(
-            f"--adapter-path {folder} holds a training already: go on with --resume, or name "
+            f"--adapter-path {folder} holds a training already: resume it with --resume, or name "
             "another folder"
         )
     images = None if settings.images is None else Path(settings.images)
@@ -198,7 +198,7 @@ def _check_inputs(
 
 
 def _load_model(settings: TrainSettings, base: TrainingBase) -> Mllama:
-    """Loads the model and selects what is trained of it."""
+    """Loads the model and selects the weights to train."""
     model = load_model(base.folder, settings.dtype)
     apply_lora(model, settings)
     model.train()
@@ -232,7 +232,7 @@ def _assemble(
     if training.done >= training.steps:
         raise UserError(
             f"{settings.adapter_path} is at step {training.done} of {training.steps} already: "
-            "raise --iters or --epochs to go on"
+            "raise --iters or --epochs to continue"
         )
     return training
 

@@ -15,7 +15,7 @@ class Example:
 
     where: str
     runs: list[tuple[TokenKind, str]]
-    """Consecutive tokens of one kind as text; special tokens are decode_with_special_tokens out."""
+    """Consecutive tokens of one kind as text; special tokens are spelled out."""
 
 
 def example_of(sample: Sample, tokenizer: Tokenizer) -> Example:

@@ -277,10 +277,10 @@ A = f"{Q_PROJ}.lora_a"
         ({A: mx.zeros((72, 3))}, "has rank 3 in lora_a and 4 in lora_b"),
         ({A: mx.full((72, RANK), float("nan"))}, rf"{A} holds NaN"),
         ({A: mx.zeros((72, RANK), mx.int32)}, rf"{A} is stored as I32"),
-        ({"model.x.weight": mx.zeros(3)}, r"model\.x\.weight of shape \[3\] is no part of a lora"),
+        ({"model.x.weight": mx.zeros(3)}, r"model\.x\.weight of shape \[3\] is not part of a lora"),
         (
             {"nowhere.lora_a": mx.zeros((72, RANK)), "nowhere.lora_b": mx.zeros((RANK, 72))},
-            "nowhere is no linear layer",
+            "nowhere is not a linear layer",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

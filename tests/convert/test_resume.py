@@ -141,7 +141,7 @@ def test_killed_at_any_moment_the_next_run_ends_as_if_nothing_had_been(
             assert content(out) in (older, undisturbed)
         notices: list[str] = []
         convert(source, out, quantization=FOUR_BITS, force=True, notice=notices.append)
-        resumed += any("going on where it stopped" in line for line in notices)
+        resumed += any("resuming where it stopped" in line for line in notices)
         assert content(out) == undisturbed
         assert [path.name for path in out.parent.iterdir()] == ["out"]
     ready.close()  # type: ignore[attr-defined]
@@ -186,7 +186,7 @@ def test_ctrl_c_keeps_what_is_done(source: Path, out: Path, undisturbed: dict[st
     left = stop(source, out)
     assert left.name == ".out.partial"
     _, notices, steps = again(source, out)
-    assert [line.startswith("going on where it stopped") for line in notices] == [True]
+    assert [line.startswith("resuming where it stopped") for line in notices] == [True]
     assert content(out) == undisturbed
     # Most was there, so most was not read again; the bar starts where it stopped.
     assert steps[0].read_bytes > 0.4 * steps[0].total_bytes
@@ -250,7 +250,7 @@ def test_a_source_that_changed_between_two_runs(source: Path, out: Path, tmp_pat
     mx.eval(arrays)
     mx.save_safetensors(str(file), arrays)
     _, notices, _ = again(mine, out)
-    assert notices == ["the source has changed: starting anew"]
+    assert notices == ["the source has changed: starting over"]
     convert(mine, tmp_path / "fresh", quantization=FOUR_BITS)
     assert content(out) == content(tmp_path / "fresh")
 
@@ -267,7 +267,7 @@ def test_another_recipe_starts_anew(source: Path, out: Path, tmp_path: Path) -> 
     stop(source, out, quantization=Quantization(32, 8))
     _, notices, _ = again(source, out)
     assert notices == [
-        "what an interrupted conversion with other settings left is replaced: starting anew"
+        "what an interrupted conversion with other settings left is replaced: starting over"
     ]
     convert(source, tmp_path / "fresh", quantization=FOUR_BITS)
     assert content(out) == content(tmp_path / "fresh")

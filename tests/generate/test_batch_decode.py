@@ -40,7 +40,7 @@ def write(
     lengths: dict[str, int],
     sampling: Sampling = WARM,
 ) -> tuple[dict[str, list[int]], dict[str, DecodeState]]:
-    """Each candidate's tokens, and where it stands then; it ends after its number of tokens."""
+    """Returns each candidate's tokens and its state after them; it ends after a given number."""
     written: dict[str, list[int]] = {start.key: [] for start in starts}
     ended: dict[str, DecodeState] = {}
 
@@ -59,7 +59,7 @@ def write(
 
 
 def test_a_candidate_alone_and_among_fifteen_others(model: Mllama) -> None:
-    """Whoever is beside it, in whatever order, and whenever the others end."""
+    """A candidate's tokens do not depend on the others, on their order, or on when they end."""
     usage = Usage()
     state, context = read(model, usage)
     keys = [str(number) for number in range(16)]
@@ -84,7 +84,7 @@ def test_greedy_candidates_are_the_greedy_answer(model: Mllama) -> None:
 
 
 def test_going_on_is_as_if_never_stopped(model: Mllama) -> None:
-    """Two candidates end at different lengths; what follows each computes none of it again."""
+    """Two candidates end at different lengths; continuing them computes no token again."""
     usage = Usage()
     state, context = read(model, usage)
     alone = prefill(model, QUESTION, Usage(), Timings())
@@ -98,7 +98,7 @@ def test_going_on_is_as_if_never_stopped(model: Mllama) -> None:
 
 @contextmanager
 def counted_positions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Positions that pass through the text model, a number a forward pass."""
+    """Records the number of positions that pass through the text model, per forward pass."""
     passed: list[int] = []
     original = TextModel.__call__
 
@@ -112,7 +112,7 @@ def counted_positions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 def test_every_token_passes_the_model_once(model: Mllama, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`usage` says how many positions were computed, and the text model saw just as many."""
+    """`usage` counts exactly the positions that the text model has seen."""
     usage = Usage()
     with counted_positions(monkeypatch) as passed:
         state, context = read(model, usage)
@@ -129,7 +129,7 @@ def test_every_token_passes_the_model_once(model: Mllama, monkeypatch: pytest.Mo
 
 
 def test_logprobs_are_the_models_own(model: Mllama) -> None:
-    """Of the token under the model, before temperature and nucleus."""
+    """A log-probability is that of the token under the model, before temperature and nucleus."""
     usage = Usage()
     state, context = read(model, usage)
     (first, *_) = decode_batch(context, [CandidateStart(state, "0", 30)], WARM, 3, lambda _: True)
@@ -139,7 +139,7 @@ def test_logprobs_are_the_models_own(model: Mllama) -> None:
 
 
 def test_each_candidate_has_a_limit_of_its_own(model: Mllama) -> None:
-    """A short limit of one candidate cuts no other."""
+    """A short limit of one candidate does not cut off another."""
     usage = Usage()
     state, context = read(model, usage)
     starts = [CandidateStart(state, "0", 3), CandidateStart(state, "1", 7)]

@@ -1,4 +1,4 @@
-"""Prefill and decoding: the same answer however a prompt is read, and work counted where done."""
+"""Prefill and decoding: the answer does not depend on how a prompt is read, and work is counted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def answer(
 
 
 def uncached(model: Mllama, question: Prompt, count: int) -> list[int]:
-    """Greedy decoding that reads everything again for each token."""
+    """Greedy decoding that computes everything again for each token."""
     ids = list(question.token_ids)
     for _ in range(count):
         again = Prompt(tuple(ids), question.images)
@@ -56,7 +56,7 @@ PROMPTS = {
 
 @pytest.mark.parametrize("name", PROMPTS)
 def test_decoding_is_reading_everything_again(name: str, model: Mllama) -> None:
-    """K/V that are kept change nothing, those of absent tiles are not missed."""
+    """Cached K/V change nothing, and those of absent tiles are not missed."""
     ids, _ = answer(model, PROMPTS[name], 12)
     assert ids == uncached(model, PROMPTS[name], 12)
     assert len(set(ids)) >= 3  # a model that repeats itself would prove little
@@ -65,7 +65,7 @@ def test_decoding_is_reading_everything_again(name: str, model: Mllama) -> None:
 @pytest.mark.parametrize("rows", [1, 3, 8, 41, 42])
 @pytest.mark.parametrize("name", PROMPTS)
 def test_a_prompt_in_several_passes(name: str, rows: int, model: Mllama) -> None:
-    """Wherever the passes are cut: before, in or behind the rows that a picture begins at."""
+    """Passes may be cut before, within, or after the positions at which an image starts."""
     whole = prefill(model, PROMPTS[name], Usage(), Timings())
     usage = Usage()
     cut = prefill(model, PROMPTS[name], usage, Timings(), tokens_per_pass=rows)
@@ -76,7 +76,7 @@ def test_a_prompt_in_several_passes(name: str, rows: int, model: Mllama) -> None
 
 
 def test_the_picture_is_seen(model: Mllama) -> None:
-    """Or the comparisons here would compare nothing."""
+    """Otherwise the comparisons in this file would prove nothing."""
     one, other = (
         prefill(model, prompt(words(5), tiles(1, seed), words(4)), Usage(), Timings()).logits
         for seed in (0, 1)
@@ -95,7 +95,7 @@ def test_what_is_done_is_counted(model: Mllama) -> None:
 
 
 def test_a_token_is_counted_when_it_is_handed_out(model: Mllama) -> None:
-    """Whoever stops reading pays for what was read."""
+    """A reader that stops early has counted only the tokens that it received."""
     usage = Usage()
     context = prefill(model, PROMPTS["none"], usage, Timings())
     run = decode(context, GREEDY, 0, frozenset(), 20)
@@ -107,7 +107,7 @@ def test_a_token_is_counted_when_it_is_handed_out(model: Mllama) -> None:
 
 
 def test_timings_add_up(model: Mllama) -> None:
-    """A second prompt's times are added to the first's."""
+    """The times of a second prompt are added to those of the first."""
     timings = Timings()
     prefill(model, PROMPTS["two"], Usage(), timings)
     first = (timings.vision_s, timings.prefill_s)
@@ -154,7 +154,8 @@ def test_the_seed_chooses_the_text(model: Mllama) -> None:
 
 
 def test_each_token_has_a_key_of_its_own(model: Mllama, monkeypatch: pytest.MonkeyPatch) -> None:
-    """0, 1, 2 …: with the same random number for all, a text circles."""
+    """Positions 0, 1, 2 … have different keys: with one random number for all, a text would
+    loop."""
     positions = []
 
     def watched(seed: int, nodes: list[str], position: int) -> mx.array:
@@ -167,7 +168,7 @@ def test_each_token_has_a_key_of_its_own(model: Mllama, monkeypatch: pytest.Monk
 
 
 def test_two_answers_at_a_time(model: Mllama) -> None:
-    """Two generators read in turns say what each says alone."""
+    """Two generators that are read in turns yield the same tokens as each one alone."""
     alone = [answer(model, PROMPTS[name], 10)[0] for name in ("two", "none")]
     runs = []
     for name in ("two", "none"):
@@ -187,7 +188,8 @@ def test_emptying_the_buffers_changes_nothing(
 
 
 def test_a_prompt_that_does_not_fit(model: Mllama, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One token must have room. Refused before a picture is encoded."""
+    """There must be room for one token; otherwise the prompt is refused before an image is
+    encoded."""
     limit = CONFIG.text.max_position_embeddings
     assert len(answer(model, prompt(words(limit - 1)), 1)[0]) == 1
     monkeypatch.setattr(Mllama, "image_features", None)
@@ -200,7 +202,7 @@ def test_the_image_token_is_the_configurations() -> None:
 
 
 def test_of_a_small_picture_only_its_own_tiles_are_kept(model: Mllama) -> None:
-    """A picture of one tile of two: half the K/V, for every token to come."""
+    """An image with one of two tiles takes half the K/V, for every following token."""
     context = prefill(model, prompt(words(5), tiles(1), words(4)), Usage(), Timings())
     assert context.image_kv is not None
     assert len(context.image_kv.keys) == 2  # cross-attention layers

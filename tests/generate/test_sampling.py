@@ -1,4 +1,4 @@
-"""The next token follows from logits and a key, and from nothing else."""
+"""The next token depends on the logits and a key, and on nothing else."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def keys(rows: int, seed: int = 0, position: int = 0) -> mx.array:
 
 
 def frequencies(sampling: Sampling, draws: int = 20_000, logits: mx.array = LOGITS) -> np.ndarray:
-    """How often each token is drawn."""
+    """Returns how often each token is drawn."""
     many = mx.broadcast_to(logits, (draws, logits.shape[1]))
     ids = np.array(sample(many, sampling, keys(draws)))
     return np.bincount(ids, minlength=logits.shape[1]) / draws
@@ -40,7 +40,7 @@ def test_temperature_1_draws_with_the_models_probabilities() -> None:
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_the_temperature_sharpens_and_flattens(temperature: float) -> None:
-    """p^(1/T), normalized."""
+    """Probabilities become p^(1/T), normalized."""
     powers = np.array(PROBABILITIES) ** (1 / temperature)
     expected = powers / powers.sum()
     assert frequencies(Sampling(temperature)) == pytest.approx(expected, abs=0.015)
@@ -53,7 +53,8 @@ def test_the_nucleus_is_drawn_from_with_its_own_proportions() -> None:
 
 
 def test_the_nucleus_is_of_the_distribution_after_the_temperature() -> None:
-    """At temperature 2 the tokens are nearer to each other, so more of them are needed."""
+    """At temperature 2 the probabilities are closer to each other, so the nucleus has more
+    tokens."""
     assert (frequencies(Sampling(2.0, top_p=0.6)) > 0).tolist() == [True, False, False, True, True]
 
 
@@ -63,7 +64,8 @@ def test_the_nucleus_is_of_the_distribution_after_the_temperature() -> None:
     top_p=st.floats(0.01, 0.99),
 )
 def test_the_nucleus_is_minimal(weights: list[int], top_p: float) -> None:
-    """The likeliest tokens that reach `top_p`, and without the last of them they would not."""
+    """The nucleus has the likeliest tokens that reach `top_p`; without its last one they would
+    not."""
     probabilities = np.array(weights) / sum(weights)
     kept = np.array(_nucleus(mx.array([weights], dtype=mx.float32), top_p))[0] > 0
     mass = probabilities[kept].sum()
@@ -111,7 +113,7 @@ def test_what_a_row_draws_depends_on_no_other_row() -> None:
 def test_the_border_cases_of_a_random_number(
     monkeypatch: pytest.MonkeyPatch, number: float, expected: int
 ) -> None:
-    """0 and the largest below 1 draw the first and the last that can be drawn, and no other."""
+    """0 and the largest number below 1 draw the first and the last token of the nucleus."""
     monkeypatch.setattr(sampling_module, "_uniform", lambda key: mx.full((1,), number))
     logits = mx.array([[-mx.inf, 2.0, 1.0, -mx.inf]])
     assert sample(logits, Sampling(1.0), keys(1)).tolist() == [expected]
@@ -131,14 +133,14 @@ def test_a_nucleus_of_equals_is_not_empty() -> None:
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
 @pytest.mark.parametrize("temperature", [1e-6, 1e-39])
 def test_a_temperature_of_next_to_nothing_is_greedy(temperature: float, top_p: float) -> None:
-    """Logits divided by it were once infinite, and the first token of the vocabulary was drawn."""
+    """Division by a tiny temperature once gave infinity, and the first token was always drawn."""
     logits = mx.array([[1.0, 2.0, 30.0, 29.0]])
     assert frequencies(Sampling(temperature, top_p), 100, logits).tolist() == [0, 0, 1, 0]
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])
 def test_a_key_draws_one_token(dtype: mx.Dtype) -> None:
-    """The same key draws the same tokens, whatever was drawn in between."""
+    """The same key draws the same token, whatever was drawn in between."""
     logits = mx.random.normal((40, 200), key=mx.random.key(0)).astype(dtype)
     sampling = Sampling(1.0, 0.95)
     first = sample(logits, sampling, keys(40, 3, 4))
@@ -152,7 +154,7 @@ def test_a_key_draws_one_token(dtype: mx.Dtype) -> None:
     [(4, "1", 41), (3, "2", 41), (3, "1", 42), (31, "4", 1), (3, "14", 1), (3, "1/4", 1)],
 )
 def test_seed_node_and_position_each_change_the_key(other: tuple[int, str, int]) -> None:
-    """Also where the digits run together: 3/1/41 is not 31/4/1."""
+    """Keys differ even where the digits run together: 3/1/41 is not 31/4/1."""
     logits = mx.zeros((1, 100_000))
     first = sample(logits, Sampling(1.0), token_keys(3, ["1"], 41))
     seed, node, position = other

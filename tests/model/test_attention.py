@@ -1,4 +1,4 @@
-"""Attention in blocks, which bounds its memory on the CPU, is attention."""
+"""Attention computed in blocks, which bounds its memory on the CPU, equals attention at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llavacot_mlx.model.kernels import CPU, use
 def by_definition(
     queries: np.ndarray, keys: np.ndarray, values: np.ndarray, causal: bool
 ) -> np.ndarray:
-    """softmax(q kᵀ / √d) v in float64, written out."""
+    """Computes softmax(q kᵀ / √d) v in float64 from the definition."""
     _, heads, rows, size = queries.shape
     columns = keys.shape[2]
     group = heads // keys.shape[1]
@@ -29,7 +29,7 @@ def by_definition(
 
 
 def random(heads: int, kv_heads: int, rows: int, columns: int) -> list[np.ndarray]:
-    """Queries, keys and values, head_dim 8, large enough that attention is pointed."""
+    """Random queries, keys and values of head_dim 8, large enough that attention is peaked."""
     numbers = np.random.default_rng([heads, rows, columns])
     shapes = ((heads, rows), (kv_heads, columns), (kv_heads, columns))
     return [2 * numbers.standard_normal((1, *shape, 8)).astype(np.float32) for shape in shapes]
@@ -47,7 +47,7 @@ def random(heads: int, kv_heads: int, rows: int, columns: int) -> list[np.ndarra
 )
 @pytest.mark.parametrize("causal", [True, False])
 def test_blocks_are_the_whole(causal: bool, rows: int, columns: int, block: int) -> None:
-    """Of whatever size: query i sees the keys up to columns - rows + i, or all of them."""
+    """For any size of blocks, query i sees the keys up to columns - rows + i, or all of them."""
     heads, kv_heads = 6, 2
     queries, keys, values = random(heads, kv_heads, rows, columns)
     with use(replace(CPU, attention_scores_bytes=4 * heads * columns * block)):
@@ -57,9 +57,9 @@ def test_blocks_are_the_whole(causal: bool, rows: int, columns: int, block: int)
 
 
 def test_the_scores_of_a_large_picture_are_never_whole() -> None:
-    """On the CPU they are computed some megabytes at a time; all at once they take 36 MB here.
+    """On the CPU, scores are computed some megabytes at a time; all at once they take 36 MB here.
 
-    A whole product of queries and keys once made a picture of four tiles take 2.8 GB.
+    A whole product of queries and keys once made an image of four tiles take 2.8 GB.
     """
     held = 2 * 2**20
     heads, rows = 4, 1500

@@ -1,4 +1,4 @@
-"""The path of the other device: what a GPU computes is run on the CPU, and says the same."""
+"""The code path of the GPU, run on the CPU, gives the same results as the CPU's."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def image() -> Image.Image:
     return image
 
 
-def asked(assistant: Assistant, image: Image.Image, search: str, chosen: Kernels) -> Trace:
+def trace_of(assistant: Assistant, image: Image.Image, search: str, chosen: Kernels) -> Trace:
     with use(chosen):
         return assistant.ask(image, "How many?", search=search, max_tokens=24, seed=3)
 
@@ -43,14 +43,14 @@ def asked(assistant: Assistant, image: Image.Image, search: str, chosen: Kernels
 def test_both_branches_write_the_same_tokens(
     assistant: Assistant, image: Image.Image, search: str
 ) -> None:
-    ours, others = (asked(assistant, image, search, chosen) for chosen in (CPU, FORCED_GPU))
+    ours, others = (trace_of(assistant, image, search, chosen) for chosen in (CPU, FORCED_GPU))
     assert len(ours.token_ids) > 1
     assert ours.token_ids == others.token_ids
     assert [node.text for node in ours.search.nodes] == [node.text for node in others.search.nodes]
 
 
 def logits(model: Mllama, question: Prompt, chosen: Kernels) -> list[np.ndarray]:
-    """Logits after the prompt, and after one more token that is decoded from the cache."""
+    """Returns the logits after the prompt, and after one more token decoded from the cache."""
     with use(chosen):
         context = prefill(model, question, Usage(), Timings())
         spans = span_of_all(context.image_kv, 1)
@@ -60,7 +60,7 @@ def logits(model: Mllama, question: Prompt, chosen: Kernels) -> list[np.ndarray]
 
 @pytest.mark.parametrize("tiles", [0, 1, 2])
 def test_prefill_and_a_decode_step_have_the_same_logits(model: Mllama, tiles: int) -> None:
-    """The tokens are too coarse a check: they stay the same when silu is off by 0.1 %."""
+    """Comparing tokens would be too coarse: they stay the same when silu is off by 0.1 %."""
     pixels = np.random.default_rng(0).standard_normal((tiles, 8, 8, 3)).astype(np.float32)
     images = (Tiles(pixels, rows=1, columns=tiles, aspect_ratio_id=tiles),) if tiles else ()
     question = Prompt((*range(5), *[IMAGE_TOKEN_ID] * len(images), *range(20, 60)), images)
@@ -81,7 +81,7 @@ def test_the_vision_tower_is_the_same_on_both_branches(assistant: Assistant) -> 
 
 
 def test_every_choice_but_the_sizes_differs_between_the_devices() -> None:
-    """A choice that both devices make alike is no choice of the device."""
+    """A choice that is equal on both devices does not depend on the device."""
     alike = {field.name for field in fields(Kernels)} - {"attention_scores_bytes"}
     assert all(getattr(CPU, name) != getattr(GPU, name) for name in alike)
 

@@ -1,4 +1,4 @@
-"""The bytes of K/V: what is told is what there is, and too much is refused before it is taken."""
+"""The reported bytes of K/V are those that exist, and excess is refused before it is allocated."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_parts_are_added_up_and_the_most_is_remembered() -> None:
 
 
 def test_a_batch_tells_what_its_buffers_take() -> None:
-    """At the beginning, when they grow, and with what rows that left took along."""
+    """Buffers are counted at the beginning, when they grow, and with copies for paths that left."""
     usage = Usage()
     prompt = KVSegment((mx.zeros((1, 2, 5, 8)),), (mx.zeros((1, 2, 5, 8)),), 5)
     own = KVSegment((mx.zeros((1, 2, 70, 8)),), (mx.zeros((1, 2, 70, 8)),), 70)
@@ -67,7 +67,7 @@ def test_a_text_cache_tells_before_it_grows() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("search", ["greedy", "swires"])
 def test_a_budget_is_kept_or_refused(assistant: Assistant, search: str) -> None:
-    """Just enough is enough; a byte less is one clear line."""
+    """A budget that is just enough suffices; one byte less raises one clear error line."""
     picture = demo.example_path()
     needed = assistant.ask(picture, QUESTION, search=search).usage.kv_bytes
     again = assistant.ask(picture, QUESTION, search=search, limits=KVLimits(budget=needed))

@@ -1,4 +1,4 @@
-"""What a conversation keeps: all of it, in order, and no one else's."""
+"""A cache returns all of its own K/V in order, and those of no other conversation."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from llavacot_mlx.model.mllama import Mllama
 
 
 def rows(count: int, seed: int) -> mx.array:
-    """(1, 2 kv heads, count, 3)."""
+    """Makes K or V of `count` tokens: (1, 2 kv heads, count, 3)."""
     return mx.random.normal((1, 2, count, 3), key=mx.random.key(seed))
 
 
 @pytest.mark.parametrize("lengths", [[5], [1, 1, 1], [255, 1, 1, 255, 1], [300, 1, 700, 2], [256]])
 def test_what_was_appended_comes_back_in_order(lengths: list[int]) -> None:
-    """Whether a piece fits the buffer, fills it to the brim, or makes it grow."""
+    """Holds whether a piece fits into the buffer, fills it exactly, or makes it grow."""
     kept = KVCache(num_layers=2)
     so_far: list[list[mx.array]] = [[], []]
     for number, length in enumerate(lengths):
@@ -34,7 +34,7 @@ def test_what_was_appended_comes_back_in_order(lengths: list[int]) -> None:
 
 
 def test_most_tokens_are_written_in_place() -> None:
-    """Buffers grow by whole steps, so a token seldom costs a copy of all that is kept."""
+    """Buffers grow by whole steps, so a token rarely costs a copy of the whole buffer."""
     kept = KVCache(num_layers=1)
     sizes = set()
     for token in range(2 * cache._STEP):
@@ -47,7 +47,7 @@ def test_most_tokens_are_written_in_place() -> None:
 def test_tokens_one_by_one_are_the_tokens_at_once(
     model: Mllama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last hidden states with K/V kept equal those of a pass without anything kept."""
+    """The last hidden states with cached K/V equal those of a pass without a cache."""
     monkeypatch.setattr(cache, "_STEP", 16)
     ids = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2]
     at_once = model.hidden(mx.array([ids]), model.language_model.new_cache(), [])
@@ -59,7 +59,7 @@ def test_tokens_one_by_one_are_the_tokens_at_once(
 
 
 def test_two_conversations_do_not_disturb_each_other(model: Mllama) -> None:
-    """Decoded in turns they say what each says alone."""
+    """Two conversations that are decoded in turns give the same tokens as each one alone."""
 
     def steps(start: int) -> list[mx.array]:
         kept = model.language_model.new_cache()

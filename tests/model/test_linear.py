@@ -1,4 +1,4 @@
-"""Products with weights in few bits: the same for many rows as for each, and nothing kept."""
+"""Products with quantized weights: the same for many rows as for each, and nothing is kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys and values in few bits: the same attention as over what they unpack to."""
+"""Attention over quantized keys and values equals attention over the dequantized ones."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def close(one: mx.array, other: mx.array, tolerance: float = 1e-5) -> None:
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("head_dim", [32, 64, 96, 128])
 def test_attention_over_few_bits_is_that_over_what_they_unpack_to(bits: int, head_dim: int) -> None:
-    """Whatever the blocks in which the queries are taken."""
+    """Holds for every size of the blocks of queries."""
     keys, values = noise(1, 2, 50, head_dim, seed=1), noise(1, 2, 50, head_dim, seed=2)
     queries = noise(1, 6, 7, head_dim, seed=3)
     packed = QuantizedKV.of(keys, bits), QuantizedKV.of(values, bits)
@@ -56,7 +56,7 @@ def test_attention_over_few_bits_is_that_over_what_they_unpack_to(bits: int, hea
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_what_is_unpacked_is_near(bits: int) -> None:
-    """Within half a step of a group's range in so many levels."""
+    """A dequantized value differs by at most 1.1 quantization steps of its group."""
     array = noise(1, 2, 30, 64)
     groups = np.array(array).reshape(1, 2, 30, -1, 64)
     steps = (groups.max(-1) - groups.min(-1)) / (2**bits - 1)
@@ -88,7 +88,7 @@ def test_a_head_that_has_no_groups_is_refused() -> None:
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_batch_reads_a_quantized_prefix_where_it_lies(bits: int) -> None:
-    """Two rows on one long prefix in few bits, one of them with a part of its own in few bits."""
+    """Two paths share a long quantized prefix, and one of them has a quantized part of its own."""
     prompt = KVSegment((noise(1, 2, 70, 32),), (noise(1, 2, 70, 32, seed=1),), 70).quantized(bits)
     own = KVSegment((noise(1, 2, 65, 32, seed=2),), (noise(1, 2, 65, 32, seed=3),), 65).quantized(
         bits
@@ -149,7 +149,7 @@ def read(assistant: Assistant, bits: int | None) -> PrefilledPrompt:
 
 
 def test_the_first_token_already_sees_few_bits(assistant: Assistant) -> None:
-    """From the prefill on, and the fewer bits, the further from the logits in all bits."""
+    """Quantized K/V take effect from the prefill on, and fewer bits change the logits more."""
     logits = {bits: np.array(read(assistant, bits).logits) for bits in (None, 8, 4)}
     scale = np.abs(logits[None]).max()
     drift = {bits: np.abs(logits[bits] - logits[None]).max() / scale for bits in (8, 4)}
@@ -163,7 +163,7 @@ def test_the_first_token_already_sees_few_bits(assistant: Assistant) -> None:
 
 @pytest.mark.parametrize("search", ["greedy", "stage-beam"])
 def test_answers_with_few_bits(assistant: Assistant, search: str) -> None:
-    """The same answer in a third of the memory; this picture is no close call."""
+    """The answer is the same in a third of the memory; this image is not a close call."""
     full, few = (
         assistant.ask(
             demo.example_path("tall"), LONG_QUESTION, search=search, limits=KVLimits(bits=bits)

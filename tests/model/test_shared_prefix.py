@@ -1,4 +1,5 @@
-"""K/V of many paths at once: each as if it were alone, and what is shared is not copied."""
+"""Many paths over one prefix: each is computed as if it were alone, and the prefix is not
+copied."""
 
 from __future__ import annotations
 
@@ -25,13 +26,14 @@ def read(model: Mllama) -> tuple[DecodeState, ImageKV]:
 
 
 def run(model: Mllama, cache: object, ids: list[list[int]], image_kv: ImageKV) -> np.ndarray:
-    """Logits (rows, tokens, vocabulary) of the same number of new tokens in every row."""
+    """Returns the logits (batch, tokens, vocabulary) of equally many new tokens of every path."""
     spans = [ImageSpan(0, len(ids[0]), image_kv, after_image=True)]
     return np.array(model.logits(model.hidden(mx.array(ids), cache, spans)))  # type: ignore[arg-type]
 
 
 def alone(model: Mllama, ids: list[int]) -> np.ndarray:
-    """Logits (tokens, vocabulary) of the ids after the question, in a conversation of their own."""
+    """Returns the logits (tokens, vocabulary) of ids after the question, in a cache of their
+    own."""
     context = prefill(model, QUESTION, Usage(), Timings())
     assert context.image_kv is not None
     return run(model, context.cache, [ids], context.image_kv)[0]
@@ -46,7 +48,7 @@ def token_rows(model: Mllama) -> list[list[int]]:
 def test_rows_of_different_lengths_are_as_if_alone(
     model: Mllama, token_rows: list[list[int]], at_once: int
 ) -> None:
-    """Paths of 3, 8 and 5 tokens go on together, a token or two at a time."""
+    """Paths of 3, 8 and 5 tokens continue together, one or two tokens at a time."""
     state, image_kv = read(model)
     paths = []
     for ids in token_rows:
@@ -72,10 +74,10 @@ def test_rows_leave_and_change_places(model: Mllama, token_rows: list[list[int]]
 
 
 def test_siblings_do_not_disturb_each_other(model: Mllama, token_rows: list[list[int]]) -> None:
-    """What a batch writes changes no segment that another one begins with.
+    """What a batch writes changes no segment that another batch starts with.
 
-    `cache[a:b] = x` changes the handle that MLX gave out, so a shallow copy of a cache would be
-    corrupted by its sibling's writes.
+    `cache[a:b] = x` changes the array that MLX handed out, so writes of a sibling would corrupt a
+    shallow copy of a cache.
     """
     state, image_kv = read(model)
     first, second = SharedPrefixCache([state.path]), SharedPrefixCache([state.path])
@@ -89,7 +91,7 @@ def test_siblings_do_not_disturb_each_other(model: Mllama, token_rows: list[list
 
 
 def test_what_all_rows_share_is_not_copied(model: Mllama) -> None:
-    """Eight candidates take little more image_kv than one, apart from what is their own."""
+    """Eight candidates take little more memory than one, apart from their own tokens."""
     state, _ = read(model)
     mx.eval(state.path.segments[0].keys, state.path.segments[0].values)
     before = mx.get_active_memory()

@@ -298,7 +298,7 @@ def test_a_folder_that_mlx_vlm_cannot_open(
     assert not caplog.records
     index = {"weight_map": {"model.norm.weight": "../../model.safetensors"}}
     write_json(folder / "model.safetensors.index.json", index)
-    with pytest.raises(UserError, match="is no file of this folder"):
+    with pytest.raises(UserError, match="is not a file in this folder"):
         loaded(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"no \*\.safetensors in it"):
@@ -308,5 +308,5 @@ def test_a_folder_that_mlx_vlm_cannot_open(
 def test_a_model_that_sees_no_pictures(qwen: Path) -> None:
     judge = VlmJudge.load(qwen)
     judge._processor.image_processor = None
-    with pytest.raises(JudgeError, match="sees no pictures"):
+    with pytest.raises(JudgeError, match="cannot see images"):
         judge.scores(picture(60, 60), QUESTION, CANDIDATES)

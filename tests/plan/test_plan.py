@@ -1,4 +1,4 @@
-"""Search methods as data: what the settings mean, and what they may not."""
+"""Search methods as data: what the settings mean, and which combinations are refused."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_judge_retraces_and_threshold_change_a_plan() -> None:
 
 
 def test_the_judges_of_a_plan_are_those_that_it_asks() -> None:
-    """Where nothing is chosen nobody is asked; each name comes once."""
+    """A step without a choice asks no judge, and each name comes once."""
     steps = (
         Step(Unit.STAGE, judge="never"),
         Step(Unit.STAGE, 4, 2, judge="a"),
@@ -128,14 +128,14 @@ def wrong(**settings: Any) -> Any:
         wrong(search="best-of-n", candidates=-3, named="-3 candidates"),
         wrong(search="swires", candidates=10_000, named="10000 candidates"),
         wrong(search="greedy", candidates=4, named="for 4 take best-of-n"),
-        wrong(search="greedy", temperature=0.6, named="no temperature of 0.6"),
+        wrong(search="greedy", temperature=0.6, named="cannot have temperature 0.6"),
         wrong(search="sample", judge="self", named="no judge of self"),
         wrong(search="sample", keep=1, named="no keep of 1"),
         wrong(search="greedy", threshold=0.5, named="no threshold of 0.5"),
         wrong(search="greedy", max_retraces=2, named="no max_retraces of 2"),
         wrong(search="majority", judge="logprob", named="cannot be judged by logprob"),
         wrong(search="stage-beam", judge="majority", named="stage-beam judges stages"),
-        wrong(search="swires", judge="", named="a judge has a name"),
+        wrong(search="swires", judge="", named="a judge needs a name"),
         wrong(search="swires", keep=5, named="keep 5 of 4"),
         wrong(search="swires", keep=0, named="keep 0"),
         wrong(search="best-of-n", keep=1, named="nothing to keep"),

@@ -1,4 +1,4 @@
-"""Plans in YAML: every number of a search, and every mistake by its name."""
+"""Plans in YAML: every number of a search is read, and errors name the key."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_example_in_the_documentation_is_a_plan(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", list(Method))
 def test_every_method_can_be_written_down(method: Method) -> None:
-    """And read again, which a trace is replayed with; through JSON as well."""
+    """A plan can be written and read again, in YAML and JSON; replaying a trace needs this."""
     plan = make_plan(Settings(method))
     assert plan_from_dict(json.loads(json.dumps(plan_to_dict(plan)))) == plan
 
@@ -117,7 +117,7 @@ STEPS = "steps: [{write: summary}, {write: caption, candidates: 4, keep: 2}, {wr
         ("top_p: 2\nsteps: [{write: answer}]", "top_p must be"),
         ("judge: [a]\nsteps: [{write: answer}]", "judge: expected a text"),
         (f"{STEPS}\nretrace: {{to: caption}}", "retrace.after is missing"),
-        (f"{STEPS}\nretrace: {{after: reasoning, to: caption}}", "after 'reasoning' is no step"),
+        (f"{STEPS}\nretrace: {{after: reasoning, to: caption}}", "after 'reasoning' is not a step"),
         (f"{STEPS}\nretrace: {{after: summary, to: caption}}", "comes no later"),
         (f"{STEPS}\nretrace: {{after: answer, to: caption}}", "after the last step"),
         (f"{STEPS}\nretrace: {{after: caption, to: caption, rank: 5}}", "rank 5"),

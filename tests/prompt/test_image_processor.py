@@ -1,4 +1,4 @@
-"""Pictures from anywhere, whole or not; the tiles' values are compared in tests/parity."""
+"""Reading and cutting images, intact or damaged; tests/parity compares the tiles' values."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def image_processor(folder: Path, **change: object) -> ImageProcessor:
-    """The image_processor of a folder with `SETTINGS`, changed; `...` leaves a key out."""
+    """Loads the processor of a folder with `SETTINGS` and these changes; `...` leaves a key out."""
     values = {key: value for key, value in {**SETTINGS, **change}.items() if value is not ...}
     (folder / "preprocessor_config.json").write_text(json.dumps(values), encoding="utf-8")
     return ImageProcessor.load(folder, CONFIG.vision)
@@ -101,13 +101,13 @@ SAMPLES += [encoded(picture(30, 20), kind, exif=EXIF) for kind in ("PNG", "JPEG"
 def test_a_damaged_picture_is_a_user_error(
     sample: bytes, cut: float | None, changes: list[tuple[float, bytes]]
 ) -> None:
-    """Whatever bytes come: a picture with pixels, or one line about what is wrong with it.
+    """Any bytes give an image with pixels, or one line about what is wrong with them.
 
-    PIL's decoders raise what they like (EOFError, IndexError, struct.error …).
+    PIL's decoders raise all kinds of errors (EOFError, IndexError, struct.error …).
     """
     data = bytearray(sample)
-    for place, new in changes:
-        at = int(place * (len(data) - 1))
+    for fraction, new in changes:
+        at = int(fraction * (len(data) - 1))
         data[at : at + len(new)] = new
     if cut is not None:
         del data[int(cut * len(data)) :]
@@ -121,13 +121,13 @@ def test_a_damaged_picture_is_a_user_error(
 
 
 def test_a_picture_without_pixels() -> None:
-    """PIL can make them; there is nothing to look at."""
+    """PIL can make an image without pixels, and it is refused."""
     with pytest.raises(UserError, match="no pixels"):
         open_image(Image.new("RGB", (0, 5)))
 
 
 def test_postscript_is_not_run() -> None:
-    """PIL would start Ghostscript, which runs the program that a PostScript file is."""
+    """PIL would start Ghostscript, which would run the PostScript program in the file."""
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
     assert Image.open(io.BytesIO(eps)).format == "EPS"
     with pytest.raises(UserError, match="is not a picture"):
@@ -143,7 +143,7 @@ def test_arrangements_are_numbered_as_in_transformers() -> None:
 
 
 def test_cutting(tmp_path: Path) -> None:
-    """A wide picture: two tiles side by side, below it a border that is normalized black."""
+    """A wide image becomes two tiles side by side, with a normalized black border below it."""
     cut = image_processor(tmp_path)(picture(16, 6))
     assert (cut.rows, cut.columns, cut.aspect_ratio_id) == (1, 2, 2)
     assert cut.pixels.shape == (2, 8, 8, 3)
@@ -192,7 +192,7 @@ def test_a_setting_that_cannot_be_run_is_named(key: str, value: object, tmp_path
 
 
 def test_nonsense_in_the_settings_is_a_user_error(tmp_path: Path) -> None:
-    """Whatever stands in place of a value, the settings are read or refused."""
+    """Settings with any JSON value in any place are either read or refused."""
     for key in SETTINGS:
         for nonsense in ("text", -1, 0, 3.5, [], {}, [None] * 3, ["a", "b", "c"], True, 10**30):
             said = key
@@ -207,7 +207,7 @@ def test_nonsense_in_the_settings_is_a_user_error(tmp_path: Path) -> None:
 
 
 def test_settings_inside_those_of_a_processor(tmp_path: Path) -> None:
-    """transformers 5 saves them in processor_config.json; the older file, if there, comes first."""
+    """transformers 5 saves them in processor_config.json; the older file takes precedence."""
     file = tmp_path / "processor_config.json"
     file.write_text(json.dumps({"image_processor": {**SETTINGS, "resample": 3}}))
     assert ImageProcessor.load(tmp_path, CONFIG.vision).resample == 3
@@ -241,6 +241,6 @@ def test_a_warning_of_a_large_picture_is_no_line_on_stderr(
 
 
 def test_a_file_without_an_end_is_no_picture() -> None:
-    """`/dev/zero` was read until the memory was full."""
+    """`/dev/zero` was once read until the memory was full."""
     with pytest.raises(UserError, match="/dev/zero is no picture: it holds more than 1 MB"):
         image_source.read_image_file(Path("/dev/zero"), max_bytes=10**6)

@@ -1,4 +1,4 @@
-"""Which rows of a prompt see which images is what transformers says."""
+"""Each position of a prompt sees the images that transformers lets it see."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ IMAGE = 7
 
 
 def seen(runs: list[VisibleImages], length: int) -> list[set[int]]:
-    """The images that each row sees; the runs must cover all rows, in order."""
+    """Returns the images that each position sees; the runs must cover all positions, in order."""
     rows: list[set[int]] = []
     for run in runs:
         assert run.start == len(rows)
@@ -35,7 +35,7 @@ def seen(runs: list[VisibleImages], length: int) -> list[set[int]]:
     ],
 )
 def test_examples(ids: list[int], rows: list[set[int]]) -> None:
-    """An image is open up to the next one; images side by side are open together."""
+    """An image is visible up to the next one; adjacent images are visible together."""
     assert seen(visible_images(ids, IMAGE), len(ids)) == rows
 
 

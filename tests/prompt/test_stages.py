@@ -1,4 +1,4 @@
-"""Stages are found in text that arrives piece by piece, and nothing of the text is lost."""
+"""Stages are found in text that arrives in pieces, and no text is lost."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def test_a_character_at_a_time_gives_the_same_stages(text: str) -> None:
 
 @given(TEXTS)
 def test_nothing_is_lost(text: str) -> None:
-    """Tags and text, put together again in the order of the events, are what was fed."""
+    """Tags and text, joined in the order of the events, equal the text that was fed."""
     assert angular(written(parse(text))) == angular(text)
 
 
 @given(TEXTS)
 def test_the_events_of_stages_are_paired(text: str) -> None:
-    """Each stage is opened, then closed; text says the stage that is open."""
+    """Each stage is opened and then closed, and text names the stage that is open."""
     current: Stage | None = None
     for event in parse(text):
         if isinstance(event, Opened):
@@ -121,7 +121,7 @@ def test_the_other_spelling_of_the_tags() -> None:
     ],
 )
 def test_a_foreign_tag_inside_a_stage_is_text(text: str) -> None:
-    """A caption may quote a sign on which a tag is written: it ends nothing and opens nothing."""
+    """A caption may quote a sign with a tag on it, which neither ends nor opens a stage."""
     quoted = text.removeprefix("<REASONING>").removesuffix("</REASONING>")
     stage = REASONING
     assert parse(text) == [Opened(stage), Text(stage, quoted), Closed(stage, by_tag=True)]
@@ -146,7 +146,7 @@ def test_a_forgotten_closing_tag(space: str) -> None:
 
 @pytest.mark.parametrize("text", ["<CAPTION> b", "<CAPTION> b</CAPT", "<CAPTION> b <REASON"])
 def test_a_stage_that_is_open_at_the_end(text: str) -> None:
-    """The token limit may come anywhere, amid a tag too: what is there is the stage's text."""
+    """The token limit may come anywhere, even within a tag; the text so far is the stage's text."""
     assert parse(text) == [
         Opened(CAPTION),
         Text(CAPTION, text.removeprefix("<CAPTION>")),
@@ -160,7 +160,7 @@ def test_text_without_stages() -> None:
 
 
 def test_text_is_not_held_back() -> None:
-    """What cannot become a tag is shown at once, and what may become one is kept for later."""
+    """Text that cannot become a tag is returned at once, and text that may is held back."""
     parser = StageParser()
     assert parser.feed("<SUMMARY> 1 < 2") == [Opened(SUMMARY), Text(SUMMARY, " 1 < 2")]
     assert parser.feed(" and (He") == [Text(SUMMARY, " and ")]

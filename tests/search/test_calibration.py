@@ -1,4 +1,4 @@
-"""What a judge usually says: measured, kept beside the model, and made into a cut-off."""
+"""A judge's usual scores: measured, stored beside the model, and turned into a threshold."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def asked(folder: Path, judge: str) -> tuple[float, tuple[str, ...]]:
-    """The threshold that a search has, and what was said about it."""
+def resolve(folder: Path, judge: str) -> tuple[float, tuple[str, ...]]:
+    """Returns the threshold of a search, and the notices about it."""
     plan = make_plan(Settings("swires", 2, judge=judge))
     trace = Assistant.load(folder, dtype="float32").ask(
         demo.example_path(), QUESTION, search=plan, max_tokens=3
@@ -82,12 +82,12 @@ def asked(folder: Path, judge: str) -> tuple[float, tuple[str, ...]]:
 
 
 def test_a_search_takes_its_cut_off_from_what_was_measured(model: Path) -> None:
-    """Of the stage after which it may go back, and of its own judge."""
-    threshold, notices = asked(model, "self")
+    """The threshold is that of the stage after which the search may go back, and of its judge."""
+    threshold, notices = resolve(model, "self")
     assert threshold == 0.5
     assert any("not calibrated" in notice for notice in notices)
     with pytest.raises(UserError, match=r"judge logprob is not calibrated .* give a threshold"):
-        asked(model, "logprob")
+        resolve(model, "logprob")
     save_calibration(
         model,
         {
@@ -98,10 +98,10 @@ def test_a_search_takes_its_cut_off_from_what_was_measured(model: Path) -> None:
             "logprob": {Stage.REASONING: ScoreStats(-0.2, 0.1, 9)},
         },
     )
-    threshold, notices = asked(model, "self")
+    threshold, notices = resolve(model, "self")
     assert threshold == pytest.approx(0.7 + 0.2533 * 0.2)
     assert not any("not calibrated" in notice for notice in notices)
-    assert asked(model, "logprob")[0] == pytest.approx(-0.2 + 0.2533 * 0.1)
+    assert resolve(model, "logprob")[0] == pytest.approx(-0.2 + 0.2533 * 0.1)
 
 
 def calibrate(*arguments: object) -> tuple[int, str, str]:
@@ -111,7 +111,7 @@ def calibrate(*arguments: object) -> tuple[int, str, str]:
 
 @pytest.mark.slow
 def test_the_command_measures_what_the_search_would_see(model: Path, tmp_path: Path) -> None:
-    """Every score of the first round on each question; a second judge is added to the first."""
+    """Every score of the first round of each question counts; a second judge is added."""
     questions = tmp_path / "questions.jsonl"
     row = {"image": demo.example_path("tall").name, "question": QUESTION}
     questions.write_text(json.dumps(row) + "\n", encoding="utf-8")

@@ -63,7 +63,7 @@ def planned(method: Method, sampling: Sampling, candidates: int | None) -> Plan:
 
 
 class ScoreByNumber:
-    """Likes later candidates better, and none enough for a threshold above 1000."""
+    """Scores later candidates higher, and none enough for a threshold above 1000."""
 
     def scores(self, nodes: Sequence[Node]) -> list[float | None]:
         return [float(node.id) for node in nodes]
@@ -94,7 +94,7 @@ def search(
     max_tokens: int = 400,
     budget: int | None = None,
 ) -> Found:
-    """A search through the engine itself, whatever the plan."""
+    """Runs a search through the engine itself, with any plan."""
     usage, loaded = Usage(), assistant._loaded
     image_kv, state = read_prompt(assistant)
     context = SearchContext(
@@ -125,7 +125,7 @@ def greedy(assistant: Assistant) -> Trace:
 def test_one_candidate_without_chance_is_greedy(
     method: Method, assistant: Assistant, greedy: Trace
 ) -> None:
-    """Token for token, through the engine."""
+    """The engine gives the same tokens as greedy decoding."""
     plan = planned(method, Sampling(), 1)
     engine, usage, _ = search(assistant, plan)
     assert tuple(engine.best_ids) == greedy.token_ids
@@ -168,7 +168,7 @@ def random_assistant(tiny: Path) -> Assistant:
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often the vision tower was called, and how many positions went through layer 0."""
+    """Counts the calls of the vision tower, and the positions that went through layer 0."""
     counted: Counter[str] = Counter()
     see, read = VisionModel.__call__, TextModel.__call__
 
@@ -190,7 +190,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 def test_nothing_is_computed_twice(
     method: Method, size: tuple[int, int], random_assistant: Assistant, passes: Counter[str]
 ) -> None:
-    """Counted where the model is called, beside what `usage` says, whatever the retraces."""
+    """Work is counted where the model is called, and `usage` agrees, however many retraces."""
     plan = make_plan(Settings(method, 3, judge=None if method is Method.MAJORITY else "self"))
     if plan.retrace is not None:
         plan = dataclasses.replace(plan, retrace=dataclasses.replace(plan.retrace, threshold=2.0))
@@ -208,7 +208,7 @@ def test_nothing_is_computed_twice(
 def test_one_candidate_without_chance_is_greedy_on_a_random_model(
     method: Method, random_assistant: Assistant
 ) -> None:
-    """Through the engine, with the last step of each plan forked from one path."""
+    """Runs the engine, with the last step of each plan forked from one path."""
     picture = Image.effect_noise((60, 30), 90).convert("RGB")
     greedy = random_assistant.ask(picture, "How many?", max_tokens=40)
     plan = make_plan(Settings(method, 1, temperature=0.0))
@@ -221,7 +221,7 @@ def test_one_candidate_without_chance_is_greedy_on_a_random_model(
 
 @pytest.fixture(scope="module")
 def never_good_enough(assistant: Assistant) -> Found:
-    """A search that goes back three times, as often as it may."""
+    """A search that goes back three times, the maximum."""
     plan = planned(Method.SWIRES, WARM, None)
     assert plan.retrace is not None
     never = dataclasses.replace(plan, retrace=dataclasses.replace(plan.retrace, threshold=1e9))
@@ -300,8 +300,8 @@ def test_the_events_tell_the_whole_tree(assistant: Assistant) -> None:
         stage for stage in Stage for _ in range(2)
     ]
     for node in engine.nodes:
-        told = [e.text for e in events if isinstance(e, CandidateText) and e.node == node.id]
-        assert "".join(told) == node.text
+        texts = [e.text for e in events if isinstance(e, CandidateText) and e.node == node.id]
+        assert "".join(texts) == node.text
         (ended,) = [e for e in events if isinstance(e, CandidateEnded) and e.node == node.id]
         assert ended == CandidateEnded(node.id, node.stage, node.closed, len(node.token_ids))
         (scored,) = [e for e in events if isinstance(e, CandidateScored) and e.node == node.id]
@@ -313,7 +313,7 @@ def test_the_events_tell_the_whole_tree(assistant: Assistant) -> None:
 
 
 def test_a_stage_that_never_closes_comes_last(assistant: Assistant) -> None:
-    """At the token limit candidates are cut; one that closed its stage wins over a better score."""
+    """Candidates are cut off at the token limit; one that closed its stage ranks above them."""
     stages = (
         [StageRecord(Stage.CONCLUSION, "2", closed=True, tokens=9)],
         [StageRecord(Stage.REASONING, "1, 2, 3", closed=False, tokens=9)],
@@ -360,7 +360,8 @@ def test_the_self_judge_counts_its_tokens_apart(assistant: Assistant) -> None:
 
 
 def test_the_majority_is_of_conclusions() -> None:
-    """White space and case aside; a candidate without a conclusion has no vote."""
+    """Conclusions are compared without case and white space; a candidate without one has no
+    vote."""
 
     def node(number: int, conclusion: str | None) -> Node:
         stages = (
@@ -391,7 +392,7 @@ def test_a_quantized_model_is_searched(quantizable: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_trace_is_replayed(assistant: Assistant) -> None:
-    """From what stands in its file: the same tokens, and the same tree."""
+    """A trace is replayed from its file: the same tokens, and the same tree."""
     plan = make_plan(
         Settings("swires", 3, temperature=1.3, top_p=1.0, threshold=2.0, max_retraces=1)
     )
@@ -419,8 +420,8 @@ class NoNumber:
 @pytest.mark.parametrize(
     ("judge", "said"),
     [
-        (Broken(), "judge broken failed: it was tired; the search goes on without its scores"),
-        (NoNumber(), "gave a score that is no number; it counts as no verdict"),
+        (Broken(), "judge broken failed: it was tired; the search continues without its scores"),
+        (NoNumber(), "gave a score that is not a number; it counts as no verdict"),
     ],
 )
 def test_a_judge_that_fails_is_told_once_and_the_search_goes_on(
@@ -435,7 +436,7 @@ def test_a_judge_that_fails_is_told_once_and_the_search_goes_on(
 
 
 class Counting:
-    """Counts what it is asked about."""
+    """Records the candidates that it is asked about."""
 
     def __init__(self) -> None:
         self.asked: list[int] = []
@@ -446,7 +447,7 @@ class Counting:
 
 
 def test_twins_are_judged_once(assistant: Assistant) -> None:
-    """This model is sure of its summary: all four write the same one."""
+    """The model is sure of its summary, so all four candidates are the same."""
     judge = Counting()
     plan = planned(Method.STAGE_BEAM, Sampling(0.1, 0.5), 4)
     engine, _, _ = search(assistant, plan, judge)
@@ -465,7 +466,7 @@ def test_without_chance_each_candidate_is_written_once(assistant: Assistant) -> 
 
 @pytest.mark.slow
 def test_what_nothing_will_follow_is_let_go(assistant: Assistant, never_good_enough: Found) -> None:
-    """K/V of dropped candidates would add up over the rounds; a kept one's stay."""
+    """K/V of dropped candidates are freed, or they would add up; those of kept ones stay."""
     engine, usage, _ = never_good_enough
     assert {node.kept for node in engine.nodes if node.state is not None} == {True}
     assert engine.retraces == 3
@@ -504,7 +505,7 @@ def test_sentences_are_chosen_one_by_one(assistant: Assistant) -> None:
 
 
 def test_what_there_is_when_it_is_stopped(assistant: Assistant) -> None:
-    """The stages that were chosen so far, well marked as not the whole."""
+    """An interrupted search has the stages chosen so far, and is marked as interrupted."""
     answering = assistant.stream(demo.example_path(), QUESTION, search="swires", judge="self")
     assert answering.so_far().stages == ()
     chosen = 0

@@ -1,4 +1,4 @@
-"""Questions in JSONL: both forms, and every mistake by its row."""
+"""Questions in JSONL: both formats are read, and errors name the row."""
 
 from __future__ import annotations
 

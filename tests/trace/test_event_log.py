@@ -1,4 +1,4 @@
-"""The log of an answer has what happened, and a view shows the same of it as it did live."""
+"""A log has every event of an answer, and a view shows the same from it as it did live."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PICTURE = Image.new("RGB", (40, 30), "red")
 
 
 def snapshots(events: Iterable[Event]) -> list[tuple[Event, dict[object, str]]]:
-    """All events but pieces of text, each with the texts that were there when it came."""
+    """Returns all events but text, each with the texts that had come before it."""
     texts: dict[object, str] = {}
     found: list[tuple[Event, dict[object, str]]] = []
     for event in events:
@@ -64,7 +64,7 @@ def viewed(events: Iterable[Event], show: ShowLevel, unit: Unit) -> str:
 
 
 def check_shown_again(live: Sequence[Event]) -> None:
-    """The log has what happened in the order in which it did, and is short."""
+    """Checks that the log has all events in order, and is short."""
     trace = trace_of(live)
     assert Trace.from_dict(stored_object(trace)) == trace
     again = list(trace_events(trace))
@@ -87,7 +87,7 @@ WHOLE: list[ScriptedRound] = [
 
 
 def test_a_search_that_went_back() -> None:
-    """Among those kept in its second round is one of the first."""
+    """One candidate of the first round is kept in the second."""
     check_shown_again(events_of(RETRACING, notices=("not calibrated",)))
 
 
@@ -111,7 +111,7 @@ def test_a_single_path(text: str) -> None:
 
 
 def stages(temperature: float, retrace: Retrace | None, judge: str = "logprob") -> Plan:
-    """A plan whose candidates are too short to fail to end, so that a random model gets far."""
+    """A plan whose candidates are short, so that a random model gets through all steps."""
     step = Step(Unit.STAGE, candidates=3, keep=2, max_tokens=5)
     last = Step(Unit.ANSWER, candidates=2, max_tokens=5)
     return Plan("own", (step, step, step, last), Sampling(temperature, 1.0), judge, retrace)
@@ -165,7 +165,7 @@ def test_a_search_through_four_stages(demo_assistant: Assistant, plan: Plan) -> 
     ],
 )
 def test_an_answer_that_was_interrupted(demo_assistant: Assistant, plan: Plan, after: int) -> None:
-    """Wherever it was stopped, what stood on the screen then stands there again."""
+    """Wherever an answer is stopped, its log shows what the screen showed then."""
     answering = demo_assistant.stream(PICTURE, "How many?", search=plan)
     live: list[Event] = []
     for event in answering:
@@ -215,7 +215,7 @@ def test_every_event_becomes_an_object_and_comes_back() -> None:
 
 
 def test_an_event_is_stored_under_a_name_that_stays() -> None:
-    """Files have these names in them; a class may be renamed, they may not."""
+    """Files contain these names, so they must stay when a class is renamed."""
     events = [Prepared(3, 1), StageStarted(Stage.CAPTION), CandidateText(2, "a")]
     assert [event_to_dict(event) for event in events] == [
         {"event": "prepared", "prompt_tokens": 3, "tiles": 1},

@@ -1,4 +1,4 @@
-"""A trace that is written comes back as it was; what is no trace is refused, with the key named."""
+"""A trace is read as it was written; anything else is refused with the key named."""
 
 from __future__ import annotations
 
@@ -82,19 +82,19 @@ Change = Callable[[dict[str, Any]], object]
 
 
 def put(value: Any, *keys: str | int) -> Change:
-    """A change that puts `value` where the keys lead."""
+    """Returns a change that puts `value` at the path `keys`."""
 
     def change(trace: dict[str, Any]) -> None:
-        place: Any = trace
+        target: Any = trace
         for key in keys[:-1]:
-            place = place[key]
-        place[keys[-1]] = value
+            target = target[key]
+        target[keys[-1]] = value
 
     return change
 
 
 def drop(key: str, index: int) -> Change:
-    """A change that removes an element of a list."""
+    """Returns a change that removes an element of a list."""
     return lambda trace: trace[key].pop(index)
 
 
@@ -111,22 +111,25 @@ CHANGES: list[tuple[Change, str]] = [
     (put([], "stages"), "answer: not"),
     (put("Hello.", "text"), "stages: not those that the tags in text say"),
     (put(False, "stages", 3, "closed"), "stages: not those"),
-    (put(99, "search", "nodes", 4, "parent"), "search.nodes[4].parent: 99 is no node before it"),
-    (put(4, "search", "nodes", 4, "parent"), "search.nodes[4].parent: 4 is no node before it"),
-    (put(-1, "search", "nodes", 4, "parent"), "search.nodes[4].parent: -1 is no node"),
+    (put(99, "search", "nodes", 4, "parent"), "search.nodes[4].parent: 99 is not an earlier node"),
+    (put(4, "search", "nodes", 4, "parent"), "search.nodes[4].parent: 4 is not an earlier node"),
+    (put(-1, "search", "nodes", 4, "parent"), "search.nodes[4].parent: -1 is not an earlier node"),
     (put(7, "search", "nodes", 4, "id"), "search.nodes[4].id: 7"),
-    (put([77], "search", "choices", 1, "kept"), "search.choices[1].kept: 77 is no node"),
-    (put([5], "search", "choices", 1, "kept"), "search.choices[1].kept: 5 is no node"),
+    (put([77], "search", "choices", 1, "kept"), "search.choices[1].kept: 77 is not a node"),
+    (put([5], "search", "choices", 1, "kept"), "search.choices[1].kept: 5 is not a node"),
     (put([2, 1], "search", "choices", 1, "nodes"), "search.choices[1].nodes: not the next ones"),
     (put([9, 10, 11], "search", "choices", 5, "nodes"), "search.choices[5].nodes: 11 does not"),
-    (put(4, "search", "choices", 5, "step"), "search.choices[5].step: 4 is no step"),
+    (put(4, "search", "choices", 5, "step"), "search.choices[5].step: 4 is not a step"),
     (put("quick", "search", "plan", "mode"), "search.plan: mode: unknown key"),
     (put([], "search", "plan", "steps"), "search.plan: steps: "),
     (put({}, "events"), "events: expected a list"),
     (put("kept", "events", 3), "events[3]: expected an object"),
     (put({"node": 3}, "events", 3), "events[3].event is missing; an older llavacot"),
-    (put("essay", "events", 3, "event"), "events[3].event: 'essay' is no event; a newer llavacot"),
-    (put(["a"], "events", 3, "event"), "events[3].event: ['a'] is no event"),
+    (
+        put("essay", "events", 3, "event"),
+        "events[3].event: 'essay' is not an event; a newer llavacot",
+    ),
+    (put(["a"], "events", 3, "event"), "events[3].event: ['a'] is not an event"),
     (put("0", "events", 2, "node"), "events[2].node: expected a whole number"),
     (put(0.5, "events", 2, "mood"), "events[2].mood: unknown key"),
     (put(1, "events", 2, "node"), "events[2]: not the next candidate of search.nodes"),

@@ -56,9 +56,9 @@ class Vocabulary:
         return "".join(piece for piece, _ in SPELLING.pre_tokenize_str(text))
 
     def cut(self, text: str, choices: Sequence[int]) -> list[int]:
-        """One of all the ways: a choice, in turn, picks among the tokens that the rest begins with.
+        """Cuts `text` into tokens: each choice picks among the tokens that the rest starts with.
 
-        0 is the longest. A character may be cut anywhere, and so may a tag.
+        0 is the longest token. A character or a tag may be cut anywhere.
         """
         rest, ids, turn = self.spelled(text), [], cycle(choices)
         while rest:
@@ -70,15 +70,15 @@ class Vocabulary:
         return ids
 
     def in_bytes(self, text: str) -> list[int]:
-        """A token for each byte."""
+        """Returns one token per byte."""
         return [self.ordinary[byte] for byte in self.spelled(text)]
 
     def in_characters(self, text: str) -> list[int]:
-        """Each character in tokens of its own."""
+        """Encodes each character on its own."""
         return [token for character in text for token in self.tokenizer.encode(character)]
 
     def ways(self, text: str) -> list[list[int]]:
-        """How the model was taught to write `text`, and two other ways."""
+        """Returns the tokenizer's own encoding of `text`, and two other ways."""
         return [self.tokenizer.encode(text), self.in_bytes(text), self.in_characters(text)]
 
     def tokens(self, wanted: Callable[[str], bool]) -> dict[str, int]:
@@ -91,7 +91,7 @@ class Vocabulary:
 def vocabulary(
     request: pytest.FixtureRequest, llama: Callable[[str], tuple[Path, Tokenizer]]
 ) -> Vocabulary:
-    """The demo model's, the stand-in for Llama's, and Llama's where there is one."""
+    """The vocabularies of the demo model, of the stand-in for Llama, and of Llama if available."""
     if request.param in LLAMA:
         folder, tokenizer = llama(request.param)
         return Vocabulary.of(tokenizer, folder)
@@ -114,13 +114,13 @@ def found(reader: StageReader) -> Found:
 
 
 def events_of(text: str) -> list[StageEvent]:
-    """What the parser makes of the whole text at once."""
+    """Returns the parser's events for the whole text at once."""
     parser = StageParser()
     return joined([*parser.feed(text), *parser.finish()])
 
 
 def stages_of(text: str) -> Found:
-    """The stages in what the parser makes of the whole text at once."""
+    """Returns the stages that the parser finds in the whole text at once."""
     stages: Found = []
     for event in events_of(text):
         if isinstance(event, Opened):
@@ -134,7 +134,7 @@ def stages_of(text: str) -> Found:
 
 SOME = settings(deadline=None, max_examples=60)
 CHOICES = st.lists(st.integers(0, 7), min_size=1, max_size=20)
-PLACES = st.integers(0, 200)
+POSITIONS = st.integers(0, 200)
 
 
 @SOME
@@ -145,7 +145,7 @@ PLACES = st.integers(0, 200)
 def test_any_tokenisation_gives_the_same_stages(
     text: str, choices: list[int], vocabulary: Vocabulary
 ) -> None:
-    """Its own, a token for each byte, one character after the other, and any mixture of these."""
+    """Covers the tokenizer's own encoding, one token per byte, per character, and any mixture."""
     for ids in [*vocabulary.ways(text), vocabulary.cut(text, choices)]:
         reader = StageReader(vocabulary.tokenizer)
         assert pushed(reader, ids) == events_of(text)
@@ -156,14 +156,14 @@ def test_any_tokenisation_gives_the_same_stages(
 
 
 @SOME
-@given(text=TEXTS, cuts=st.lists(PLACES, max_size=8))
+@given(text=TEXTS, cuts=st.lists(POSITIONS, max_size=8))
 def test_pieces_of_text_that_are_encoded_one_by_one(
     text: str, cuts: list[int], vocabulary: Vocabulary
 ) -> None:
-    """As other programs do between stages: the tokens meet where no tokenizer would part them."""
-    places = sorted(cut % (len(text) + 1) for cut in cuts)
+    """Other programs encode stages separately, so tokens meet where no tokenizer would cut."""
+    positions = sorted(cut % (len(text) + 1) for cut in cuts)
     ids: list[int] = []
-    for begin, end in zip([0, *places], [*places, len(text)], strict=True):
+    for begin, end in zip([0, *positions], [*positions, len(text)], strict=True):
         ids += vocabulary.tokenizer.encode(text[begin:end])
     reader = read(vocabulary, ids)
     assert found(reader) == stages_of(text)
@@ -173,10 +173,10 @@ def test_pieces_of_text_that_are_encoded_one_by_one(
 @SOME
 @given(ids=st.lists(st.integers(0, 2**20), max_size=40))
 def test_any_ids_at_all(ids: list[int], vocabulary: Vocabulary) -> None:
-    """A random model's: stray bytes, special tokens, and now and then the end of the turn."""
+    """Ids as of a random model: stray bytes, special tokens, and sometimes the end of the turn."""
     size = len(vocabulary.ordinary) + len(vocabulary.special)
     ids = [token % size for token in ids]
-    ends = [place for place, token in enumerate(ids) if token in vocabulary.stops]
+    ends = [position for position, token in enumerate(ids) if token in vocabulary.stops]
     text = vocabulary.tokenizer.decode(ids[: ends[0]] if ends else ids)
     reader = StageReader(vocabulary.tokenizer)
     assert pushed(reader, ids) == events_of(text)
@@ -186,22 +186,22 @@ def test_any_ids_at_all(ids: list[int], vocabulary: Vocabulary) -> None:
 
 
 @SOME
-@given(text=TEXTS, choices=CHOICES, lost=PLACES, end=PLACES, place=PLACES)
+@given(text=TEXTS, choices=CHOICES, lost=POSITIONS, end=POSITIONS, position=POSITIONS)
 def test_a_reader_goes_on_where_another_was(
-    text: str, choices: list[int], lost: int, end: int, place: int, vocabulary: Vocabulary
+    text: str, choices: list[int], lost: int, end: int, position: int, vocabulary: Vocabulary
 ) -> None:
-    """Amid a tag, amid a character, amid a broken one, after the end of the turn."""
+    """A new reader continues within a tag, a character, a broken one, or after the turn's end."""
     ids = vocabulary.cut(text, choices)
     del ids[lost : lost + 1]
     ids.insert(end, vocabulary.stops[0])  # behind all of them, more often than not
-    place %= len(ids) + 1
+    position %= len(ids) + 1
     whole, part = StageReader(vocabulary.tokenizer), StageReader(vocabulary.tokenizer)
-    before = [event for token in ids[:place] for event in part.push(token)]
-    reader = StageReader.after(vocabulary.tokenizer, ids[:place])
+    before = [event for token in ids[:position] for event in part.push(token)]
+    reader = StageReader.after(vocabulary.tokenizer, ids[:position])
     assert reader.next_stage == part.next_stage
     assert reader.text == part.text
     assert reader.turn_ended == part.turn_ended
-    assert joined([*before, *pushed(reader, ids[place:])]) == pushed(whole, ids)
+    assert joined([*before, *pushed(reader, ids[position:])]) == pushed(whole, ids)
     assert reader.records == whole.records
     assert reader.text == whole.text
     assert reader.token_ids == whole.token_ids
@@ -210,7 +210,7 @@ def test_a_reader_goes_on_where_another_was(
 
 
 @SOME
-@given(text=TEXTS, choices=CHOICES, more=st.lists(st.tuples(PLACES, PLACES), max_size=3))
+@given(text=TEXTS, choices=CHOICES, more=st.lists(st.tuples(POSITIONS, POSITIONS), max_size=3))
 @example(text="<SUMMARY>a</SUMMARY>\n\n<CAPTION>b</CAPTION> 3", choices=[0], more=[(3, 1)])
 @example(text="<SUMMARY>a\n<CAPTION>b", choices=[7], more=[])
 def test_every_token_is_counted_once(
@@ -222,8 +222,8 @@ def test_every_token_is_counted_once(
     of the next stage; for a stage that is open at the end, the last token. Special tokens count.
     """
     ids = vocabulary.cut(text, choices)
-    for place, which in more:
-        ids.insert(place % (len(ids) + 1), vocabulary.special[which % len(vocabulary.special)])
+    for position, which in more:
+        ids.insert(position % (len(ids) + 1), vocabulary.special[which % len(vocabulary.special)])
     ends: list[int] = []
     for count in range(1, len(ids) + 1):
         events = StageParser().feed(vocabulary.tokenizer.decode(ids[:count]))
@@ -238,24 +238,24 @@ def test_every_token_is_counted_once(
 
 
 @SOME
-@given(text=TEXTS, choices=CHOICES, place=PLACES, which=PLACES)
-@example(text="<SUMMARY>a</SUMMARY>", choices=[0], place=2, which=0)
-@example(text="<SUMMARY>🙂</SUMMARY>", choices=[9], place=11, which=0)
+@given(text=TEXTS, choices=CHOICES, position=POSITIONS, which=POSITIONS)
+@example(text="<SUMMARY>a</SUMMARY>", choices=[0], position=2, which=0)
+@example(text="<SUMMARY>🙂</SUMMARY>", choices=[9], position=11, which=0)
 def test_nothing_after_the_end_of_the_turn_is_read(
-    text: str, choices: list[int], place: int, which: int, vocabulary: Vocabulary
+    text: str, choices: list[int], position: int, which: int, vocabulary: Vocabulary
 ) -> None:
-    """Wherever it comes: amid a character, amid a tag, in a stage, which is then not closed.
+    """The end of the turn may come within a character, a tag or a stage, which then stays unclosed.
 
-    The reader went on with the tokens that came after it.
+    The reader once went on with the tokens after it.
     """
     ids = vocabulary.cut(text, choices)
-    place %= len(ids) + 1
-    before, stop = ids[:place], vocabulary.stops[which % len(vocabulary.stops)]
+    position %= len(ids) + 1
+    before, stop = ids[:position], vocabulary.stops[which % len(vocabulary.stops)]
     reader = StageReader.after(vocabulary.tokenizer, before)
     assert not reader.turn_ended
     assert reader.push(stop) == []
     assert reader.turn_ended
-    assert [reader.push(token) for token in ids[place:]] == [[]] * len(ids[place:])
+    assert [reader.push(token) for token in ids[position:]] == [[]] * len(ids[position:])
     reader.finish()
     written = vocabulary.tokenizer.decode(before)
     assert reader.text == written
@@ -264,14 +264,14 @@ def test_nothing_after_the_end_of_the_turn_is_read(
 
 
 @SOME
-@given(text=TEXTS, choices=CHOICES, more=st.lists(st.tuples(PLACES, PLACES), min_size=1))
+@given(text=TEXTS, choices=CHOICES, more=st.lists(st.tuples(POSITIONS, POSITIONS), min_size=1))
 def test_other_special_tokens_change_nothing(
     text: str, choices: list[int], more: list[tuple[int, int]], vocabulary: Vocabulary
 ) -> None:
-    """They are no text, break no tag and no character, and end no turn."""
+    """Other special tokens are not text, do not split a tag or a character, and end no turn."""
     ids = vocabulary.cut(text, choices)
-    for place, which in more:
-        ids.insert(place % (len(ids) + 1), vocabulary.special[which % len(vocabulary.special)])
+    for position, which in more:
+        ids.insert(position % (len(ids) + 1), vocabulary.special[which % len(vocabulary.special)])
     reader = StageReader(vocabulary.tokenizer)
     assert pushed(reader, ids) == events_of(text)
     assert found(reader) == stages_of(text)
@@ -391,7 +391,7 @@ def test_an_answer(text: str, expected: Found, vocabulary: Vocabulary) -> None:
 def test_a_turn_that_ends_in_a_stage(
     text: str, last: tuple[Stage, str, bool], vocabulary: Vocabulary
 ) -> None:
-    """What the model would have written next closes nothing any more."""
+    """A turn that ends within a stage leaves it open, whatever would have followed."""
     for ids in vocabulary.ways(text):
         for stop in vocabulary.stops:
             rest = [*vocabulary.tokenizer.encode("></CAPTION>"), stop]
@@ -403,7 +403,7 @@ def test_a_turn_that_ends_in_a_stage(
 
 @pytest.mark.parametrize("mark", [">", ")"])
 def test_text_in_the_token_that_ends_a_tag(mark: str, vocabulary: Vocabulary) -> None:
-    """Every token of the vocabulary that ends a tag and goes on, most often with line breaks."""
+    """Covers every token that ends a tag and has more text, most often line breaks."""
     encode = vocabulary.tokenizer.encode
     opening, closing = {
         ">": ("<SUMMARY", "</SUMMARY"),
@@ -426,7 +426,7 @@ def test_text_in_the_token_that_ends_a_tag(mark: str, vocabulary: Vocabulary) ->
 
 
 def test_text_in_the_token_that_begins_a_tag(vocabulary: Vocabulary) -> None:
-    """Every token of the vocabulary that ends a stage's text and begins its closing tag."""
+    """Covers every token that ends a stage's text and begins its closing tag."""
     encode = vocabulary.tokenizer.encode
     before, closings = encode("<SUMMARY>a"), ("</SUMMARY>", "(Here ends the SUMMARY stage)")
     for begun in ("<", "</", "("):
@@ -440,7 +440,7 @@ def test_text_in_the_token_that_begins_a_tag(vocabulary: Vocabulary) -> None:
 
 
 def test_line_breaks_in_a_token_with_text(vocabulary: Vocabulary) -> None:
-    """Every token of the vocabulary that ends a line: the next stage's tag ends this stage."""
+    """Covers every token that ends a line, so that the next stage's tag ends this stage."""
     encode = vocabulary.tokenizer.encode
     before, after = encode("<CAPTION> b"), encode("<REASONING> c </REASONING>")
     tokens = vocabulary.tokens(lambda text: text.endswith("\n"))
@@ -482,7 +482,7 @@ def test_a_token_that_ends_one_tag_and_begins_another(
     ids=["good", "begins late", "reordered"],
 )
 def test_which_stage_is_next(text: str, stages: list[Stage | None], vocabulary: Vocabulary) -> None:
-    """The open one, or the one that should follow; before the first the first, at last none."""
+    """The next stage is the open one or the following one: SUMMARY at first, None at last."""
     for ids in vocabulary.ways(text):
         reader = StageReader(vocabulary.tokenizer)
         seen = [reader.next_stage]

@@ -20,7 +20,7 @@ class Judge(Protocol):
     def scores(self, nodes: Sequence[Node]) -> list[float | None]:
         """Returns one score per candidate; None means no verdict.
 
-        Raises JudgeError when it could not judge at all; the search then goes on without scores.
+        Raises JudgeError when it could not judge at all; the search then continues without scores.
         """
 
 

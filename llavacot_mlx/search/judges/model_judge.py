@@ -16,7 +16,9 @@ def load_judge(folder: Path) -> ExternalJudge:
     """
     config = read_json(folder / "config.json", "a judge is a model's folder")
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise UserError(f"{folder / 'config.json'} names no model_type, so it is no model's")
+        raise UserError(
+            f"{folder / 'config.json'} names no model_type, so it does not describe a model"
+        )
     try:
         if config["model_type"] == "mllama":
             from llavacot_mlx.search.judges.mllama_judge import MllamaJudge

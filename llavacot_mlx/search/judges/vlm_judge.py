@@ -69,7 +69,7 @@ class VlmJudge:
         self, image: Image.Image | None, question: str, candidates: Sequence[Candidate]
     ) -> list[float | None]:
         if image is not None and getattr(self._processor, "image_processor", None) is None:
-            raise JudgeError("it is a model that sees no pictures")
+            raise JudgeError("it is a model that cannot see images")
         return [
             self._yes_probability(
                 image, yes_or_no_question(question, candidate.stage, candidate.judged_text)
@@ -143,7 +143,7 @@ def _link_data_files(source: Path, target: Path) -> None:
         if file.name.endswith(".index.json"):
             for shard in values.get("weight_map", {}).values():
                 if Path(shard).name != shard:
-                    raise UserError(f"{file}: {shard!r} is no file of this folder")
+                    raise UserError(f"{file}: {shard!r} is not a file in this folder")
         copy.write_text(json.dumps(_without_code(values)), encoding="utf-8")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 
 class TokenKind(enum.IntEnum):
-    """What a token is in an answer. The loss is reported by kind; masked tokens have none."""
+    """The kind of a token in a row. The loss is reported by kind; masked tokens have none."""
 
     MASKED = 0
     """No loss: prompts, headers, images, padding."""

@@ -80,7 +80,7 @@ class FeatureCache:
         return digest.hexdigest()
 
     def _keep(self, file: Path, array: mx.array) -> None:
-        """Stores features. A full disk is no error: they are computed again next time."""
+        """Stores features. A full disk is not an error: they are computed again next time."""
         try:
             there = file.stat().st_size if file.exists() else 0
             # A safetensors file is its data and a header of less than 200 bytes.

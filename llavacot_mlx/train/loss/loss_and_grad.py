@@ -65,7 +65,7 @@ def loss_and_gradients(
 ) -> tuple[LossSums, Gradients]:
     """Loss and correct tokens of a batch, and the gradients of its summed loss.
 
-    `key` seeds dropout; without it there is none. Evaluates everything that it returns.
+    `key` seeds dropout; without a key, nothing is dropped. Evaluates everything that it returns.
     """
     trainable = model.trainable_parameters()
     if not inputs.labels.size:

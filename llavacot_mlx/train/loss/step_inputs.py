@@ -19,7 +19,7 @@ Picture = Features | Tiles
 
 @dataclass(frozen=True)
 class View:
-    """What the tokens of a row see of its image."""
+    """The part of its image that each token of a row attends to."""
 
     image_index: int
     """Index of the image token. Tokens before it attend to all tiles, absent ones included, and

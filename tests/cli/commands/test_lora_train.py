@@ -227,7 +227,7 @@ def test_two_processes_learn_what_one_does(data: Path, undisturbed: Path, tmp_pa
 
 
 def test_a_training_is_not_written_over(data: Path, undisturbed: Path) -> None:
-    assert "go on with --resume" in refused(data, undisturbed, *QUICK)
+    assert "resume it with --resume" in refused(data, undisturbed, *QUICK)
 
 
 @pytest.mark.parametrize(

@@ -239,9 +239,13 @@ def test_a_missing_file_and_a_folder(desk: Path) -> None:
 
 def test_a_damaged_tree_names_the_key(desk: Path) -> None:
     changed(desk, lambda trace: trace["search"]["nodes"][4].update(parent=40))
-    assert refused(desk, "bad.json").startswith("bad.json: search.nodes[4].parent: 40 is no node")
+    assert refused(desk, "bad.json").startswith(
+        "bad.json: search.nodes[4].parent: 40 is not an earlier node"
+    )
     changed(desk, lambda trace: trace["search"]["choices"][2].update(kept=[40]))
-    assert refused(desk, "bad.json").startswith("bad.json: search.choices[2].kept: 40 is no node")
+    assert refused(desk, "bad.json").startswith(
+        "bad.json: search.choices[2].kept: 40 is not a node"
+    )
 
 
 def test_a_page_that_cannot_be_written(desk: Path) -> None:

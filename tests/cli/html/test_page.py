@@ -158,7 +158,7 @@ def test_scores_tokens_parents_and_fates_are_told() -> None:
     assert "5 – not closed dropped None, so" in said
     assert "10 from 8 0.98 on the path 2" in said
     assert "11 from 4 0.40 dropped 1" in said
-    assert re.search(r"goes on from 8 · \d+ tokens", said)
+    assert re.search(r"continues 8 · \d+ tokens", said)
     assert "kept 8, 4 · 18 tokens" in said
     assert "↩ not good enough: back to the captions, round 2" in said
     assert "11 candidates · 1 retrace · 74 tokens decoded, 70 reused, 160 without reuse" in said
