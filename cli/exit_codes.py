@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import typer
 
+from llavacot_mlx.cli.gpu_advice import Work, gpu_line
 from llavacot_mlx.cli.printable import printable_line
 from llavacot_mlx.errors import UserError
 
@@ -35,10 +36,11 @@ def check_usage() -> Iterator[None]:
 
 
 @contextmanager
-def handle_errors(*, debug: bool) -> Iterator[None]:
+def handle_errors(*, debug: bool, work: Work | None = None) -> Iterator[None]:
     """Wraps the body of a command: an exception ends it with an exit code and a line on stderr.
 
-    With `debug`, the traceback is printed before the line.
+    With `debug`, the traceback is printed before the line. `work` is what the command has the GPU
+    do, for advice about errors of the GPU.
     """
     try:
         yield
@@ -53,13 +55,15 @@ def handle_errors(*, debug: bool) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError):
             _drop_unwritten_output()  # it may be why writing failed, such as a full disk
-        _print_error(_one_line(error), debug=debug)
+        _print_error(_one_line(error, work), debug=debug)
         sys.exit(WRONG_USAGE if isinstance(error, UsageError) else FAILURE)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception, work: Work | None) -> str:
     if isinstance(error, UserError):
         return str(error)
+    if work is not None and (line := gpu_line(error, work)):
+        return line
     if isinstance(error, OSError) and error.strerror:  # such as a folder without write permission
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

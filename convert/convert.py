@@ -29,6 +29,7 @@ from llavacot_mlx.convert.shards import Shard, ShardFile, split_into_shards, wri
 from llavacot_mlx.convert.source import SourceCheckpoint
 from llavacot_mlx.convert.verify import compare_with_source
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.generate.gpu_errors import gpu_error
 from llavacot_mlx.model.config import Quantization
 
 _CHECKPOINT_BYTES = 256 * 10**6
@@ -220,11 +221,14 @@ def _finish(
 def _resumable(
     output: ResumableOutput, journal: Journal, notice: Callable[[str], None]
 ) -> Iterator[None]:
-    """Removes the hidden folder after an error; keeps it for a resumption after an interrupt."""
+    """Removes the hidden folder after an error; keeps it for a resumption after an interrupt.
+
+    An error of the GPU counts as an interrupt: the same conversion may succeed the next time.
+    """
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):
-        if not journal.saved:
+    except (KeyboardInterrupt, SystemExit, RuntimeError, MemoryError) as stop:
+        if (isinstance(stop, RuntimeError) and gpu_error(stop) is None) or not journal.saved:
             output.clear()
         else:
             notice(f"stopped; rerun the same command to resume from {output.path}")

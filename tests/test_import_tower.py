@@ -40,7 +40,7 @@ answer      errors usage model prompt generate plan trace search request
 assistant   model checkpoint prompt plan trace search request answer
 demo        prompt search
 train       errors atomic checked model checkpoint prompt generate plan request answer
-convert     __init__ errors atomic checked model checkpoint prompt search
+convert     __init__ errors atomic checked model checkpoint prompt generate search
 cli         __init__ errors atomic model checkpoint prompt generate plan trace search request
             assistant demo train convert
 __main__    cli

@@ -13,6 +13,7 @@ import typer
 
 from llavacot_mlx.atomic import check_can_write
 from llavacot_mlx.cli.exit_codes import check_usage, handle_errors
+from llavacot_mlx.cli.gpu_advice import Work
 from llavacot_mlx.cli.next_steps import try_it
 from llavacot_mlx.cli.options import (
     AdapterOption,
@@ -33,6 +34,7 @@ from llavacot_mlx.cli.usage_errors import check_order
 from llavacot_mlx.cli.views.answer_view import AnswerView, ShowLevel
 from llavacot_mlx.cli.views.choose_view import choose_view, status_view
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.generate.gpu_errors import gpu_error
 from llavacot_mlx.model.kv_budget import BITS, KVLimits
 from llavacot_mlx.plan.plan import Method, Plan, Settings, make_plan
 from llavacot_mlx.plan.plan_yaml import read_plan
@@ -177,7 +179,7 @@ def ask(
     plain: PlainOption = False,
     debug: DebugOption = False,
 ) -> None:
-    with handle_errors(debug=debug):
+    with handle_errors(debug=debug, work=Work.ANSWER):
         settings = Settings(
             search=search,
             candidates=candidates,
@@ -265,7 +267,9 @@ def _answer(
         try:
             for event in answer:
                 view.show(event)
-        except (KeyboardInterrupt, UserError):
+        except (KeyboardInterrupt, UserError, RuntimeError, MemoryError) as error:
+            if isinstance(error, RuntimeError) and gpu_error(error) is None:
+                raise  # a bug of ours
             trace = answer.so_far()
             if trace.token_ids:
                 view.show(Interrupted(trace))

@@ -13,6 +13,7 @@ import typer
 from llavacot_mlx import demo
 from llavacot_mlx.atomic import check_can_write
 from llavacot_mlx.cli.exit_codes import check_usage, handle_errors
+from llavacot_mlx.cli.gpu_advice import Work
 from llavacot_mlx.cli.options import (
     AdapterOption,
     DebugOption,
@@ -93,7 +94,7 @@ def calibrate(
     ] = False,
     debug: DebugOption = False,
 ) -> None:
-    with handle_errors(debug=debug):
+    with handle_errors(debug=debug, work=Work.CALIBRATE):
         with check_usage():
             if judge == MAJORITY:
                 raise UserError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llavacot_mlx.cli.exit_codes import check_usage, handle_errors
+from llavacot_mlx.cli.gpu_advice import Work
 from llavacot_mlx.cli.next_steps import calibration_note, next_command, wrote_line
 from llavacot_mlx.cli.options import DebugOption, Dtype, DtypeOption, ForceOption
 from llavacot_mlx.cli.printable import printable_line
@@ -118,7 +119,7 @@ def convert(
     force: ForceOption = False,
     debug: DebugOption = False,
 ) -> None:
-    with handle_errors(debug=debug):
+    with handle_errors(debug=debug, work=Work.CONVERT):
         with check_usage():
             flags = _quantization_flags(quantize, q_bits, q_group_size, q_mode)
             if recipe is not None and flags:

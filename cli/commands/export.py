@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from llavacot_mlx.cli.exit_codes import handle_errors
+from llavacot_mlx.cli.gpu_advice import Work
 from llavacot_mlx.cli.next_steps import wrote_line
 from llavacot_mlx.cli.options import DebugOption, Dtype, DtypeOption, ForceOption
 from llavacot_mlx.cli.resolve_model import resolve_adapted_model
@@ -59,7 +60,7 @@ def export(
     force: ForceOption = False,
     debug: DebugOption = False,
 ) -> None:
-    with handle_errors(debug=debug):
+    with handle_errors(debug=debug, work=Work.CONVERT):
         from llavacot_mlx.checkpoint.adapter_config import is_adapter
 
         folder = Path(source).expanduser()

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from llavacot_mlx.cli.exit_codes import handle_errors
+from llavacot_mlx.cli.gpu_advice import Work
 from llavacot_mlx.cli.next_steps import calibration_note, next_command, wrote_line
 from llavacot_mlx.cli.options import DebugOption, ForceOption
 from llavacot_mlx.cli.resolve_model import resolve_adapted_model
@@ -56,7 +57,7 @@ def fuse(
     force: ForceOption = False,
     debug: DebugOption = False,
 ) -> None:
-    with handle_errors(debug=debug):
+    with handle_errors(debug=debug, work=Work.CONVERT):
         from llavacot_mlx.convert.output_folder import OutputFolder
 
         output = OutputFolder(save_path, "--save-path", force)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llavacot_mlx.cli.exit_codes import INTERRUPTED, check_usage, handle_errors
+from llavacot_mlx.cli.gpu_advice import Work, gpu_line
 from llavacot_mlx.cli.next_steps import next_command, shell_path
 from llavacot_mlx.cli.options import DebugOption
 from llavacot_mlx.cli.printable import printable_line
@@ -71,7 +72,7 @@ def lora_train(
     ] = False,
     debug: DebugOption = False,
 ) -> None:
-    with handle_errors(debug=debug):
+    with handle_errors(debug=debug, work=Work.TRAIN):
         values = {} if config is None else _file_settings(config)
         with check_usage():
             settings = _settings(values, given_settings(flags))
@@ -175,13 +176,11 @@ def _train(prepared: PreparedRun, view: TrainingView, reporter: Any) -> None:
                     if reporter:
                         reporter(event)
                 view.show(event)
-    except RuntimeError as problem:
-        if "memory" not in str(problem).lower() and "malloc" not in str(problem).lower():
+    except (RuntimeError, MemoryError) as problem:
+        line = gpu_line(problem, Work.TRAIN, smaller=advice(settings))
+        if line is None:
             raise
-        raise UserError(
-            f"step {training.done + 1}: out of memory; try {advice(settings)}. The last "
-            "checkpoint is kept"
-        ) from None
+        raise UserError(f"step {training.done + 1}: {line}. The last checkpoint is kept") from None
     if is_main:
         try:
             draw_curve(read_log(folder), folder / CURVE_NAME)

@@ -10,6 +10,7 @@ import typer
 
 from llavacot_mlx.atomic import check_can_write, write_file
 from llavacot_mlx.cli.exit_codes import check_usage, handle_errors
+from llavacot_mlx.cli.gpu_advice import Work
 from llavacot_mlx.cli.next_steps import first_command
 from llavacot_mlx.cli.options import DebugOption, PlainOption, ShowOption
 from llavacot_mlx.cli.printable import printable, printable_line
@@ -80,7 +81,7 @@ def trace(
     plain: PlainOption = False,
     debug: DebugOption = False,
 ) -> None:
-    with handle_errors(debug=debug):
+    with handle_errors(debug=debug, work=Work.ANSWER):
         with check_usage():
             if html is not None and (show is not None or plain):
                 flag = "--plain" if plain else f"--show {show}"

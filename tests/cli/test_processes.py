@@ -267,6 +267,25 @@ def test_an_error_in_a_search_keeps_its_trace_too(run: Run, desk: Path) -> None:
     assert json.loads((desk / "search.json").read_text(encoding="utf-8"))["answer"] == "2"
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "[METAL] Command buffer execution failed: Insufficient Memory (00000008)",
+            "out of memory; try a smaller picture",
+        ),
+        ("[metal::malloc] Resource limit (499000) exceeded.", "the GPU holds more arrays"),
+    ],
+)
+def test_an_error_of_the_gpu_is_told_and_keeps_the_trace(
+    run: Run, desk: Path, text: str, said: str
+) -> None:
+    script = {"rounds": RETRACING, "runtime_error": text}
+    done = ask(run, "--search", "swires", "--trace", "search.json", script=script)
+    assert error_line(done).startswith(said)
+    assert json.loads((desk / "search.json").read_text(encoding="utf-8"))["interrupted"]
+
+
 def test_a_trace_that_cannot_be_written_is_said_first(run: Run) -> None:
     done = ask(run, "--trace", "nix/search.json")
     assert error_line(done).startswith("nix/search.json: there is no folder")

@@ -136,7 +136,7 @@ def test_words_of_other_programs(refused: Refused, arguments: list[str], typed: 
             ["convert", "model", "-q", "--q-mode", "mxfp4", "--q-bits", "8"],
             "--q-mode mxfp4 --q-bits 8: bits of mxfp4 must be 4, not 8",
         ),
-        (["trace", "x.json", "--replay", "--html", "x.html"], "--replay shows nothing but"),
+        (["trace", "x.json", "--replay", "--html", "x.html"], "--replay with --html: drop one"),
     ],
 )
 def test_values_are_checked_first_and_in_our_words(

@@ -116,6 +116,8 @@ class Script:
     """The name of a file that cannot be read after the text."""
     bug: str = ""
     """Raised after the text, as only a mistake of ours would be."""
+    runtime_error: str = ""
+    """Raised after the text, as MLX would."""
     rounds: tuple[ScriptedRound, ...] = ()
     """What a search does; without, the answer is written in one go whatever the method."""
     notices: tuple[str, ...] = ()
@@ -190,6 +192,8 @@ class FakeAnswerStream:
             raise UserError(script.user_error)
         if script.os_error:
             raise OSError(errno.EIO, "Input/output error", script.os_error)
+        if script.runtime_error:
+            raise RuntimeError(script.runtime_error)
         if script.bug:
             raise ZeroDivisionError(script.bug)
         yield Answered(self._trace())

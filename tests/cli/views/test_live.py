@@ -404,3 +404,25 @@ def test_the_answer_of_a_search_stands_alone(desk: Path, flags: tuple[str, ...])
         session.wait_for("writing 2 reasonings")
         assert session.finish() == 0
         assert re.sub(r"[━┏┓┗┛┃\s]", "", session.text) in ("Conclusion28tokens", "2")
+
+
+@pytest.mark.parametrize("columns", ["160", "80", "0", "x"])
+@pytest.mark.parametrize("flags", [(), ("--search", "swires")])
+def test_the_terminal_has_its_own_size_whatever_columns_says(
+    desk: Path, columns: str, flags: tuple[str, ...]
+) -> None:
+    """`export COLUMNS` once stacked panels of another width, and 0 ended in a division by it."""
+    script = {"rounds": RETRACING} if flags else {}
+    size = {"width": 60, "height": 20}
+    with ask(desk, *flags, script=script, **size) as session:
+        assert session.finish() == 0
+        usual = session.text
+    told = {"COLUMNS": columns, "LINES": "7"}
+    with ask(desk, *flags, script=script, environment=told, **size) as session:
+        assert session.finish() == 0
+        assert steady(session.text) == steady(usual)
+
+
+def steady(text: str) -> str:
+    """What is on a terminal without the seconds, which differ from run to run."""
+    return re.sub(r"[0-9.]+( s|/s| [GM]B)", "", text)
