@@ -31,15 +31,16 @@ checked     errors file_kinds
 model       errors usage
 checkpoint  errors file_kinds atomic checked model
 prompt      errors file_kinds checked model
+rows        errors file_kinds checked prompt
 generate    errors usage model prompt
 plan        errors checked prompt generate
 trace       errors usage atomic checked prompt plan
-search      errors usage atomic checked model checkpoint prompt generate plan trace
+search      errors usage atomic checked model checkpoint prompt rows generate plan trace
 request     errors model plan
 answer      errors usage model prompt generate plan trace search request
 assistant   model checkpoint prompt plan trace search request answer
 demo        prompt search
-train       errors atomic checked model checkpoint prompt generate plan request answer
+train       errors atomic checked model checkpoint prompt rows generate plan request answer
 convert     __init__ errors atomic checked model checkpoint prompt generate search
 cli         __init__ errors atomic model checkpoint prompt generate plan trace search request
             assistant demo train convert

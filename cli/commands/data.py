@@ -145,6 +145,11 @@ def stats(
             check_can_draw(png)
         reading = _Reading.of(file, images, model, None)
         found = Stats.of(reading.rows())
+        if not found.rows:
+            raise UserError(
+                f"{file}: none of {_rows(found.unreadable)} is a conversation; "
+                "llavacot data check says why"
+            )
         if png is not None:
             draw_stats(found, png)
         if as_json:
@@ -215,11 +220,13 @@ def _report(reading: _Reading, found: Checked) -> dict[str, Any]:
         "bad": len(dataset) - len(found.rows),
         "counts": {kind: len(problems) for kind, problems in found.by_kind.items()},
         "problems": [asdict(problem) for problem in found.problems],
+        "lost_folders": [asdict(folder) for folder in found.lost_folders],
     }
 
 
 def _print_problems(dataset: Dataset, found: Checked) -> None:
     from llavacot_mlx.cli.views.tables import Column, print_table
+    from llavacot_mlx.train.data.checks import LostFolder, grouped
 
     if not dataset.has_stages:
         typer.echo("no answer has stages, so stages are not checked (plain chats)")
@@ -228,12 +235,15 @@ def _print_problems(dataset: Dataset, found: Checked) -> None:
         return
     cells = []
     for kind, problems in found.by_kind.items():
+        items = grouped(problems, found.lost_folders)
         listed = [
-            printable_line(f"row {problem.row}: {problem.detail}")
-            for problem in problems[:_MAX_LISTED]
+            printable_line(
+                str(each) if isinstance(each, LostFolder) else f"row {each.row}: {each.detail}"
+            )
+            for each in items[:_MAX_LISTED]
         ]
-        if len(problems) > _MAX_LISTED:
-            listed.append(f"… and {len(problems) - _MAX_LISTED} more")
+        if len(items) > _MAX_LISTED:
+            listed.append(f"… and {len(items) - _MAX_LISTED} more")
         cells.append((kind.value, f"{len(problems):,}", "\n".join(listed)))
     print_table((Column("problem"), Column("times", number=True), Column("where")), cells)
     bad = len(dataset) - len(found.rows)

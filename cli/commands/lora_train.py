@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from llavacot_mlx.cli.views.training import TrainingView
     from llavacot_mlx.train.data.checks import CheckedRow
     from llavacot_mlx.train.data.dataset import Dataset
-    from llavacot_mlx.train.data.problem import Problem
-    from llavacot_mlx.train.prepare import PreparedRun
+    from llavacot_mlx.train.prepare import BadRowsError, PreparedRun
     from llavacot_mlx.train.trainer import Training
 
 CURVE_NAME = "curve.png"
@@ -126,7 +125,7 @@ def _run(settings: TrainSettings, *, resume: bool) -> None:
         )
     except BadRowsError as bad:
         if workers.is_main:
-            _print_problems(bad.problems)
+            _print_problems(bad)
         raise
     view.show_start(prepared)
     reporter = _reporter(settings) if workers.is_main else None
@@ -149,9 +148,16 @@ def _without_bar(doing: str, dataset: Dataset, rows: Iterator[CheckedRow]) -> It
     return rows
 
 
-def _print_problems(problems: list[Problem]) -> None:
+def _print_problems(bad: BadRowsError) -> None:
+    from llavacot_mlx.train.data.checks import LostFolder, grouped
+
+    problems = grouped(bad.problems, bad.lost_folders)
     for problem in problems[:_MAX_LISTED]:
-        typer.echo(printable_line(f"row {problem.row}: {problem.kind}: {problem.detail}"), err=True)
+        if isinstance(problem, LostFolder):
+            line = str(problem)
+        else:
+            line = f"row {problem.row}: {problem.kind}: {problem.detail}"
+        typer.echo(printable_line(line), err=True)
     if len(problems) > _MAX_LISTED:
         typer.echo(f"… and {len(problems) - _MAX_LISTED} more", err=True)
 

@@ -51,12 +51,12 @@ def locate_image(name: str, folder: Path) -> Path | str:
     try:
         return find_image(name, folder)
     except UserError:
-        return name if _is_inline(name) or _SCHEME.match(name) else folder / name
+        return name if is_inline(name) or _SCHEME.match(name) else folder / name
 
 
 def is_there(image: Path | str) -> bool:
     """Whether `locate_image` found it, readable or not."""
-    return _is_inline(image) if isinstance(image, str) else _exists(image)
+    return is_inline(image) if isinstance(image, str) else _exists(image)
 
 
 def image_name(name: str | Path) -> str:
@@ -91,7 +91,8 @@ def read_image_file(path: Path, max_bytes: int = _MAX_FILE_BYTES) -> bytes:
     return data
 
 
-def _is_inline(name: str) -> bool:
+def is_inline(name: str) -> bool:
+    """Whether a name is the image itself: a `data:` URI, or the base64 of one."""
     name = name.strip()
     return _is_data_uri(name) or _looks_like_base64(name)
 

@@ -18,14 +18,15 @@ from llavacot_mlx.errors import UserError
 from llavacot_mlx.generate.device import available_memory
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.prompt.image_processor import ImageProcessor
+from llavacot_mlx.prompt.image_source import locate_image
 from llavacot_mlx.prompt.tokenizer import Tokenizer
+from llavacot_mlx.rows.problem import Problem
 from llavacot_mlx.train.checkpoint import FILE_NAME, Checkpoint, differences, load_checkpoint
 from llavacot_mlx.train.data.batches import steps_of
-from llavacot_mlx.train.data.checks import Checked, CheckedRow, check_rows
+from llavacot_mlx.train.data.checks import Checked, CheckedRow, LostFolder, check_rows
 from llavacot_mlx.train.data.dataset import Dataset, open_splits
 from llavacot_mlx.train.data.encoding import encode
 from llavacot_mlx.train.data.loader import Loader
-from llavacot_mlx.train.data.problem import Problem
 from llavacot_mlx.train.data.sample import Sample
 from llavacot_mlx.train.distributed import Workers
 from llavacot_mlx.train.lora_setup import apply_lora, trainable_count
@@ -62,13 +63,16 @@ class PreparedRun:
 class BadRowsError(UserError):
     """Rows that cannot be trained on."""
 
-    def __init__(self, file: Path, problems: list[Problem], rows: int) -> None:
+    def __init__(
+        self, file: Path, problems: list[Problem], rows: int, lost: tuple[LostFolder, ...]
+    ) -> None:
         bad = len({problem.row for problem in problems})
         super().__init__(
             f"{file}: {bad} of {rows} rows have problems; mend them (llavacot data check lists "
             "all), or add --skip-bad to train on the rest"
         )
         self.problems = problems
+        self.lost_folders = lost
 
 
 @dataclass(frozen=True)
@@ -262,10 +266,13 @@ def _check_split(
     checked = Checked.of(progress(f"checking {dataset.file.name}", dataset, rows))
     bad = len(dataset) - len(checked.rows)
     if bad and not settings.skip_bad:
-        raise BadRowsError(dataset.file, list(checked.problems), len(dataset))
+        raise BadRowsError(dataset.file, list(checked.problems), len(dataset), checked.lost_folders)
     if not checked.rows:
         raise UserError(f"{dataset.file}: no row of {len(dataset)} is without problems")
-    notes = (f"{dataset.file}: {bad} of {len(dataset)} rows left out",) if bad else ()
+    notes: tuple[str, ...] = (
+        (f"{dataset.file}: {bad} of {len(dataset)} rows left out",) if bad else ()
+    )
+    notes += tuple(map(str, checked.lost_folders))
     return _Split(dataset, checked.rows, checked.lengths, notes)
 
 
@@ -311,7 +318,7 @@ def _validation(
 def _question(dataset: Dataset, row: int) -> ValidationQuestion:
     conversation = dataset.conversation(row)
     asked = next(turn.text for turn in conversation.turns if turn.role == "user")
-    image = None if conversation.image is None else dataset.images / conversation.image
+    image = None if conversation.image is None else locate_image(conversation.image, dataset.images)
     return ValidationQuestion(conversation.where, image, asked, conversation.answers[0])
 
 

@@ -29,7 +29,7 @@ class ValidationQuestion:
     """The first question of a conversation, with the reference answer."""
 
     where: str
-    image: Path | None
+    image: Path | str | None
     text: str
     reference: str
 

@@ -214,15 +214,15 @@ def test_a_measurement_that_says_little_is_warned_of(
 @pytest.mark.parametrize(
     ("text", "flags", "said"),
     [
-        ("", (), "questions.jsonl: contains no questions"),
+        ("", (), "questions.jsonl: there is no row in it"),
         ("{", (), "questions.jsonl, row 1: not JSON"),
         ('{"image": "bad.png", "question": "?"}', (), "questions.jsonl, row 1: "),
-        ('{"image": "nix.png", "question": "?"}', (), "there is no picture"),
+        ('{"image": "nix.png", "question": "?"}', (), "there is no such picture"),
         ("", ("--judge", "majority"), "--judge majority: "),
         ("", ("--judge", "slef"), "judge 'slef': there are self"),
         ("", ("--limit", "0"), "--limit 0: "),
         ("", ("--max-tokens", "0"), "--max-tokens 0: "),
-        ("", ("--model", "nix"), "questions.jsonl: contains no questions"),
+        ("", ("--model", "nix"), "questions.jsonl: there is no row in it"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(

@@ -46,12 +46,15 @@ def test_both_forms(file: Path) -> None:
         ("{", "not JSON"),
         ("[]", "expected an object"),
         ('{"question": "?"}', "image is missing"),
-        ('{"image": 3, "question": "?"}', "image is missing"),
-        ('{"image": "a.png"}', "expected a question, or conversations"),
+        ('{"image": 3, "question": "?"}', "expected the path of a picture"),
+        ('{"image": "a.png"}', "expected conversations as in .*, or a question"),
         ('{"image": "a.png", "question": " "}', "the question is missing or empty"),
         ('{"image": "a.png", "question": 3}', "the question is missing or empty"),
-        ('{"image": "a.png", "conversations": [{"from": "gpt"}]}', "no turn from human"),
-        ('{"image": "b.png", "question": "?"}', "there is no picture"),
+        (
+            '{"image": "a.png", "conversations": [{"from": "gpt", "value": "!"}]}',
+            "no turn from human",
+        ),
+        ('{"image": "b.png", "question": "?"}', "there is no such picture"),
     ],
 )
 def test_a_mistake_is_named_by_its_row(file: Path, row: str, said: str) -> None:

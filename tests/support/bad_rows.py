@@ -9,7 +9,7 @@ from typing import Any
 import demo_rows
 from PIL import Image
 
-from llavacot_mlx.train.data.problem import ProblemKind as Kind
+from llavacot_mlx.rows.problem import ProblemKind as Kind
 
 REPLY = 1  # its turn in a row of `demo_rows`
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from llavacot_mlx.prompt.image_source import locate_image
 from llavacot_mlx.prompt.stages import Opened, Stage, StageEvent, StageParser, Text
 from llavacot_mlx.prompt.tokenizer import Tokenizer
-from llavacot_mlx.train.data.conversation import Conversation
+from llavacot_mlx.rows.conversation import Conversation
 from llavacot_mlx.train.data.sample import Sample, TokenKind
 
 _KINDS = {stage: TokenKind[stage.name] for stage in Stage}
@@ -50,7 +51,7 @@ def encode(conversation: Conversation, tokenizer: Tokenizer, images: Path | None
         conversation.where,
         np.array(ids, dtype=np.int32),
         np.concatenate(token_kinds),
-        None if image is None else (images or Path()) / image,
+        None if image is None else locate_image(image, images or Path()),
     )
 
 

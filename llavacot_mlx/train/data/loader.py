@@ -51,7 +51,7 @@ class Loader:
         sample = encode(dataset.conversation(row), self.tokenizer, dataset.images)
         return sample, None if sample.image is None else self._tiles(sample.image, sample.where)
 
-    def _tiles(self, image: Path, where: str) -> Tiles:
+    def _tiles(self, image: Path | str, where: str) -> Tiles:
         try:
             return self.image_processor(open_image(image))
         except UserError as problem:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from llavacot_mlx.prompt.stages import Closed, Opened, Stage, StageParser, Text
-from llavacot_mlx.train.data.problem import ProblemKind
+from llavacot_mlx.rows.problem import ProblemKind
 
 LEAK_PHRASES = re.compile(
     r"\b(?:standard|reference|provided|given|expected|ground[- ]truth)\s+answers?\b"

@@ -35,4 +35,4 @@ class Sample:
     """(tokens,) int32."""
     token_kinds: np.ndarray
     """(tokens,) uint8: the `TokenKind` of each token."""
-    image: Path | None
+    image: Path | str | None

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from llavacot_mlx.prompt.stages import Stage
-from llavacot_mlx.train.data.checks import CheckedRow
+from llavacot_mlx.train.data.checks import CheckedRow, first_folder
 from llavacot_mlx.train.data.sample import TokenKind
 
 NO_FOLDER = "(no folder)"
@@ -118,5 +117,4 @@ def _counts_by_answer(token_kinds: np.ndarray) -> Iterator[np.ndarray]:
 def _source(image: str | None) -> str:
     if image is None:
         return NO_PICTURE
-    parts = PurePosixPath(image).parts
-    return parts[0] if len(parts) > 1 else NO_FOLDER
+    return first_folder(image) or NO_FOLDER

@@ -13,7 +13,7 @@ from bad_rows import write_bad_rows
 from demo_rows import row, write_rows
 from PIL import Image
 
-from llavacot_mlx.train.data.problem import ProblemKind
+from llavacot_mlx.rows.problem import ProblemKind
 from llavacot_mlx.train.plots import STATS_SIZE
 
 pytestmark = pytest.mark.processes
@@ -178,3 +178,28 @@ def test_nothing_given_shows_what_to_type(
     run = data(tmp_path, *arguments)
     assert (run.returncode, run.stderr) == (0, "")
     assert shown in run.stdout
+
+
+def test_a_folder_of_which_nothing_is_there_is_one_line(tmp_path: Path) -> None:
+    """98 rows of one archive that was not unpacked were listed one by one."""
+    write_rows(tmp_path, range(2))
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    rows += [{**rows[0], "image": f"vg/{number}.png"} for number in range(98)]
+    rows += [{**rows[0], "image": "gone.png"}]
+    (tmp_path / "train.json").write_text(json.dumps(rows, indent=1))
+    run = data(tmp_path, "check", "train.json", "--images", "images", "--report", "report.json")
+    assert run.returncode == 1
+    assert "all 98 of vg/ are missing: was its archive unpacked?" in " ".join(run.stdout.split())
+    assert "row 101: " in run.stdout
+    assert "row 3: " not in run.stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    (folder,) = report["lost_folders"]
+    assert (folder["name"], len(folder["rows"])) == ("vg", 98)
+    assert len(report["problems"]) == 99
+
+
+def test_stats_of_no_conversation_are_an_error(tmp_path: Path) -> None:
+    """They were a table of zeros, with exit code 0."""
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' * 3)
+    said = error_of(data(tmp_path, "stats", "a.jsonl"))
+    assert "none of 3 rows is a conversation; llavacot data check says why" in said

@@ -15,10 +15,10 @@ from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.prompt.image_processor import ImageProcessor
 from llavacot_mlx.prompt.images import open_image
 from llavacot_mlx.prompt.tokenizer import Tokenizer
+from llavacot_mlx.rows.problem import Problem, ProblemKind
 from llavacot_mlx.train.data.checks import Checked, CheckedRow, check_rows
 from llavacot_mlx.train.data.dataset import Dataset
 from llavacot_mlx.train.data.encoding import encode
-from llavacot_mlx.train.data.problem import Problem, ProblemKind
 
 CONFIG = load_config(demo.model_path())
 TOKENIZER = Tokenizer.load(demo.model_path(), CONFIG)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.rows.problem import ProblemKind, RowError
 from llavacot_mlx.train.data.dataset import Dataset, open_splits
-from llavacot_mlx.train.data.problem import ProblemKind, RowError
 
 
 def line(number: int, **more: str) -> str:
@@ -66,7 +66,7 @@ def test_the_rows_are_not_kept(tmp_path: Path) -> None:
 
 def test_what_is_held_of_a_row(tmp_path: Path) -> None:
     dataset = Dataset.open(written(tmp_path / "rows.jsonl", [line(1)] * 1000), None)
-    arrays = [value for value in vars(dataset).values() if hasattr(value, "itemsize")]
+    arrays = [value for value in vars(dataset.rows).values() if hasattr(value, "itemsize")]
     assert sum(map(sys.getsizeof, arrays)) < 20 * 1000
 
 

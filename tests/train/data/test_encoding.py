@@ -18,8 +18,8 @@ from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.demo.world import questions, scene
 from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
+from llavacot_mlx.rows.conversation import Conversation
 from llavacot_mlx.trace.stage_reader import StageReader
-from llavacot_mlx.train.data.conversation import Conversation
 from llavacot_mlx.train.data.encoding import answer_token_kinds, encode
 from llavacot_mlx.train.data.sample import Sample, TokenKind
 

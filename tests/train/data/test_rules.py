@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llavacot_mlx.prompt.stages import Stage
-from llavacot_mlx.train.data.problem import ProblemKind as Kind
+from llavacot_mlx.rows.problem import ProblemKind as Kind
 from llavacot_mlx.train.data.rules import leaks, stage_problems
 
 S, C, R, E = (f"{stage.opening} {stage.value} {stage.closing}" for stage in Stage)

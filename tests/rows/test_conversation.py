@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from llavacot_mlx.prompt.tokenizer import Turn
-from llavacot_mlx.train.data.conversation import Conversation, parse_row
-from llavacot_mlx.train.data.problem import ProblemKind, RowError
+from llavacot_mlx.rows.conversation import Conversation, parse_row
+from llavacot_mlx.rows.problem import ProblemKind, RowError
 
 WHERE = "train.jsonl, row 3"
 
@@ -115,7 +115,15 @@ MISTAKES: list[tuple[Any, ProblemKind, str]] = [
     ({"messages": messages([{"type": "audio"}], "!")}, NO_CHAT, "a part is a text"),
     ({"messages": messages([{"type": "text"}], "!")}, NO_CHAT, "a part is a text"),
     ({"messages": messages([7], "!")}, NO_CHAT, "a part is a text"),
-    ({"messages": messages([{"type": "image", "image": "a.png"}], "!")}, NO_CHAT, "row's images"),
+    ({"messages": messages("?", [{"type": "image"}])}, NO_CHAT, "belongs to a question"),
+    ({"image": {"bytes": [1], "path": None}, "question": "?"}, NO_CHAT, "its bytes are in the row"),
+    ({"question": "?", "answer": 0.5}, NO_CHAT, "answer must be a text"),
+    ({"question": "?"}, NO_CHAT, "ends without an answer"),
+    (
+        {"image": "b.png", "messages": messages([{"type": "image", "image": "a.png"}], "!")},
+        NO_CHAT,
+        "different pictures",
+    ),
     ({"conversations": turns("?")}, NO_CHAT, "ends without an answer"),
     ({"conversations": turns("?", "!", "??")}, NO_CHAT, "ends without an answer"),
     ({"conversations": turns("?", "!")[1:]}, NO_CHAT, "question 1: comes from the assistant"),
