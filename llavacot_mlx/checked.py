@@ -368,12 +368,13 @@ def wide_encoding(start: bytes) -> str | None:
         return "UTF-16"
     # JSON, YAML and CSV begin with two characters of ASCII.
     zeros = tuple(byte == 0 for byte in start[:4])
-    return {
+    encodings: dict[tuple[bool, ...], str] = {
         (False, True, False, True): "UTF-16LE",
         (True, False, True, False): "UTF-16BE",
         (False, True, True, True): "UTF-32LE",
         (True, True, True, False): "UTF-32BE",
-    }.get(zeros)
+    }
+    return encodings.get(zeros)
 
 
 def _parsed(file: Path, language: str, parse: Callable[[str], Any], data: bytes) -> Any:
