@@ -27,6 +27,14 @@ ModelOption = Annotated[
         help="The model: a folder, or an id on the Hugging Face hub. [default: the demo model]",
     ),
 ]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--revision",
+        metavar="REV",
+        help="Branch, tag or commit of a model on the hub. [default: its main branch]",
+    ),
+]
 AdapterOption = Annotated[
     Path | None,
     typer.Option(

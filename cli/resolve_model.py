@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from llavacot_mlx import demo
 from llavacot_mlx.checkpoint import hub
+from llavacot_mlx.checkpoint.model_name import parse_model_name
+from llavacot_mlx.checkpoint.safetensors import weights_note
 from llavacot_mlx.cli.units import format_bytes
 from llavacot_mlx.errors import UserError
 
@@ -28,7 +32,7 @@ class ResolvedModel:
     """A model's folder on this machine, and the name that the person gave it."""
 
     name: str
-    """As typed, a path or a hub id; for the demo model, the path of its folder."""
+    """The path of a folder, or a hub id with the revision, if one was given."""
     folder: Path
     adapter: Path | None = None
     """The folder of the adapter to apply to it."""
@@ -38,34 +42,43 @@ class ResolvedModel:
         return self.folder.resolve().name if Path(self.name).is_dir() else self.name
 
 
-def resolve_model(name: str | None) -> ResolvedModel:
+def resolve_model(name: str | None, revision: str | None = None) -> ResolvedModel:
     """The model of `--model`; without a name, the demo model, with a notice on stderr.
 
     A hub id that is not on the disk yet is downloaded, which is reported on stderr.
     """
     if name is None:
+        if revision is not None:
+            raise UserError(f"--revision {revision}: goes with --model and an id on the hub")
         folder = demo.model_path()
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder}: no demo model in this installation; give --model a folder")
         print(_DEMO_NOTICE, file=sys.stderr)
         return ResolvedModel(str(folder), folder)
-    return ResolvedModel(name, ensure_downloaded(name))
+    parsed = parse_model_name(name, revision)
+    folder = ensure_downloaded(str(parsed))
+    if note := weights_note(folder):
+        print(f"note: {note}", file=sys.stderr)
+        warnings.filterwarnings("ignore", re.escape(note))  # as `Assistant.load` says it
+    return ResolvedModel(str(parsed), folder)
 
 
-def resolve_adapted_model(name: str | None, adapter: Path | None) -> ResolvedModel:
+def resolve_adapted_model(
+    name: str | None, adapter: Path | None, revision: str | None = None
+) -> ResolvedModel:
     """The model of `--model` with the adapter of `--adapter-path`; by default, the adapter's base.
 
     A note on stderr says if the model is the base in another quantization. Raises UserError if
     there is no such adapter, or if it was trained on another model.
     """
     if adapter is None:
-        return resolve_model(name)
+        return resolve_model(name, revision)
     from llavacot_mlx.checkpoint.adapter_config import AdapterConfig
 
-    adapter = adapter.expanduser()
+    adapter = Path(str(adapter).strip()).expanduser()
     config = AdapterConfig.read(adapter)
     try:
-        model = resolve_model(config.base.model if name is None else name)
+        model = resolve_model(config.base.model if name is None else name, revision)
     except UserError as problem:
         if name is not None:
             raise
@@ -75,10 +88,10 @@ def resolve_adapted_model(name: str | None, adapter: Path | None) -> ResolvedMod
     return dataclasses.replace(model, adapter=adapter)
 
 
-def ensure_downloaded(name: str) -> Path:
+def ensure_downloaded(name: str, *, any_type: bool = False) -> Path:
     """The folder of a named model, downloaded first if needed; stderr shows the download."""
     with ExitStack() as stack:
-        return hub.find(name, _DownloadReporter(stack))
+        return hub.find(name, _DownloadReporter(stack), any_type=any_type)
 
 
 class _DownloadReporter:

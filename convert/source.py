@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llavacot_mlx.checkpoint.adapter_config import WEIGHTS_NAME
 from llavacot_mlx.checkpoint.adapters import Adapter, check_fits, read_adapter
+from llavacot_mlx.checkpoint.completeness import check_complete
 from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.checkpoint.weights import SourceTensor, model_of, source_tensors
 from llavacot_mlx.model.config import ModelConfig
@@ -30,6 +31,7 @@ class SourceCheckpoint:
     @classmethod
     def open(cls, folder: Path) -> SourceCheckpoint:
         """Raises UserError when the folder is not a complete Mllama."""
+        check_complete(folder)
         config = load_config(folder)
         Tokenizer.load(folder, config)
         ImageProcessor.load(folder, config.vision)

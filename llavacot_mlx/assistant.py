@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+import warnings
 from pathlib import Path
 from typing import Unpack, overload
 
 from llavacot_mlx.answer import AnswerStream, LoadedModel
 from llavacot_mlx.checkpoint.adapters import load_adapter
+from llavacot_mlx.checkpoint.completeness import check_complete
 from llavacot_mlx.checkpoint.config_json import load_config
+from llavacot_mlx.checkpoint.hub import find
+from llavacot_mlx.checkpoint.safetensors import weights_note
 from llavacot_mlx.checkpoint.weights import load_model
 from llavacot_mlx.model.kv_budget import KVLimits
 from llavacot_mlx.plan.plan_yaml import plan_from_dict
@@ -30,7 +34,10 @@ class Assistant:
     def load(
         cls, path: str | Path, *, adapter: str | Path | None = None, dtype: str = "auto"
     ) -> Assistant:
-        """Loads a model folder: one that `llavacot convert` wrote, mlx-vlm's, or Hugging Face's.
+        """Loads a model: one that `llavacot convert` wrote, mlx-vlm's, or Hugging Face's.
+
+        `path` is a folder, or an id on the hub such as "owner/name" or "owner/name@revision", which
+        is downloaded if it is not here yet. What is odd about the files is a Python warning.
 
         `adapter` is the folder of an adapter that was trained on the model; its calibration, if it
         has one, takes precedence over the model's.
@@ -40,7 +47,10 @@ class Assistant:
         does not fit it.
         """
         started = time.perf_counter()
-        folder = Path(path).expanduser()
+        folder = find(str(path))
+        if note := weights_note(folder):
+            warnings.warn(note, stacklevel=2)
+        check_complete(folder)
         config = load_config(folder)
         tokenizer = Tokenizer.load(folder, config)
         image_processor = ImageProcessor.load(folder, config.vision)

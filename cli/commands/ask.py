@@ -22,6 +22,7 @@ from llavacot_mlx.cli.options import (
     MaxTokensOption,
     ModelOption,
     PlainOption,
+    RevisionOption,
     SeedOption,
     ShowOption,
     check_judge,
@@ -87,6 +88,7 @@ def ask(
         str, typer.Argument(metavar="QUESTION", help="The question; - reads it from stdin.")
     ],
     model: ModelOption = None,
+    revision: RevisionOption = None,
     adapter_path: AdapterOption = None,
     search: Annotated[
         Method | None,
@@ -209,7 +211,7 @@ def ask(
             check_can_write(trace_file)
         question = _read_question(question)
         opened, image_bytes = _read_image(image)
-        resolved = resolve_adapted_model(model, adapter_path)
+        resolved = resolve_adapted_model(model, adapter_path, revision)
         warning = _demo_warning(opened.image) if model is None and adapter_path is None else None
         if warning:
             opened = opened.with_note(warning)
@@ -222,7 +224,7 @@ def ask(
             limits=limits,
         )
         for name in filter(is_model, plan.judges):
-            ensure_downloaded(name)
+            ensure_downloaded(name, any_type=True)
         if as_json or answer_only:
             view = status_view(sys.stderr)
         else:

@@ -20,6 +20,7 @@ from llavacot_mlx.cli.options import (
     ImagesOption,
     MaxTokensOption,
     ModelOption,
+    RevisionOption,
     SeedOption,
     check_judge,
     check_positive,
@@ -76,6 +77,7 @@ def calibrate(
     ],
     images: ImagesOption = None,
     model: ModelOption = None,
+    revision: RevisionOption = None,
     adapter_path: AdapterOption = None,
     judge: Annotated[
         str,
@@ -106,12 +108,12 @@ def calibrate(
         rows = list(itertools.islice(read_questions(file, images or file.parent), limit))
         if not rows:
             raise UserError(f"{file}: contains no questions")
-        resolved = resolve_adapted_model(model, adapter_path)
+        resolved = resolve_adapted_model(model, adapter_path, revision)
         folder = resolved.adapter or resolved.folder
         known = load_calibration(folder)
         _check_replaceable(folder, known.get(judge, {}), _PER_QUESTION * len(rows), force)
         if is_model(judge):
-            ensure_downloaded(judge)
+            ensure_downloaded(judge, any_type=True)
         stats = _measure(rows, resolved, judge, max_tokens, seed)
         _print(stats)
         for warning in _warnings(stats):

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llavacot_mlx.checkpoint.model_name import parse_model_name
 from llavacot_mlx.cli.exit_codes import check_usage, handle_errors
 from llavacot_mlx.cli.gpu_advice import Work
 from llavacot_mlx.cli.next_steps import calibration_note, next_command, wrote_line
-from llavacot_mlx.cli.options import DebugOption, Dtype, DtypeOption, ForceOption
+from llavacot_mlx.cli.options import DebugOption, Dtype, DtypeOption, ForceOption, RevisionOption
 from llavacot_mlx.cli.printable import printable_line
 from llavacot_mlx.cli.resolve_model import resolve_model
 from llavacot_mlx.cli.units import format_bytes
@@ -84,6 +85,7 @@ def convert(
             help="The base model of a PEFT adapter. [default: the one that the adapter names]",
         ),
     ] = None,
+    revision: RevisionOption = None,
     dtype: DtypeOption = None,
     quantize: Annotated[
         bool, typer.Option("-q", "--quantize", help="Quantize the language model.")
@@ -132,19 +134,23 @@ def convert(
 
         from llavacot_mlx.checkpoint.adapter_config import is_adapter
 
-        if is_adapter(Path(source).expanduser()):
+        adapter = Path(source.strip()).expanduser()
+        if is_adapter(adapter):
+            if revision is not None:
+                raise UserError("--revision: only for a model on the hub, not for an adapter")
             if flags or quantize_vision or recipe is not None or dtype is not None:
                 raise UserError(f"{source} is an adapter; -q, --recipe and --dtype are for models")
-            _convert_adapter(Path(source).expanduser(), mlx_path, model, force)
+            _convert_adapter(adapter, mlx_path, model, force)
             return
         if model is not None:
             raise UserError(f"--model {model}: only for an adapter, and {source} is not one")
         chosen = _recipe(quantization, recipe, quantize_vision)
-        _convert_checkpoint(source, mlx_path, dtype, chosen, force=force, verify=verify)
+        _convert_checkpoint(source, revision, mlx_path, dtype, chosen, force=force, verify=verify)
 
 
 def _convert_checkpoint(
     source: str,
+    revision: str | None,
     mlx_path: Path,
     dtype: Dtype | None,
     quantization: Quantization | Recipe | None,
@@ -152,8 +158,8 @@ def _convert_checkpoint(
     force: bool,
     verify: bool | None,
 ) -> None:
-    is_folder = Path(source).expanduser().is_dir()
-    checkpoint = resolve_model(source)
+    name = parse_model_name(source, revision)
+    checkpoint = resolve_model(str(name))
 
     from llavacot_mlx.cli.views.bars import BytesBar
     from llavacot_mlx.convert import convert as converting
@@ -165,8 +171,8 @@ def _convert_checkpoint(
             dtype=dtype,
             quantization=quantization,
             force=force,
-            verify=is_folder if verify is None else verify,
-            name=None if is_folder else source,
+            verify=name.folder is not None if verify is None else verify,
+            name=name.id,
             estimated=_say_estimate,
             progress=lambda now: bar.update(now.read_bytes, now.total_bytes),
             notice=_say,

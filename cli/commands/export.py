@@ -10,7 +10,7 @@ import typer
 from llavacot_mlx.cli.exit_codes import handle_errors
 from llavacot_mlx.cli.gpu_advice import Work
 from llavacot_mlx.cli.next_steps import wrote_line
-from llavacot_mlx.cli.options import DebugOption, Dtype, DtypeOption, ForceOption
+from llavacot_mlx.cli.options import DebugOption, Dtype, DtypeOption, ForceOption, RevisionOption
 from llavacot_mlx.cli.resolve_model import resolve_adapted_model
 from llavacot_mlx.errors import UserError
 
@@ -56,6 +56,7 @@ def export(
             "--adapter-path", metavar="DIR", help="An adapter to merge into the exported model."
         ),
     ] = None,
+    revision: RevisionOption = None,
     dtype: DtypeOption = None,
     force: ForceOption = False,
     debug: DebugOption = False,
@@ -63,14 +64,14 @@ def export(
     with handle_errors(debug=debug, work=Work.CONVERT):
         from llavacot_mlx.checkpoint.adapter_config import is_adapter
 
-        folder = Path(source).expanduser()
+        folder = Path(source.strip()).expanduser()
         if is_adapter(folder):
             if adapter_path is not None or dtype is not None:
                 flag = "--adapter-path" if adapter_path is not None else "--dtype"
                 raise UserError(f"{flag}: only for a model, and {source} is an adapter")
             _export_adapter(folder, hf_path, force)
         else:
-            _export_model(source, hf_path, adapter_path, dtype, force)
+            _export_model(source, revision, hf_path, adapter_path, dtype, force)
 
 
 def _export_adapter(folder: Path, hf_path: Path, force: bool) -> None:
@@ -84,13 +85,18 @@ def _export_adapter(folder: Path, hf_path: Path, force: bool) -> None:
 
 
 def _export_model(
-    source: str, hf_path: Path, adapter_path: Path | None, dtype: Dtype | None, force: bool
+    source: str,
+    revision: str | None,
+    hf_path: Path,
+    adapter_path: Path | None,
+    dtype: Dtype | None,
+    force: bool,
 ) -> None:
     from llavacot_mlx.convert.output_folder import OutputFolder
 
     output = OutputFolder(hf_path, "--hf-path", force)
     output.check_replaceable()  # checked again later; here, before a long download
-    model = resolve_adapted_model(source, adapter_path)
+    model = resolve_adapted_model(source, adapter_path, revision)
 
     from llavacot_mlx.cli.views.bars import BytesBar
     from llavacot_mlx.convert import export as exporting

@@ -11,7 +11,7 @@ import typer
 from llavacot_mlx.cli.exit_codes import handle_errors
 from llavacot_mlx.cli.gpu_advice import Work
 from llavacot_mlx.cli.next_steps import calibration_note, next_command, wrote_line
-from llavacot_mlx.cli.options import DebugOption, ForceOption
+from llavacot_mlx.cli.options import DebugOption, ForceOption, RevisionOption
 from llavacot_mlx.cli.resolve_model import resolve_adapted_model
 
 HELP = """\
@@ -48,6 +48,7 @@ def fuse(
             "that the adapter was trained on]",
         ),
     ] = None,
+    revision: RevisionOption = None,
     save_path: Annotated[
         Path, typer.Option("--save-path", metavar="DIR", help="The folder to write.")
     ] = Path("fused_model"),
@@ -62,7 +63,7 @@ def fuse(
 
         output = OutputFolder(save_path, "--save-path", force)
         output.check_replaceable()  # checked again later; here, before a long download
-        base = resolve_adapted_model(model, adapter_path)
+        base = resolve_adapted_model(model, adapter_path, revision)
 
         from llavacot_mlx.cli.views.bars import BytesBar
         from llavacot_mlx.convert import fuse as fusing

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llavacot_mlx.checkpoint.model_name import ModelName, parse_model_name
 from llavacot_mlx.cli.exit_codes import handle_errors
-from llavacot_mlx.cli.options import DebugOption, JsonOption, MaxTokensOption, check_positive
+from llavacot_mlx.cli.options import (
+    DebugOption,
+    JsonOption,
+    MaxTokensOption,
+    RevisionOption,
+    check_positive,
+)
 from llavacot_mlx.cli.printable import printable_line
 from llavacot_mlx.cli.units import format_bytes
 from llavacot_mlx.errors import UserError
@@ -58,13 +66,14 @@ def info(
             help="Read all weights, and list tensors with NaN, infinite or only zero values.",
         ),
     ] = False,
+    revision: RevisionOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     with handle_errors(debug=debug):
         check_positive("--candidates", candidates)
         check_positive("--max-tokens", max_tokens)
-        config, tensors, is_downloaded = _read_headers(model)
+        config, tensors, is_downloaded = _read_headers(parse_model_name(model, revision))
         if values and not is_downloaded:
             raise UserError(f"--values reads the weight files, and {model} is not downloaded")
 
@@ -171,23 +180,24 @@ def _quantization_to_dict(quantization: QuantizationMap) -> dict[str, Any]:
     return {**vars(quantization.default), "modules": modules}
 
 
-def _read_headers(model: str) -> tuple[ModelConfig, dict[str, SourceTensor], bool]:
+def _read_headers(name: ModelName) -> tuple[ModelConfig, dict[str, SourceTensor], bool]:
     """A model's configuration and tensors, and whether its files are on this machine."""
     from llavacot_mlx.checkpoint import hub
     from llavacot_mlx.checkpoint.config_json import load_config
+    from llavacot_mlx.checkpoint.safetensors import weights_note
     from llavacot_mlx.checkpoint.weights import model_of, named_tensors, source_tensors
 
-    folder = Path(model).expanduser()
-    here = folder if folder.exists() or not hub.is_id(model) else hub.downloaded(model)
+    here = name.folder or hub.downloaded(name)
     if here is not None:
-        here = hub.find(str(here), lambda _: None)
+        if note := weights_note(here):
+            print(f"note: {note}", file=sys.stderr)
         config, tensors = load_config(here), source_tensors(here)
     else:
         from llavacot_mlx.checkpoint.hub_headers import fetch_headers
 
-        headers = fetch_headers(model)
-        config, tensors = headers.config, named_tensors(headers.tensors, Path(model))
-    model_of(config, tensors, here or Path(model))
+        headers = fetch_headers(name)
+        config, tensors = headers.config, named_tensors(headers.tensors, Path(str(name)))
+    model_of(config, tensors, here or Path(str(name)))
     return config, tensors, here is not None
 
 

@@ -1,22 +1,27 @@
 """Finds the folder of a model, and downloads it from the Hugging Face hub if needed.
 
-A model that was downloaded once needs no network any more.
+A model that was downloaded once needs no network any more. Before the first weight is fetched, the
+list of files and config.json have to be those of a model that can be run.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import io
-import re
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llavacot_mlx.checkpoint.folder_files import files_in
-from llavacot_mlx.checkpoint.safetensors import find_weight_files
+from llavacot_mlx.checked import named, read_json
+from llavacot_mlx.checkpoint.completeness import check_names
+from llavacot_mlx.checkpoint.config_json import parse_config
+from llavacot_mlx.checkpoint.folder_files import files_in, is_visible
+from llavacot_mlx.checkpoint.model_name import ModelName, parse_model_name
+from llavacot_mlx.checkpoint.safetensors import find_weight_files, read_weight_map
+from llavacot_mlx.checkpoint.weight_files import INDEX_NAME, choose_weight_files
 from llavacot_mlx.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,9 +29,7 @@ if TYPE_CHECKING:
 
 # Never .bin or .pt, which are pickles and run code when opened, and never .py.
 ENDINGS = (".safetensors", ".json", ".jinja", ".txt")
-FILES = [f"*{ending}" for ending in ENDINGS]
-
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
+_OTHER_WEIGHTS = {".gguf": "GGUF", ".bin": "pickled", ".pt": "pickled", ".pth": "pickled"}
 
 
 @dataclass(frozen=True)
@@ -40,105 +43,211 @@ class Download:
     total: int
 
 
-def find(model: str, report: Callable[[Download], None]) -> Path:
+def find(
+    model: str,
+    report: Callable[[Download], None] = lambda _: None,
+    *,
+    revision: str | None = None,
+    any_type: bool = False,
+) -> Path:
     """The folder of `model`: the folder of that name, or the downloaded files of that hub id.
 
-    `report` is called before the download starts, with `done=0`, and then repeatedly; it is not
-    called when nothing has to be downloaded.
+    `model` is whatever `parse_model_name` understands. `report` is called before the download
+    starts, with `done=0`, and then repeatedly, from several threads but one at a time; it is not
+    called when nothing has to be downloaded. `any_type` is for models that other programs run, such
+    as judges: only Mllama models are checked before the download.
 
-    Raises UserError when there is no such folder, when the files cannot be downloaded, or when the
-    disk has no room for them.
+    Raises UserError when there is no such folder, when the files cannot be downloaded or are not
+    those of a model that can be run, or when the disk has no room for them.
     """
-    if not model:
-        raise UserError("the model's name is empty; give a folder or an id like owner/name")
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise UserError(f"{model}: a file; a model is a folder with config.json and *.safetensors")
-    if not is_id(model):
-        raise UserError(
-            f"{model}: no such folder; a model is a folder, or an id like owner/name on the hub"
-        )
-    return downloaded(model) or _download(model, report)
+    name = parse_model_name(model, revision)
+    if name.folder is not None:
+        return name.folder
+    return downloaded(name) or _download(name, report, any_type)
 
 
-def is_id(name: str) -> bool:
-    """Whether a name has the form of a hub id; the hub is not asked."""
-    return _ID.fullmatch(name) is not None
-
-
-def downloaded(model: str) -> Path | None:
+def downloaded(name: ModelName) -> Path | None:
     """The folder of an earlier, complete download; None if there is none."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub import get_cached_repo_tree, try_to_load_from_cache
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
-    try:
-        folder = Path(snapshot_download(model, local_files_only=True, allow_patterns=FILES))
-    except LocalEntryNotFoundError:
+    assert name.id is not None
+    config = try_to_load_from_cache(name.id, "config.json", revision=name.revision)
+    if not isinstance(config, str):
         return None
-    return folder if _is_whole(folder) else None
+    folder = Path(config).parent
+    try:
+        tree = get_cached_repo_tree(name.id, revision=name.revision)
+    except CachedRepoTreeNotFoundError:  # another program downloaded it, file by file
+        tree = []
+    return (
+        folder if _is_whole(folder, [file.path for file in tree if _is_usable(file.path)]) else None
+    )
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether all weight files are there: an interrupted download leaves only some."""
-    if not (folder / "config.json").is_file():
-        return False
+def _is_usable(file: str) -> bool:
+    """Whether a file of a repository may be downloaded.
+
+    Files in folders, such as `original/` or a trainer's checkpoints, are not the model's.
+    """
+    return "/" not in file and is_visible(file) and file.endswith(ENDINGS)
+
+
+def _is_whole(folder: Path, listed: Collection[str]) -> bool:
+    """Whether all files are there, of those that are `listed` on the hub if that is known.
+
+    An interrupted download leaves only some. What else is wrong, whoever reads the files says.
+    """
     if not files_in(folder, ".safetensors"):
         return False
+    settings = [file for file in listed if not file.endswith(".safetensors")]
+    if not all((folder / file).exists() for file in settings):
+        return False
     try:
+        config = read_json(folder / "config.json")
+        if _is_mllama(config):
+            check_names([file.name for file in files_in(folder)], folder, config)
         find_weight_files(folder)
     except UserError as problem:
-        return "is missing" not in str(problem)
+        return "missing" not in str(problem)
     return True
 
 
-def _download(model: str, report: Callable[[Download], None]) -> Path:
-    from huggingface_hub import HfApi, constants, hf_hub_download
-    from huggingface_hub.utils import logging
+def _is_mllama(config: Any) -> bool:
+    return isinstance(config, dict) and config.get("model_type") == "mllama"
+
+
+def check_online(name: ModelName) -> None:
+    """Raises UserError when the network is forbidden."""
+    from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         raise UserError(
-            f"{model}: not downloaded yet, and HF_HUB_OFFLINE forbids the network; "
+            f"{name}: not downloaded yet, and HF_HUB_OFFLINE forbids the network; "
             "unset it, or name a folder"
         )
+
+
+def _download(name: ModelName, report: Callable[[Download], None], any_type: bool) -> Path:
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.utils import logging
+
+    check_online(name)
+    assert name.id is not None
     logging.set_verbosity_error()  # its advice on tokens and retries would disturb the bar
     try:
         api = HfApi()
-        sizes = _sizes(model, api.model_info(model, files_metadata=True, timeout=10))
-        _check_room(model, Path(constants.HF_HUB_CACHE), sum(sizes.values()))
-        progress = _Progress(Download(model, api.endpoint, 0, sum(sizes.values())), report)
-        # One file after the other, in this thread: Ctrl-C then stops at once, and finished files
-        # are kept. The hub's client downloads the parts of a large file in parallel.
-        for name, size in sizes.items():
-            path = hf_hub_download(model, name, tqdm_class=progress.of_file(size))
-            progress.file_done(size)
+        info = api.model_info(name.id, revision=name.revision, files_metadata=True, timeout=10)
+        sizes = _usable_files(name, info)
+        config_file = _fetch(name, name.revision, "config.json")
+        folder = config_file.parent
+        with named(name):
+            config = read_json(config_file)
+        _check_config(name, config, sizes, any_type)
+        wanted = _wanted_files(name, info.sha, sizes)
+        total = sum(wanted.values())
+        _check_room(name, Path(constants.HF_HUB_CACHE), total)
+        progress = _Progress(Download(str(name), api.endpoint, 0, total), report)
+        _fetch_all(name.id, info.sha, wanted, progress)
     except UserError:
         raise
     except Exception as error:
-        raise UserError(download_error(model, error)) from error
-    folder = Path(path).parents[name.count("/")]
-    if not _is_whole(folder):
-        raise UserError(f"{model}: changed on the hub during the download; run this again")
+        raise UserError(download_error(name, error)) from error
+    if not all((folder / file).exists() for file in wanted):
+        raise UserError(f"{name}: changed on the hub during the download; run this again")
     return folder
 
 
-def _sizes(model: str, info: ModelInfo) -> dict[str, int]:
-    """The files to download and their sizes in bytes, the smallest first."""
-    sizes = {
-        file.rfilename: file.size or 0
-        for file in info.siblings or ()
-        if any(fnmatch.fnmatch(file.rfilename, pattern) for pattern in FILES)
-    }
-    if "config.json" not in sizes or not any(name.endswith(".safetensors") for name in sizes):
+def _usable_files(name: ModelName, info: ModelInfo) -> dict[str, int]:
+    """The files that may be downloaded, with their sizes in bytes.
+
+    Raises UserError when there is no model that can be read among them.
+    """
+    files = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    usable = {file: size for file, size in files.items() if _is_usable(file)}
+    if "config.json" not in usable or not any(file.endswith(".safetensors") for file in usable):
         raise UserError(
-            f"{model}: has no config.json and *.safetensors on the hub, so nothing was downloaded; "
-            "other weight formats are not read"
+            f"{name}: has no config.json and *.safetensors on the hub, so nothing was downloaded; "
+            f"{_instead(files)}"
         )
-    return dict(sorted(sizes.items(), key=lambda item: (item[1], item[0])))
+    return usable
 
 
-def _check_room(model: str, cache: Path, needed: int) -> None:
+def _instead(files: Collection[str]) -> str:
+    if "adapter_config.json" in files:
+        return "it is an adapter: download it to a folder, and convert that"
+    for ending, kind in _OTHER_WEIGHTS.items():
+        if any(file.endswith(ending) for file in files):
+            return f"it has {kind} weights ({ending}), and only safetensors are read"
+    folders = sorted({file.partition("/")[0] for file in files if file.endswith(".safetensors")})
+    if folders:
+        return f"its weights are in {', '.join(folders[:2])}/, and only a whole model is read"
+    return "other weight formats are not read"
+
+
+def _check_config(name: ModelName, config: Any, files: Collection[str], any_type: bool) -> None:
+    """Raises UserError for a model that cannot be run, before its weights are fetched."""
+    if any_type and not _is_mllama(config):
+        return
+    parse_config(config, Path(str(name)) / "config.json")
+    check_names(files, name, config)
+
+
+def _wanted_files(name: ModelName, commit: str | None, sizes: Mapping[str, int]) -> dict[str, int]:
+    """The files that are the model, with their sizes in bytes."""
+    weights = [file for file in sizes if file.endswith(".safetensors")]
+    weight_map = None
+    if INDEX_NAME in sizes:
+        weight_map = read_weight_map(_fetch(name, commit, INDEX_NAME))
+    chosen = choose_weight_files(weights, weight_map, name).names
+    return {file: sizes[file] for file in sizes if file in chosen or file not in weights}
+
+
+def _fetch(name: ModelName, revision: str | None, file: str) -> Path:
+    """Downloads one small file."""
+    from huggingface_hub import hf_hub_download
+
+    assert name.id is not None
+    silent = _Progress(Download(str(name), "", 0, 0), lambda _: None).bar
+    return Path(hf_hub_download(name.id, file, revision=revision, tqdm_class=silent))
+
+
+def _fetch_all(id: str, commit: str | None, files: Collection[str], progress: _Progress) -> None:
+    """Downloads the files, several at a time. Ctrl-C stops all of them at once.
+
+    The hub's client waits for its threads, which only stop when their progress bars raise, so it
+    runs beside this thread, which hears Ctrl-C.
+    """
+    from huggingface_hub import snapshot_download
+
+    failed: list[Exception] = []
+
+    def download() -> None:
+        try:
+            patterns = [_escaped(file) for file in files]
+            snapshot_download(id, revision=commit, allow_patterns=patterns, tqdm_class=progress.bar)
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=download, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+    except BaseException:
+        progress.stop()
+        raise
+    if failed:
+        raise failed[0]
+    progress.finish()
+
+
+def _escaped(name: str) -> str:
+    """A pattern that matches one name."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def _check_room(model: object, cache: Path, needed: int) -> None:
     existing = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
     if needed > free:
@@ -148,15 +257,21 @@ def _check_room(model: str, cache: Path, needed: int) -> None:
         )
 
 
-def download_error(model: str, error: Exception) -> str:
+def download_error(model: object, error: Exception) -> str:
     """A one-line message for an error of the hub's client, which says what to do about it."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     if isinstance(error, GatedRepoError):
         return (
             f"{model}: its owner wants you to agree to terms first; do so on the model's page, "
             "then log in with: hf auth login"
         )
+    if isinstance(error, RevisionNotFoundError):
+        return f"{model}: the model on the hub has no such revision; give a branch, tag or commit"
     if isinstance(error, RepositoryNotFoundError):
         return f"{model}: no such folder here and no such model on the hub (private: hf auth login)"
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -167,35 +282,54 @@ def download_error(model: str, error: Exception) -> str:
 
 
 class _Progress:
-    """Combines the hub client's progress bars, several per file, into one `Download`."""
+    """Combines the hub client's progress bars into one `Download`."""
 
     def __init__(self, start: Download, report: Callable[[Download], None]) -> None:
         self._now = start
         self._report = report
-        self._files_done = 0  # bytes of the complete files
+        self._lock = threading.Lock()
+        self._is_stopped = False
         report(start)
 
-    def file_done(self, size: int) -> None:
-        self._files_done += size
-        self._reach(self._files_done)
+    def stop(self) -> None:
+        """Makes every bar raise, which ends the thread that draws it."""
+        self._is_stopped = True
 
-    def of_file(self, size: int) -> type[Any]:
+    def finish(self) -> None:
+        self._reach(self._now.total)
+
+    @property
+    def bar(self) -> type[Any]:
         """A subclass of tqdm that draws nothing and reports the progress instead."""
         from tqdm import tqdm  # type: ignore[import-untyped]
 
-        reach, before = self._reach, self._files_done
+        progress = self
 
         class Reporting(tqdm):
             def __init__(self, *args: Any, **options: Any) -> None:  # tqdm's signature
+                options.pop("name", None)
                 super().__init__(*args, **{**options, "file": io.StringIO()})
 
+            def update(self, n: float | None = 1) -> bool | None:
+                if progress._is_stopped:
+                    raise _StoppedError
+                return bool(super().update(n))
+
             def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-                reach(before + min(int(self.n), size))
+                if self.unit == "B":  # another bar counts files
+                    progress._reach(int(self.n))
                 return True
 
         return Reporting
 
     def _reach(self, done: int) -> None:
-        if done > self._now.done:  # one bar counts bytes received, another bytes on the disk
-            self._now = dataclasses.replace(self._now, done=done)
-            self._report(self._now)
+        with self._lock:
+            # One bar counts bytes received, another bytes on the disk.
+            done = min(done, self._now.total)
+            if done > self._now.done:
+                self._now = dataclasses.replace(self._now, done=done)
+                self._report(self._now)
+
+
+class _StoppedError(Exception):
+    """The download was stopped from the keyboard."""

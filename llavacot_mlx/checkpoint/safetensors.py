@@ -165,6 +165,14 @@ def find_weight_files(folder: Path) -> WeightFiles:
     return choose_weight_files(found, weight_map, folder)
 
 
+def weights_note(folder: Path) -> str | None:
+    """What a person should know about the choice of weight files; None without weights, too."""
+    try:
+        return find_weight_files(folder).note
+    except UserError:
+        return None  # whoever loads the model says what is wrong
+
+
 def _check_whole(folder: Path, single: Mapping[str, TensorEntry]) -> None:
     """Refuses a `model.safetensors` that lacks what an index beside it has in other files."""
     index_file = folder / INDEX_NAME

@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 
 from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.checkpoint.dtypes import FLOATS, mlx_dtype, named_dtype
-from llavacot_mlx.checkpoint.safetensors import TensorEntry, find_weight_files, list_tensors
+from llavacot_mlx.checkpoint.safetensors import TensorEntry, list_tensors, weights_note
 from llavacot_mlx.checkpoint.weight_names import (
     EMBEDDING,
     HEAD,
@@ -185,7 +185,7 @@ def check_tree(model: nn.Module, tensors: Mapping[str, SourceTensor], folder: Pa
 
 
 def _why_missing(folder: Path) -> str:
-    note = find_weight_files(folder).note if folder.is_dir() else None
+    note = weights_note(folder)
     return f" ({note})" if note else ""
 
 

@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 from llavacot_mlx.answer import LoadedModel
 from llavacot_mlx.atomic import write_file
 from llavacot_mlx.checkpoint.adapter_config import AdapterConfig, Base, FineTuneType, LoRAParameters
+from llavacot_mlx.checkpoint.completeness import check_complete
 from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.checkpoint.weights import load_model
 from llavacot_mlx.errors import UserError
@@ -87,6 +88,7 @@ class TrainingBase:
 
     @classmethod
     def of(cls, name: str, folder: Path) -> TrainingBase:
+        check_complete(folder)
         config = load_config(folder)
         return cls(
             name, folder, Tokenizer.load(folder, config), ImageProcessor.load(folder, config.vision)

@@ -14,6 +14,39 @@ from urllib.parse import urlsplit
 _COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
+# Of a model that can be run.
+CONFIG = {
+    "image_token_index": 100,
+    "model_type": "mllama",
+    "text_config": {
+        "cross_attention_layers": [0],
+        "hidden_size": 48,
+        "intermediate_size": 60,
+        "max_position_embeddings": 500,
+        "num_attention_heads": 6,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-4,
+        "rope_theta": 700.0,
+        "vocab_size": 100,
+    },
+    "vision_config": {
+        "attention_heads": 3,
+        "hidden_size": 24,
+        "image_size": 28,
+        "intermediate_layers_indices": [0],
+        "intermediate_size": 40,
+        "max_num_tiles": 2,
+        "norm_eps": 1e-3,
+        "num_channels": 3,
+        "num_global_layers": 1,
+        "num_hidden_layers": 2,
+        "patch_size": 14,
+        "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]],
+    },
+}
+
+
 class FakeHub:
     """Serves `files` as the model `owner/name`; knows no other. Notes what was asked for."""
 
@@ -21,7 +54,11 @@ class FakeHub:
         self.files = files
         self.pause = pause
         """Seconds before each kilobyte of a file."""
+        self.revisions = ["main", "v2"]
         self.downloaded: list[str] = []
+        self.fetching = 0
+        """Files that are being sent right now."""
+        self.most_fetching = 0
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -56,6 +93,18 @@ class FakeHub:
     def _answer(self, request: BaseHTTPRequestHandler, *, body: bool) -> None:
         path = urlsplit(request.path).path
         api, files = "/api/models/owner/name", "/owner/name/resolve/"
+        revision = path.removeprefix(f"{api}/revision/").removeprefix(f"{api}/tree/")
+        if path.startswith(api) and revision not in (api, *self.revisions, _COMMIT):
+            code = {"X-Error-Code": "RevisionNotFound"}
+            self._send(request, 404, b"{}", code, body=body)
+            return
+        if path.startswith(f"{api}/tree/"):
+            tree = [
+                {"type": "file", "path": name, "size": len(data), "oid": _digest(data)}
+                for name, data in self.files.items()
+            ]
+            self._send(request, 200, json.dumps(tree).encode(), {}, body=body)
+            return
         if path == api or path.startswith(f"{api}/revision/"):
             siblings = [{"rfilename": name, "size": len(data)} for name, data in self.files.items()]
             record = {"id": "owner/name", "sha": _COMMIT, "siblings": siblings}
@@ -64,10 +113,13 @@ class FakeHub:
         name = path.removeprefix(files).partition("/")[2] if path.startswith(files) else ""
         if name in self.files:
             data = self.files[name]
-            headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": _COMMIT}
+            headers = {"ETag": f'"{_digest(data)}"', "X-Repo-Commit": _COMMIT}
             if body:
                 self.downloaded.append(name)
+                self.fetching += 1
+                self.most_fetching = max(self.most_fetching, self.fetching)
             self._send(request, 200, data, headers, body=body)
+            self.fetching -= body
             return
         self._send(request, 404, b"{}", {"X-Error-Code": "RepoNotFound"}, body=body)
 
@@ -92,3 +144,7 @@ class FakeHub:
                 request.wfile.write(data[start : start + 1024])
         except OSError:
             pass  # the client hung up
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha1(data).hexdigest()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from llavacot_mlx.checkpoint.completeness import check_complete
 from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.checkpoint.weights import load_model
 from llavacot_mlx.generate.context import DecodeContext
@@ -53,6 +54,7 @@ class MllamaJudge:
     @classmethod
     def load(cls, folder: Path) -> MllamaJudge:
         """Loads a model folder. Raises UserError when it is not a complete Mllama."""
+        check_complete(folder)
         config = load_config(folder)
         tokenizer = Tokenizer.load(folder, config)
         image_processor = ImageProcessor.load(folder, config.vision)

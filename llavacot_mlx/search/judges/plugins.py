@@ -13,7 +13,8 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llavacot_mlx.checkpoint.hub import Download, find, is_id
+from llavacot_mlx.checkpoint.hub import Download, find
+from llavacot_mlx.checkpoint.model_name import is_model_name
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.plan.plan import BUILT_IN_JUDGES
 from llavacot_mlx.search.judges.base import Candidate, ExternalJudge, JudgeError
@@ -96,7 +97,7 @@ def is_model(name: str) -> bool:
         return False
     folder = Path(name).expanduser()
     if not folder.exists():
-        return is_id(name)
+        return is_model_name(name)
     if not (folder / "config.json").is_file():
         raise UserError(
             f"judge {name}: there is no config.json in it; a judge is a model's folder, "
@@ -152,7 +153,7 @@ def _load_model_judge(name: str, report: Callable[[Download], None]) -> External
     from llavacot_mlx.search.judges.model_judge import load_judge
 
     try:
-        return load_judge(find(name, report))
+        return load_judge(find(name, report, any_type=True))
     except UserError as error:
         raise UserError(f"judge {error}") from error
 

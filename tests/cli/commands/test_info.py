@@ -159,7 +159,7 @@ def test_what_cannot_be_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "empty").mkdir()
     assert refused("empty", code=1).startswith("empty/config.json is missing")
-    assert refused("./none", code=1).startswith("none: no such folder")
+    assert refused("./none", code=1).startswith("./none: no such folder")
     assert "HF_HUB_OFFLINE" in refused("owner/name", code=1)
     assert refused("empty", "--candidates", "0") == "--candidates 0: must be 1 or more"
 
