@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="runs of each program")
     parser.add_argument("--text-layers", type=int, default=5, help="of the 11B's 40; at least 4")
-    parser.add_argument("--scratch", type=Path, help="where 8 GB are free, on a disk")
+    parser.add_argument("--scratch", type=Path, help="a folder on a disk with 8 GB free")
     arguments = parser.parse_args()
     runs: dict[str, list[dict[str, float]]] = {program: [] for program in PROGRAMS}
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:

@@ -43,8 +43,8 @@ RESULTS = Path(__file__).parent / "results"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--questions", type=int, default=20, help="for the demo model")
-    parser.add_argument("--max-tokens", type=int, default=48, help="read by the random model")
+    parser.add_argument("--questions", type=int, default=20, help="questions for the demo model")
+    parser.add_argument("--max-tokens", type=int, default=48, help="tokens of the random model")
     arguments = parser.parse_args()
     result: dict[str, object] = {"machine": machine()}
     print("| model | bits | image K/V | largest drift | mean drift | same likeliest token | step |")

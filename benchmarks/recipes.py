@@ -81,7 +81,7 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--questions", type=int, default=100, help="that the demo model answers")
+    parser.add_argument("--questions", type=int, default=100, help="questions for the demo model")
     parser.add_argument(
         "--readings", type=int, default=20, help="answers whose logits are compared"
     )
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument(
         "--text-layers", type=int, default=4, help="of the random checkpoint; 0 leaves it out"
     )
-    parser.add_argument("--max-tokens", type=int, default=32, help="that the random one writes")
+    parser.add_argument("--max-tokens", type=int, default=32, help="tokens of the random model")
     arguments = parser.parse_args()
     plans: list[Recipe | None] = [None]
     for name in arguments.recipes:

@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="runs of each program")
     parser.add_argument("--steps", type=int, default=2, help="measured steps of a run")
-    parser.add_argument("--tokens", type=int, default=512, help="of a row")
+    parser.add_argument("--tokens", type=int, default=512, help="tokens per row")
     parser.add_argument(
         "--lengths",
         type=int,

@@ -73,7 +73,7 @@ def test_a_trace_knows_its_adapter(desk: Path) -> None:
     assert f"{desk / 'base'} with adapters" in llavacot("trace", "trace.json")
     assert "Adapter" in llavacot("trace", "trace.json", "--html", "-")
     said = llavacot("trace", "trace.json", "--replay")
-    assert said == "the same answer, all 8 tokens of it\n"
+    assert said == "the same answer, token for token (8 tokens)\n"
 
 
 def test_fused_it_answers_as_with_the_adapter(desk: Path) -> None:

@@ -155,7 +155,7 @@ def test_a_checkpoint_is_converted_and_answers(quantizable: Path, desk: Path) ->
         assert session.finish() == 0
         assert b"converting" in session.output
         estimate, line = session.text.splitlines()[:2]
-        assert "bits a weight" in estimate
+        assert "bits per weight" in estimate
         assert line.startswith(f"wrote {desk / 'new'}, ")
         assert "converting" not in session.text
     words = [*llavacot, "ask", "example.png", "?", "--model", "new", "--max-tokens", "3"]
