@@ -22,6 +22,7 @@ from llavacot_mlx.train.events import (
     Stepped,
     Validated,
     Validating,
+    Warned,
 )
 
 if TYPE_CHECKING:
@@ -111,6 +112,10 @@ class TrainingView:
         elif isinstance(event, Validated):
             self._bar.doing("training")
             self._show_validation(event)
+        elif isinstance(event, Warned):
+            self._console.print(
+                Text(f"warning: {event.text}", "yellow"), soft_wrap=not self._terminal
+            )
         elif isinstance(event, Saved) and self._terminal:
             self._console.print(Text(f"step {event.step}: saved to {event.folder}", "dim"))
 

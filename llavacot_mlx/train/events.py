@@ -74,4 +74,11 @@ class Saved:
     folder: Path
 
 
-Event = Stepped | Validating | Validated | Saved
+@dataclass(frozen=True)
+class Warned:
+    """Something about the training that the user should know; once per run."""
+
+    text: str
+
+
+Event = Stepped | Validating | Validated | Saved | Warned

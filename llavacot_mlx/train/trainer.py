@@ -19,12 +19,16 @@ from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.train.checkpoint import Checkpoint, save_checkpoint
 from llavacot_mlx.train.distributed import Workers
-from llavacot_mlx.train.events import Event, Saved, Stepped, Validating
+from llavacot_mlx.train.events import Event, Saved, Stepped, Validating, Warned
 from llavacot_mlx.train.loss.cross_entropy import LossSums
 from llavacot_mlx.train.loss.inputs_loader import InputsLoader
 from llavacot_mlx.train.loss.loss_and_grad import loss_and_gradients
 from llavacot_mlx.train.settings import TrainSettings
 from llavacot_mlx.train.validation import Validation
+
+_NO_GRADIENT = 1e-9
+"""A norm up to which nothing is learned; even a model that knows its rows by heart has more."""
+_STILL_STEPS = 5
 
 
 @dataclass
@@ -54,11 +58,20 @@ class Training:
         left as it was.
         """
         saved = self.done
+        still, warned = 0, False
         with self.inputs.batches(self.model, self.settings, self.done, self.workers) as batches:
             while self.done < self.steps and not self.stopping:
                 stepped = self._step(batches)
                 self.done = stepped.step
                 yield stepped
+                still = still + 1 if stepped.grad_norm <= _NO_GRADIENT else 0
+                if still == _STILL_STEPS and not warned:
+                    warned = True
+                    yield Warned(
+                        f"the gradient has been 0 for {still} steps, since step "
+                        f"{self.done - still + 1}: nothing is learned any more. The learning rate "
+                        "is probably too high: start again with a lower --learning-rate"
+                    )
                 if self._is_time_for(self.settings.steps_per_eval) and self.validation:
                     yield Validating(self.done)
                     yield self.validation.evaluate(

@@ -6,6 +6,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -17,6 +18,8 @@ from llavacot_mlx.prompt.image_processor import Tiles
 _ENDING = ".features.safetensors"
 _PARTIAL = ".partial.safetensors"
 _NAME = "features"
+_CHECKSUM = "sha256"
+_MAX_HEADER = 300  # bytes of a file before its data
 
 
 @dataclass(frozen=True)
@@ -83,24 +86,32 @@ class FeatureCache:
         """Stores features. A full disk is not an error: they are computed again next time."""
         try:
             there = file.stat().st_size if file.exists() else 0
-            # A safetensors file is its data and a header of less than 200 bytes.
-            if self._used - there + array.nbytes + 200 > self._budget:
+            if self._used - there + array.nbytes + _MAX_HEADER > self._budget:
                 return
             with replace_file(file) as partial:
-                mx.save_safetensors(str(partial), {_NAME: array})
+                mx.save_safetensors(str(partial), {_NAME: array}, {_CHECKSUM: _checksum(array)})
             self._used += file.stat().st_size - there
         except (OSError, RuntimeError, UserError):
             return
 
 
 def _read(file: Path) -> mx.array | None:
-    """The array in a file; None if the file is missing or damaged."""
+    """The array in a file; None if the file is missing or damaged, or has no checksum."""
     if not file.exists():
         return None
     try:
-        arrays: dict[str, mx.array] = mx.load(str(file))  # type: ignore[assignment]
-        array = arrays[_NAME]
+        loaded: Any = mx.load(str(file), return_metadata=True)
+        arrays, metadata = loaded
+        array: mx.array = arrays[_NAME]
         mx.eval(array)
+        whole = metadata.get(_CHECKSUM) == _checksum(array)
     except (KeyError, OSError, RuntimeError, ValueError):
         return None
-    return array
+    return array if whole else None
+
+
+def _checksum(array: mx.array) -> str:
+    """SHA-256 of the array's type, shape and bytes, in hexadecimal."""
+    digest = hashlib.sha256(f"{array.dtype} {array.shape}|".encode())
+    digest.update(memoryview(array.reshape(-1).view(mx.uint8)))  # type: ignore[arg-type]
+    return digest.hexdigest()

@@ -106,6 +106,37 @@ def test_a_damaged_file_is_computed_again(
     assert file.read_bytes() == whole
 
 
+@pytest.mark.parametrize("where", [0.3, 0.6, 0.99])
+@pytest.mark.parametrize("change", [b"\xff\xff\xff\x7f", b"\0", b"a"])  # a NaN, and less
+def test_a_changed_byte_is_found(
+    tmp_path: Path, model: Mllama, counted: list[int], where: float, change: bytes
+) -> None:
+    """It was taken silently, or its NaN blamed on the learning rate."""
+    cache = FeatureCache(tmp_path, PLENTY, "base")
+    expected = cache.features(model, tiles(0)).array
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    at = int(where * (len(whole) - len(change)))
+    damaged = whole[:at] + change + whole[at + len(change) :]
+    assert damaged != whole
+    file.write_bytes(damaged)
+    assert mx.array_equal(cache.features(model, tiles(0)).array, expected).item()
+    assert len(counted) == 2
+    assert file.read_bytes() == whole
+
+
+def test_a_file_without_a_checksum_is_computed_again(
+    tmp_path: Path, model: Mllama, counted: list[int]
+) -> None:
+    """As earlier versions wrote them."""
+    cache = FeatureCache(tmp_path, PLENTY, "base")
+    cache.features(model, tiles(0))
+    (file,) = tmp_path.iterdir()
+    mx.save_safetensors(str(file), {"features": mx.zeros((1, 2, 3))})
+    cache.features(model, tiles(0))
+    assert len(counted) == 2
+
+
 def test_what_a_killed_run_left_goes(tmp_path: Path, model: Mllama) -> None:
     (tmp_path / "0123.partial.safetensors").write_bytes(b"half")
     FeatureCache(tmp_path, PLENTY, "base")
