@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from llavacot_mlx.cli import usage_errors
+from llavacot_mlx.cli.defaults import check_flags, default_flags
 
 _MAX_NAME_COLUMNS = 30  # of the column with an option's name in a help text
 _MIN_HELP_COLUMNS = 36  # below, an option's help stands under its name
@@ -29,6 +30,9 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.allow_extra_args = True  # they are refused below, with a hint
+        is_top = ctx.parent is not None and ctx.parent.parent is None
+        if is_top and not ctx.resilient_parsing:
+            _set_defaults(ctx)
         try:
             rest = super().parse_args(ctx, list(args))
         except typer.TyperException as error:
@@ -67,6 +71,21 @@ class Group(TyperGroup):
         self.format_commands(ctx, formatter)
 
 
+def _set_defaults(ctx: Any) -> None:
+    """Gives the flags of a command the defaults of the configuration file."""
+    flags = default_flags(ctx.info_name)
+    if not flags:
+        return
+    names: dict[str, str] = {
+        opt.removeprefix("--"): each.name
+        for each in ctx.command.params
+        for opt in each.opts
+        if opt.startswith("--")
+    }
+    check_flags(ctx.info_name, flags, list(names))
+    ctx.default_map = {names[flag]: value for flag, value in flags.items()}
+
+
 def introduced_by(introduction: str | Callable[[], str]) -> type[Command]:
     """The class of a command that prints `introduction` when it is given no arguments at all.
 
@@ -75,7 +94,7 @@ def introduced_by(introduction: str | Callable[[], str]) -> type[Command]:
 
     class Introduced(Command):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-            if not args:
+            if not args and not ctx.resilient_parsing:
                 typer.echo(introduction if isinstance(introduction, str) else introduction())
                 typer.echo(f"All options: {ctx.command_path} --help")
                 ctx.exit()
@@ -96,8 +115,8 @@ def _write_panels(command: Any, ctx: Any, formatter: Any) -> None:
             usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
             panel = getattr(parameter, "rich_help_panel", None) or usual
             panels.setdefault(panel, []).append(record)
-    ends = {name: panels.pop(name) for name in ("Options",) if name in panels}
-    for name, rows in {**panels, **ends}.items():
+    first = {name: panels.pop(name) for name in ("Arguments", "Options") if name in panels}
+    for name, rows in {**first, **panels}.items():
         with formatter.section(name):
             _write_rows(formatter, rows)
 

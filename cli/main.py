@@ -46,7 +46,8 @@ def _make_command(name: str) -> Any:
     return get_command(single)
 
 
-app = typer.Typer(name="llavacot", cls=lazy_group(SUMMARIES, _make_command), **TYPER_SETTINGS)
+_SETTINGS = {**TYPER_SETTINGS, "add_completion": True}  # of shells
+app = typer.Typer(name="llavacot", cls=lazy_group(SUMMARIES, _make_command), **_SETTINGS)
 
 
 def _print_version(wanted: bool) -> None:

@@ -23,8 +23,10 @@ ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
+        "-m",
         metavar="PATH|ID",
-        help="The model: a folder, or an id on the Hugging Face hub. [default: the demo model]",
+        help="The model: a folder, or an id on the Hugging Face hub. "
+        "[default: LLAVACOT_MODEL, or the demo model]",
     ),
 ]
 RevisionOption = Annotated[
@@ -67,14 +69,23 @@ ShowOption = Annotated[
     ShowLevel | None,
     typer.Option(
         "--show",
+        rich_help_panel="Output",
         help="all: the stages, a search's candidates and what the answer cost. stages: the four "
         "stages. answer: the conclusion only. [default: all]",
     ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace DIR if it exists.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+JsonOption = Annotated[
+    bool,
+    typer.Option("--json", rich_help_panel="Output", help="Print the result as one JSON object."),
+]
 PlainOption = Annotated[
-    bool, typer.Option("--plain", help="Print plain text, as when output is not a terminal.")
+    bool,
+    typer.Option(
+        "--plain",
+        rich_help_panel="Output",
+        help="Print plain text, as when output is not a terminal.",
+    ),
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 

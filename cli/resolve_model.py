@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llavacot_mlx import demo
+from llavacot_mlx.checked import named
 from llavacot_mlx.checkpoint import hub
 from llavacot_mlx.checkpoint.model_name import parse_model_name
 from llavacot_mlx.checkpoint.safetensors import weights_note
+from llavacot_mlx.cli.defaults import default_model
 from llavacot_mlx.cli.units import format_bytes
 from llavacot_mlx.errors import UserError
 
@@ -43,10 +45,14 @@ class ResolvedModel:
 
 
 def resolve_model(name: str | None, revision: str | None = None) -> ResolvedModel:
-    """The model of `--model`; without a name, the demo model, with a notice on stderr.
+    """The model of `--model`; without a name, the default one, or else the demo model.
 
-    A hub id that is not on the disk yet is downloaded, which is reported on stderr.
+    The demo model comes with a notice on stderr. A hub id that is not on the disk yet is downloaded, which is reported on stderr.
     """
+    if name is None and (default := default_model()):
+        name, origin = default
+        with named(origin):
+            return resolve_model(name, revision)
     if name is None:
         if revision is not None:
             raise UserError(f"--revision {revision}: goes with --model and an id on the hub")

@@ -70,7 +70,7 @@ def _parameter(name: str, setting: Setting) -> inspect.Parameter:
     if setting.default_text:
         text += f" [default: {setting.default_text}]"
     option = typer.Option(
-        setting.flag,  # alone, so that there is no --no-… beside a switch
+        *_names(setting),  # and no --no-… beside a switch
         metavar=about.metavar or "|".join(about.choices) or None,
         help=text,
     )
@@ -81,6 +81,11 @@ def _parameter(name: str, setting: Setting) -> inspect.Parameter:
         default=None,  # then the YAML file decides, or the setting's default
         annotation=Annotated[kind | None, option],
     )
+
+
+def _names(setting: Setting) -> tuple[str, ...]:
+    """The flag, and -m for --model as in the other commands."""
+    return (setting.flag, "-m") if setting.flag == "--model" else (setting.flag,)
 
 
 def _is_list(setting: Setting) -> bool:

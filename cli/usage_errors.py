@@ -10,7 +10,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from llavacot_mlx.cli.defaults import config_file
 from llavacot_mlx.cli.exit_codes import UsageError
+from llavacot_mlx.errors import UserError
 
 _PICTURE = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?|avif|hei[cf])$", re.IGNORECASE)
 _EXAMPLE = "What is unusual here?"
@@ -41,7 +43,7 @@ _OTHER_OPTIONS = {
 }
 
 
-def in_our_words(error: Any, ctx: Any, args: Sequence[str]) -> UsageError:
+def in_our_words(error: Any, ctx: Any, args: Sequence[str]) -> UserError:
     """The typer error of a command line that could not be parsed, as an error of ours.
 
     typer keeps the classes of these errors to itself, hence their names.
@@ -58,6 +60,9 @@ def in_our_words(error: Any, ctx: Any, args: Sequence[str]) -> UsageError:
         case "BadParameter":
             flag = max(error.param.opts, key=len)
             value = _value_of(error.param, ctx, args)
+            if value is None and (default := ctx.lookup_default(error.param.name)) is not None:
+                must = f"must be {_expected(error.param)}"
+                return UserError(f"{config_file()}: {flag.removeprefix('--')}: {default}: {must}")
             given = "" if value is None else f" {value}"
             return UsageError(f"{flag}{given}: must be {_expected(error.param)}")
         case "BadOptionUsage":

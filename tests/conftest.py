@@ -20,6 +20,10 @@ from pathlib import Path
 
 from llavacot_mlx.cli.openblas import load_fast_blas
 
+# A person's own defaults are not the suite's.
+os.environ.pop("LLAVACOT_MODEL", None)
+os.environ["LLAVACOT_CONFIG"] = os.devnull
+
 # Before MLX is imported: its wheel for Linux has a slow BLAS, and half of the tests' time was its.
 # Each worker of xdist has a core.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -601,16 +601,16 @@ def test_an_adapter_without_its_base(adapters: Path) -> None:
             ("fuse", "--adapter-path", "adapter", "--save-path", "peft", "--force"),
             ("peft is not a model folder", "--save-path"),
         ),
-        (("export", "model", "--hf-path", "peft"), ("peft exists already", "--hf-path")),
-        (("export", "model", "--hf-path", "peft", "--force"), ("peft is not a model folder",)),
-        (("export", "adapter", "--hf-path", "model", "--force"), ("model is not an adapter",)),
-        (("export", "adapter", "--hf-path", "x", "--dtype", "float16"), ("--dtype", "adapter")),
+        (("export", "model", "--save-path", "peft"), ("peft exists already", "--save-path")),
+        (("export", "model", "--save-path", "peft", "--force"), ("peft is not a model folder",)),
+        (("export", "adapter", "--save-path", "model", "--force"), ("model is not an adapter",)),
+        (("export", "adapter", "--save-path", "x", "--dtype", "float16"), ("--dtype", "adapter")),
         (
-            ("export", "adapter", "--hf-path", "x", "--adapter-path", "adapter"),
+            ("export", "adapter", "--save-path", "x", "--adapter-path", "adapter"),
             ("--adapter-path", "adapter is an adapter"),
         ),
-        (("export", "peft", "--hf-path", "x"), ("peft is an adapter of PEFT",)),
-        (("export", "nix", "--hf-path", "x"), ("nix", "no such folder")),
+        (("export", "peft", "--save-path", "x"), ("peft is an adapter of PEFT",)),
+        (("export", "nix", "--save-path", "x"), ("nix", "no such folder")),
         (("convert", "adapter", "--mlx-path", "x", "--model", "model"), ("peft_type", "LORA")),
         (("convert", "model", "--mlx-path", "x", "--model", "model"), ("--model", "is not one")),
         (("convert", "peft", "--mlx-path", "x", "-q"), ("peft is an adapter", "-q")),
@@ -671,7 +671,7 @@ def test_whole_weights_are_no_adapter_of_peft(desk: Path) -> None:
 
     write_adapter(desk / "adapter", desk / "model", "full")
     says = ("adapter", "no layout", "--adapter-path adapter")
-    check_refused(desk, "export", "adapter", "--hf-path", "new/out", says=says)
+    check_refused(desk, "export", "adapter", "--save-path", "new/out", says=says)
 
 
 @pytest.mark.parametrize("small_disk", [1], indirect=True)
@@ -681,7 +681,7 @@ def test_a_fusion_or_an_export_on_a_disk_without_room(
 ) -> None:
     arguments = {
         "fuse": ("fuse", "--adapter-path", "adapter", "--save-path", "disk/new/out"),
-        "export": ("export", "model", "--hf-path", "disk/new/out"),
+        "export": ("export", "model", "--save-path", "disk/new/out"),
     }[command]
     check_refused(adapters, *arguments, says=("not enough disk", "disk/new/out", "free"))
 

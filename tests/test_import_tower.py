@@ -42,8 +42,8 @@ assistant   model checkpoint prompt plan trace search request answer
 demo        prompt search
 train       errors atomic checked model checkpoint prompt rows generate plan request answer
 convert     __init__ errors atomic checked model checkpoint prompt generate search
-cli         __init__ errors atomic model checkpoint prompt generate plan trace search request
-            assistant demo train convert
+cli         __init__ errors atomic checked model checkpoint prompt generate plan trace search
+            request assistant demo train convert
 __main__    cli
 """
 TOWER = {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llavacot_mlx import demo
 from llavacot_mlx.atomic import check_can_write
 from llavacot_mlx.cli.exit_codes import check_usage, handle_errors
 from llavacot_mlx.cli.gpu_advice import Work
@@ -81,7 +82,8 @@ def ask(
     image: Annotated[
         str,
         typer.Argument(
-            metavar="IMAGE", help="A PNG, JPEG, WebP or GIF file; - reads it from stdin."
+            metavar="IMAGE",
+            help="A picture: PNG, JPEG, WebP, AVIF, GIF, TIFF, BMP …; - reads it from stdin.",
         ),
     ],
     question: Annotated[
@@ -93,19 +95,23 @@ def ask(
     search: Annotated[
         Method | None,
         typer.Option(
+            metavar="METHOD",
             help="greedy: always take the most likely token. sample: sample one answer. best-of-n: "
             "keep the answer that the judge scores highest. majority: keep the conclusion that "
             "most answers reach. sentence-beam, stage-beam: keep the best candidate after each "
             "sentence or stage. swires: sample several captions and reasonings, and go back to "
             "the captions when none is good enough. swires-code: swires with the parameters of "
             "its authors' code. All but greedy sample at temperature 0.6 and top-p 0.9 by default. "
-            "[default: greedy]"
+            "[default: greedy]",
+            rich_help_panel="Search",
         ),
     ] = None,
     candidates: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Number of candidates to choose from. [default: 4; beams: 2]"
+            metavar="N",
+            help="Number of candidates to choose from. [default: 4; beams: 2]",
+            rich_help_panel="Search",
         ),
     ] = None,
     keep: Annotated[
@@ -113,6 +119,7 @@ def ask(
         typer.Option(
             metavar="N",
             help="Candidates to keep after each step. [default: 1; swires: half]",
+            rich_help_panel="Search",
         ),
     ] = None,
     judge: Annotated[
@@ -123,11 +130,16 @@ def ask(
             "is better. logprob: mean log-probability of the text. majority: number of answers "
             "with the same conclusion. Or an installed judge, or a model that mlx-vlm loads. "
             "[default: self; stage-beam: pairwise]",
+            rich_help_panel="Search",
         ),
     ] = None,
     max_retraces: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Maximum number of retraces. [default: 3; swires-code: 4]"),
+        typer.Option(
+            metavar="N",
+            help="Maximum number of retraces. [default: 3; swires-code: 4]",
+            rich_help_panel="Search",
+        ),
     ] = None,
     threshold: Annotated[
         float | None,
@@ -135,12 +147,16 @@ def ask(
             metavar="SCORE",
             help="Score at which swires accepts a candidate. [default: the judge's calibrated "
             "threshold]",
+            rich_help_panel="Search",
         ),
     ] = None,
     plan_file: Annotated[
         Path | None,
         typer.Option(
-            "--plan", metavar="FILE", help="A YAML file that configures each stage of the search."
+            "--plan",
+            metavar="FILE",
+            help="A YAML file that configures each stage of the search.",
+            rich_help_panel="Search",
         ),
     ] = None,
     temperature: Annotated[
@@ -149,33 +165,48 @@ def ask(
             "--temperature",
             "--temp",
             help="Sampling temperature; above 0, it implies --search sample.",
+            rich_help_panel="Sampling",
         ),
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option("--top-p", help="Sample from the top tokens, up to this total probability."),
+        typer.Option(
+            "--top-p",
+            help="Sample from the top tokens, up to this total probability.",
+            rich_help_panel="Sampling",
+        ),
     ] = None,
     max_tokens: MaxTokensOption = 2048,
     seed: SeedOption = 0,
     kv_bits: Annotated[
         int | None,
-        typer.Option(metavar="8|4", help="Quantize the KV cache to 8 or 4 bits."),
+        typer.Option(
+            metavar="8|4", help="Quantize the KV cache to 8 or 4 bits.", rich_help_panel="Memory"
+        ),
     ] = None,
     kv_budget: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE", help="Stop before the KV cache exceeds this size, such as 2GB."
+            metavar="SIZE",
+            help="Stop before the KV cache exceeds this size, such as 2GB.",
+            rich_help_panel="Memory",
         ),
     ] = None,
     trace_file: Annotated[
         Path | None,
         typer.Option(
-            "--trace", metavar="FILE", help="Save the whole search to a file for llavacot trace."
+            "--trace",
+            metavar="FILE",
+            help="Save the whole search to a file for llavacot trace.",
+            rich_help_panel="Output",
         ),
     ] = None,
     show: ShowOption = None,
     answer_only: Annotated[
-        bool, typer.Option("--answer-only", help="Print the conclusion and nothing else.")
+        bool,
+        typer.Option(
+            "--answer-only", help="Print the conclusion and nothing else.", rich_help_panel="Output"
+        ),
     ] = False,
     as_json: JsonOption = False,
     plain: PlainOption = False,
@@ -212,7 +243,8 @@ def ask(
         question = _read_question(question)
         opened, image_bytes = _read_image(image)
         resolved = resolve_adapted_model(model, adapter_path, revision)
-        warning = _demo_warning(opened.image) if model is None and adapter_path is None else None
+        is_demo = demo.is_packaged(resolved.folder) and resolved.adapter is None
+        warning = _demo_warning(opened.image) if is_demo and model is None else None
         if warning:
             opened = opened.with_note(warning)
         request = Request(

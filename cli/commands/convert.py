@@ -13,7 +13,7 @@ import typer
 from llavacot_mlx.checkpoint.model_name import parse_model_name
 from llavacot_mlx.cli.exit_codes import check_usage, handle_errors
 from llavacot_mlx.cli.gpu_advice import Work
-from llavacot_mlx.cli.next_steps import calibration_note, next_command, wrote_line
+from llavacot_mlx.cli.next_steps import calibration_note, next_command, shell_path, wrote_line
 from llavacot_mlx.cli.options import DebugOption, Dtype, DtypeOption, ForceOption, RevisionOption
 from llavacot_mlx.cli.printable import printable_line
 from llavacot_mlx.cli.resolve_model import resolve_model
@@ -68,19 +68,27 @@ class Mode(enum.StrEnum):
 
 def convert(
     source: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="SRC",
             help="A checkpoint (a folder, or an id on the Hugging Face hub) or a PEFT adapter's "
             "folder.",
         ),
-    ],
+    ] = None,
+    hf_path: Annotated[
+        str | None,
+        typer.Option(
+            "--hf-path", metavar="SRC", help="SRC by the name that mlx-lm and mlx-vlm give it."
+        ),
+    ] = None,
     mlx_path: Annotated[
         Path, typer.Option("--mlx-path", metavar="DIR", help="The folder to write.")
     ] = Path("mlx_model"),
     model: Annotated[
         str | None,
         typer.Option(
+            "--model",
+            "-m",
             metavar="PATH|ID",
             help="The base model of a PEFT adapter. [default: the one that the adapter names]",
         ),
@@ -123,6 +131,7 @@ def convert(
 ) -> None:
     with handle_errors(debug=debug, work=Work.CONVERT):
         with check_usage():
+            source = _source(source, hf_path, model)
             flags = _quantization_flags(quantize, q_bits, q_group_size, q_mode)
             if recipe is not None and flags:
                 raise UserError(f"--recipe {recipe} with {flags[0]}: drop one; both quantize")
@@ -146,6 +155,16 @@ def convert(
             raise UserError(f"--model {model}: only for an adapter, and {source} is not one")
         chosen = _recipe(quantization, recipe, quantize_vision)
         _convert_checkpoint(source, revision, mlx_path, dtype, chosen, force=force, verify=verify)
+
+
+def _source(source: str | None, hf_path: str | None, model: str | None) -> str:
+    """What to convert. Raises UserError where it is named twice or not at all."""
+    if source is not None and hf_path is not None:
+        raise UserError(f"--hf-path {hf_path} with {source}: drop one; both name the source")
+    if source is None and hf_path is None:
+        instead = model or "owner/name"
+        raise UserError(f"SRC is missing: llavacot convert {shell_path(Path(instead))}")
+    return source or hf_path or ""
 
 
 def _convert_checkpoint(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from llavacot_mlx.cli.exit_codes import handle_errors
+from llavacot_mlx.cli.exit_codes import UsageError, handle_errors
 from llavacot_mlx.cli.gpu_advice import Work
 from llavacot_mlx.cli.next_steps import wrote_line
 from llavacot_mlx.cli.options import DebugOption, Dtype, DtypeOption, ForceOption, RevisionOption
@@ -23,9 +24,9 @@ Quantized weights are dequantized, so the exported folder is several times as la
 
 \b
 Examples:
-  llavacot export ./llava-cot-4bit --hf-path llava-cot
-  llavacot export ./llava-cot-4bit --adapter-path adapters --hf-path my-model
-  llavacot export adapters --hf-path my-adapter
+  llavacot export ./llava-cot-4bit --save-path llava-cot
+  llavacot export ./llava-cot-4bit --adapter-path adapters --save-path my-model
+  llavacot export adapters --save-path my-adapter
 """
 
 INTRODUCTION = """\
@@ -34,8 +35,8 @@ PEFT's format.
 
 For example:
 
-  llavacot export ./llava-cot-4bit --hf-path llava-cot
-  llavacot export adapters --hf-path my-adapter
+  llavacot export ./llava-cot-4bit --save-path llava-cot
+  llavacot export adapters --save-path my-adapter
 """
 
 
@@ -47,9 +48,16 @@ def export(
             help="A model (a folder, or an id on the Hugging Face hub) or an adapter's folder.",
         ),
     ],
+    save_path: Annotated[
+        Path | None,
+        typer.Option("--save-path", metavar="DIR", help="The folder to write. [default: hf_model]"),
+    ] = None,
     hf_path: Annotated[
-        Path, typer.Option("--hf-path", metavar="DIR", help="The folder to write.")
-    ] = Path("hf_model"),
+        Path | None,
+        typer.Option(
+            "--hf-path", metavar="DIR", hidden=True, help="The older name of --save-path."
+        ),
+    ] = None,
     adapter_path: Annotated[
         Path | None,
         typer.Option(
@@ -64,22 +72,27 @@ def export(
     with handle_errors(debug=debug, work=Work.CONVERT):
         from llavacot_mlx.checkpoint.adapter_config import is_adapter
 
+        if hf_path is not None:
+            if save_path is not None:
+                raise UsageError("--hf-path with --save-path: drop --hf-path, the older name")
+            print("note: --hf-path is called --save-path now", file=sys.stderr)
+        output = save_path or hf_path or Path("hf_model")
         folder = Path(source.strip()).expanduser()
         if is_adapter(folder):
             if adapter_path is not None or dtype is not None:
                 flag = "--adapter-path" if adapter_path is not None else "--dtype"
                 raise UserError(f"{flag}: only for a model, and {source} is an adapter")
-            _export_adapter(folder, hf_path, force)
+            _export_adapter(folder, output, force)
         else:
-            _export_model(source, revision, hf_path, adapter_path, dtype, force)
+            _export_model(source, revision, output, adapter_path, dtype, force)
 
 
-def _export_adapter(folder: Path, hf_path: Path, force: bool) -> None:
+def _export_adapter(folder: Path, save_path: Path, force: bool) -> None:
     from llavacot_mlx.checkpoint.adapter_config import CONFIG_NAME
     from llavacot_mlx.convert.output_folder import OutputFolder
     from llavacot_mlx.convert.peft import write_peft
 
-    written = write_peft(folder, OutputFolder(hf_path, "--hf-path", force, marker=CONFIG_NAME))
+    written = write_peft(folder, OutputFolder(save_path, "--save-path", force, marker=CONFIG_NAME))
     now = f"PeftModel.from_pretrained(model, {str(written)!r})"
     print(wrote_line(written, now, where="in Python"))
 
@@ -87,14 +100,14 @@ def _export_adapter(folder: Path, hf_path: Path, force: bool) -> None:
 def _export_model(
     source: str,
     revision: str | None,
-    hf_path: Path,
+    save_path: Path,
     adapter_path: Path | None,
     dtype: Dtype | None,
     force: bool,
 ) -> None:
     from llavacot_mlx.convert.output_folder import OutputFolder
 
-    output = OutputFolder(hf_path, "--hf-path", force)
+    output = OutputFolder(save_path, "--save-path", force)
     output.check_replaceable()  # checked again later; here, before a long download
     model = resolve_adapted_model(source, adapter_path, revision)
 

@@ -43,6 +43,8 @@ def fuse(
     model: Annotated[
         str | None,
         typer.Option(
+            "--model",
+            "-m",
             metavar="PATH|ID",
             help="The base model: a folder, or an id on the Hugging Face hub. [default: the one "
             "that the adapter was trained on]",

@@ -73,6 +73,8 @@ def trace(
     model: Annotated[
         str | None,
         typer.Option(
+            "--model",
+            "-m",
             metavar="PATH|ID",
             help="The model to replay with. [default: the one that the trace names]",
         ),

@@ -25,6 +25,7 @@ OF_THEIR_OWN = {
     "--dtype": {"lora-train"},
     "--candidates": {"info"},  # no search chooses among them
     "--force": {"calibrate"},  # not a folder, but a measurement
+    "--hf-path": {"export"},  # hidden: the older name of its output
     "--judge": {"calibrate"},  # not all judges can be calibrated
     "--max-seq-length": {"data check"},  # by default the model's context
     "--version": {""},

@@ -116,7 +116,7 @@ def test_an_adapter_is_merged_into_an_export(desk: Path) -> None:
 @pytest.mark.parametrize("flags", [[], ["--model", "base"]])
 def test_an_adapter_goes_to_peft_and_back(flags: list[str], desk: Path) -> None:
     """The base is the one that PEFT's folder names, unless another is given."""
-    said = llavacot("export", "adapters", "--hf-path", "peft")
+    said = llavacot("export", "adapters", "--save-path", "peft")
     assert said == "wrote peft; now, in Python: PeftModel.from_pretrained(model, 'peft')\n"
     said = llavacot("convert", "peft", "--mlx-path", "back", *flags)
     assert said == (
