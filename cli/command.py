@@ -83,7 +83,8 @@ def _set_defaults(ctx: Any) -> None:
         if opt.startswith("--")
     }
     check_flags(ctx.info_name, flags, list(names))
-    ctx.default_map = {names[flag]: value for flag, value in flags.items()}
+    by_name: dict[str, Any] = {names[flag]: value for flag, value in flags.items()}
+    ctx.default_map = by_name
 
 
 def introduced_by(introduction: str | Callable[[], str]) -> type[Command]:
@@ -115,10 +116,10 @@ def _write_panels(command: Any, ctx: Any, formatter: Any) -> None:
             usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
             panel = getattr(parameter, "rich_help_panel", None) or usual
             panels.setdefault(panel, []).append(record)
-    first = {name: panels.pop(name) for name in ("Arguments", "Options") if name in panels}
-    for name, rows in {**first, **panels}.items():
+    first = [name for name in ("Arguments", "Options") if name in panels]
+    for name in (*first, *(name for name in panels if name not in first)):
         with formatter.section(name):
-            _write_rows(formatter, rows)
+            _write_rows(formatter, panels[name])
 
 
 def _write_rows(formatter: Any, rows: list[tuple[str, str]]) -> None:

@@ -47,7 +47,8 @@ class ResolvedModel:
 def resolve_model(name: str | None, revision: str | None = None) -> ResolvedModel:
     """The model of `--model`; without a name, the default one, or else the demo model.
 
-    The demo model comes with a notice on stderr. A hub id that is not on the disk yet is downloaded, which is reported on stderr.
+    The demo model comes with a notice on stderr. A hub id that is not on the disk yet is
+    downloaded, which is reported on stderr.
     """
     if name is None and (default := default_model()):
         name, origin = default

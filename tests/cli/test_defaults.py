@@ -128,7 +128,7 @@ def test_the_older_name_of_exports_output_works_with_a_note(
     written: list[Any] = []
     monkeypatch.setattr(
         "llavacot_mlx.cli.commands.export._export_model",
-        lambda source, folder, *_: written.append(folder),
+        lambda source, revision, folder, *_: written.append(folder),
     )
     done = CliRunner().invoke(app, ["export", "model", "--hf-path", "out"])
     assert (done.exit_code, done.stderr) == (0, "note: --hf-path is called --save-path now\n")
