@@ -8,7 +8,7 @@ dequantized.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +32,28 @@ _NORM = "language_model.model.norm.weight"  # never quantized: has the plain wei
 _Arrays = list[mx.array]
 
 
+@dataclass
+class Survival:
+    """How much of an adapter's change outlives the rounding into few bits."""
+
+    _kept: float = 0.0
+    _whole: float = 0.0
+
+    def add(self, before: mx.array, wanted: mx.array, after: mx.array) -> None:
+        """Counts one weight: unchanged, changed, and as it is after the rounding; in float32."""
+        change = wanted - before
+        self._kept += mx.sum(change * (after - before)).item()  # type: ignore[assignment]
+        self._whole += mx.sum(change * change).item()  # type: ignore[assignment]
+
+    @property
+    def share(self) -> float | None:
+        """The change that was written, along the change that was meant; None if none was rounded.
+
+        1 is all of it. Rounding errors across the change do not count, nor does their length.
+        """
+        return self._kept / self._whole if self._whole else None
+
+
 @dataclass(frozen=True)
 class Merging:
     """How a model's weights are to be changed."""
@@ -41,6 +63,8 @@ class Merging:
     dequantize: bool = False
     dtype: mx.Dtype | None = None
     """The type of unquantized weights; None keeps each one's own."""
+    survival: Survival = field(default_factory=Survival)
+    """Filled while requantized layers are merged."""
     for_hub: bool = False
     """Names and convolution layout of Hugging Face checkpoints, instead of MLX folders."""
 
@@ -124,7 +148,9 @@ class _Planner:
         )
         if update is None:
             return Merge(read, targets, list)
-        return Merge(read, targets, partial(_requantized, chosen, update, self._scale))
+        return Merge(
+            read, targets, partial(_requantized, chosen, update, self._scale, self._wanted.survival)
+        )
 
 
 def _name(ours: str, wanted: Merging) -> str:
@@ -155,11 +181,17 @@ def _dequantized(
     return [plain if update is None else _with_update(plain, update, scale)]
 
 
-def _requantized(chosen: Quantization, update: LowRank, scale: float, arrays: _Arrays) -> _Arrays:
-    (weight,) = _dequantized(chosen, update, scale, arrays)
+def _requantized(
+    chosen: Quantization, update: LowRank, scale: float, survival: Survival, arrays: _Arrays
+) -> _Arrays:
+    (before,) = _dequantized(chosen, None, scale, arrays)
+    wanted = weight = _with_update(before, update, scale)
     if mx.issubdtype(arrays[1].dtype, mx.floating):
         weight = weight.astype(arrays[1].dtype)  # the scales get their type from the weight
-    return list(mx.quantize(weight, chosen.group_size, chosen.bits, chosen.mode))
+    rounded = list(mx.quantize(weight, chosen.group_size, chosen.bits, chosen.mode))
+    (after,) = _dequantized(chosen, None, scale, rounded)
+    survival.add(before, wanted, after)
+    return rounded
 
 
 def _with_update(weight: mx.array, update: LowRank, scale: float) -> mx.array:
@@ -177,6 +209,8 @@ class Written:
 
     folder: Path
     weight_bytes: int
+    survived: float | None = None
+    """`Survival.share` of the adapter's change."""
 
 
 def write_merged(
@@ -205,7 +239,7 @@ def write_merged(
         add_settings(partial)
         made_for = "pt" if merging.for_hub else "mlx"
         write_weights(partial, merges, lambda some: _merged(some, reporter), made_for)
-    return Written(output.folder, size)
+    return Written(output.folder, size, merging.survival.share)
 
 
 class _MergeReporter:

@@ -69,6 +69,15 @@ def write_config(
     _write(target, values)
 
 
+def has_chat_template(folder: Path) -> bool:
+    """Whether transformers would find a chat template in a model's folder."""
+    if any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    settings = folder / "tokenizer_config.json"
+    value = read_json(settings) if settings.exists() else None
+    return isinstance(value, dict) and bool(value.get("chat_template"))
+
+
 def drop_quantization(folder: Path) -> None:
     """Removes the quantization from `config.json`, for weights that were dequantized."""
     values = read_json(folder / "config.json", "")

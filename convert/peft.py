@@ -34,6 +34,7 @@ from llavacot_mlx.checkpoint.adapters import (
 )
 from llavacot_mlx.checkpoint.weight_files import PEFT_WEIGHTS_NAME
 from llavacot_mlx.checkpoint.weight_names import canonical_name, name_in_memory
+from llavacot_mlx.checkpoint.weights import read_tensors
 from llavacot_mlx.convert.output_folder import OutputFolder
 from llavacot_mlx.convert.source import SourceCheckpoint
 from llavacot_mlx.errors import UserError
@@ -41,15 +42,16 @@ from llavacot_mlx.errors import UserError
 _BEFORE = "base_model.model."
 # The last part of a tensor's name, theirs and ours. PEFT itself writes the magnitude's name both
 # with and without the last word, depending on its version.
-_PARTS = {
-    "lora_A.weight": "lora_a",
-    "lora_B.weight": "lora_b",
-    "lora_magnitude_vector": "m",
-    "lora_magnitude_vector.weight": "m",
-}
+_PARTS = {"lora_A": "lora_a", "lora_B": "lora_b", "lora_magnitude_vector": "m"}
+# Between them stands the adapter's name where a training's state was saved as it was in memory.
+_NAME = re.compile(
+    r"(?:base_model\.model\.)?(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.(?!weight$)(\w+))?"
+    r"(?:\.weight)?"
+)
 
 # Beside an adapter of the output head, PEFT saves an unchanged copy of the base's embeddings.
-_COPIES = ("lm_head.base_layer.weight", "embed_tokens.weight")
+_COPIES = ("lm_head.base_layer.weight", "lm_head.weight", "embed_tokens.weight")
+_TOLERANCE = 0.1  # of a copy's length, against a base in few bits
 
 # Settings that are read here, or that do not affect what a trained adapter computes.
 _READ = frozenset({
@@ -104,12 +106,13 @@ def read_peft(folder: Path, output: OutputFolder, base: str, base_folder: Path) 
     output.check_replaceable(folder, base_folder)
     source = SourceCheckpoint.open(base_folder)
     config = _Config.read(folder / CONFIG_NAME)
-    layers = _layers(folder / PEFT_WEIGHTS_NAME, config, source)
+    file = folder / PEFT_WEIGHTS_NAME
+    layers = _layers(file, config, source)
     lora = LoRAParameters(
         rank=max(layer.a.shape[1] for layer in layers.values()),
         scale=config.scale_of(""),
         dropout=config.lora_dropout,
-        keys=_keys(layers),
+        keys=keys_of(layers),
     )
     adapter = Adapter(
         AdapterConfig(
@@ -120,7 +123,7 @@ def read_peft(folder: Path, output: OutputFolder, base: str, base_folder: Path) 
         ),
         {path: _of_rank(layer, lora.rank) for path, layer in layers.items()},
     )
-    check_fits(adapter, source.model, folder / PEFT_WEIGHTS_NAME)
+    check_foreign_fits(adapter, source, file)
     size = sum(tensor.nbytes for tensor in adapter.tensors.values())
     with output.replace(folder, base_folder, size=size) as partial:
         save_adapter(partial, adapter.tensors, adapter.config)
@@ -128,8 +131,11 @@ def read_peft(folder: Path, output: OutputFolder, base: str, base_folder: Path) 
 
 
 def base_of(folder: Path) -> str | None:
-    """The base model that a PEFT adapter names, an id or a folder; None if it names none."""
-    name = read_json(folder / CONFIG_NAME, "").get("base_model_name_or_path")
+    """The base that another program's adapter names, an id or a folder; None if it names none."""
+    config = read_json(folder / CONFIG_NAME)
+    if not isinstance(config, dict):
+        return None
+    name = config.get("base_model_name_or_path") or config.get("model")  # PEFT's, mlx-lm's
     return name if isinstance(name, str) and name else None
 
 
@@ -214,18 +220,24 @@ def _layers(file: Path, config: _Config, base: SourceCheckpoint) -> dict[str, Lo
     """The layers by their paths here; scales that differ from the default are multiplied into B."""
     parts: dict[str, dict[str, mx.array]] = {}
     scale = config.scale_of("")
+    adapters: set[str] = set()
     for name, tensor in read_floats(file).items():
         if name.endswith(_COPIES):
             _check_copy(file, name, tensor, base)
             continue
-        module, part = _split(file, name)
+        module, part, adapter = _split(file, name)
+        adapters.add(adapter)
+        if len(adapters) > 1:
+            raise UserError(
+                f"{file}: there are several adapters in it ({', '.join(sorted(adapters))}); save "
+                "each in a folder of its own"
+            )
         if tensor.ndim != (1 if part == "m" else 2):
             raise UserError(f"{file}: {name} of shape {list(tensor.shape)} is of no linear layer")
-        path = canonical_name(f"{module}.weight")
-        assert path is not None
+        path = full_path(module)
         if part == "lora_b" and config.scale_of(module) != scale:
             tensor = tensor * (config.scale_of(module) / scale)
-        parts.setdefault(path.removesuffix(".weight"), {})[part] = tensor
+        parts.setdefault(path, {})[part] = tensor
     layers = {}
     for path, found in parts.items():
         wanted = {"lora_a", "lora_b", "m"} if config.use_dora else {"lora_a", "lora_b"}
@@ -242,22 +254,81 @@ def _layers(file: Path, config: _Config, base: SourceCheckpoint) -> dict[str, Lo
 
 
 def _check_copy(file: Path, name: str, tensor: mx.array, base: SourceCheckpoint) -> None:
-    """Raises UserError if a copy of a base weight has another number of rows than the base's."""
-    ours = canonical_name(name.removeprefix(_BEFORE).replace(".base_layer.", "."))
-    assert ours is not None
+    """Raises UserError if a copy of a base weight is not what the base has."""
+    module = name.removeprefix(_BEFORE).replace(".base_layer.", ".").removesuffix(".weight")
+    ours = f"{full_path(module)}.weight"
     if ours not in base.tensors or base.tensors[ours].shape[0] != tensor.shape[0]:
         raise UserError(
             f"{file}: {name} has {tensor.shape[0]} rows, unlike {base.folder}; an adapter here "
             "cannot change the vocabulary"
         )
+    if not _is_copy(tensor, ours, base):
+        raise UserError(
+            f"{file}: {name} was trained as well, which an adapter here cannot hold; merge the "
+            "adapter with PEFT's merge_and_unload, and convert the result"
+        )
 
 
-def _split(file: Path, name: str) -> tuple[str, str]:
-    """Splits a tensor's name into PEFT's name of the module and our name of the part."""
-    for theirs, ours in _PARTS.items():
-        if name.startswith(_BEFORE) and name.endswith(f".{theirs}"):
-            return name.removeprefix(_BEFORE).removesuffix(f".{theirs}"), ours
-    raise UserError(f"{file}: {name} is not part of a LoRA or DoRA of linear layers")
+def _is_copy(tensor: mx.array, ours: str, base: SourceCheckpoint) -> bool:
+    """Whether a tensor is a base weight but for the rounding of either."""
+    module = ours.removesuffix(".weight")
+    wanted = [base.tensors[n] for p in _STORED if (n := f"{module}.{p}") in base.tensors]
+    arrays = list(read_tensors(wanted).values())
+    if len(arrays) == 1:
+        (stored,) = arrays
+        if stored.shape != tensor.shape:
+            return False
+        same = stored.astype(tensor.dtype) == tensor
+        return bool(mx.all(same | (tensor.astype(stored.dtype) == stored)).item())
+    assert base.config.quantization is not None
+    chosen = base.config.quantization.of(module)
+    stored = mx.dequantize(
+        *arrays, group_size=chosen.group_size, bits=chosen.bits, mode=chosen.mode
+    ).astype(mx.float32)
+    if stored.shape != tensor.shape:
+        return False
+    copy = tensor.astype(mx.float32)
+    allowed = _TOLERANCE * mx.linalg.norm(copy)
+    return bool((mx.linalg.norm(stored - copy) <= allowed).item())
+
+
+_STORED = ("weight", "scales", "biases")
+
+
+def full_path(module: str) -> str:
+    """Our path of a module by its name in another program's model.
+
+    A text-only class has the text model's layers at its root.
+    """
+    name = f"{module}.weight"
+    if name.startswith(("layers.", "norm.", "embed_tokens.")):
+        name = f"model.{name}"
+    if name.startswith(("model.layers.", "model.norm.", "model.embed_tokens.")):
+        name = f"language_model.{name}"
+    path = canonical_name(name)
+    assert path is not None
+    return path.removesuffix(".weight")
+
+
+def check_foreign_fits(adapter: Adapter, base: SourceCheckpoint, file: Path) -> None:
+    """`check_fits` of an adapter that another program trained, with the probable reason."""
+    modules = {path for path, _ in base.model.named_modules()}
+    strange = [path for path in adapter.layers if path not in modules]
+    if strange and len(strange) < len(adapter.layers):
+        raise UserError(
+            f"{file}: of its {len(adapter.layers)} layers, {len(strange)} are not in "
+            f"{base.folder}, such as {strange[0]}: it was trained on another model, probably a "
+            "text-only Llama, whose layers are counted without cross-attention"
+        )
+    check_fits(adapter, base.model, file)
+
+
+def _split(file: Path, name: str) -> tuple[str, str, str]:
+    """Splits a tensor's name into the module, our name of the part, and the adapter's name."""
+    if match := _NAME.fullmatch(name):
+        module, part, adapter = match.groups()
+        return module, _PARTS[part], adapter or "default"
+    raise UserError(f"{file}: {name} is no part of a LoRA or DoRA of linear layers")
 
 
 def _of_rank(layer: LowRank, rank: int) -> LowRank:
@@ -270,6 +341,6 @@ def _of_rank(layer: LowRank, rank: int) -> LowRank:
     )
 
 
-def _keys(paths: Iterable[str]) -> tuple[str, ...]:
+def keys_of(paths: Iterable[str]) -> tuple[str, ...]:
     """The distinct ends of the modules' paths after the layer number."""
     return tuple(sorted({re.split(r"\.layers\.\d+\.", path)[-1] for path in paths}))

@@ -203,7 +203,8 @@ def _convert_checkpoint(
 
 
 def _convert_adapter(folder: Path, mlx_path: Path, model: str | None, force: bool) -> None:
-    from llavacot_mlx.checkpoint.adapter_config import CONFIG_NAME
+    from llavacot_mlx.checkpoint.adapter_config import CONFIG_NAME, program_of
+    from llavacot_mlx.convert.mlx_adapter import read_mlx_adapter
     from llavacot_mlx.convert.output_folder import OutputFolder
     from llavacot_mlx.convert.peft import base_of, read_peft
 
@@ -211,7 +212,12 @@ def _convert_adapter(folder: Path, mlx_path: Path, model: str | None, force: boo
     if name is None:
         raise UserError(f"{folder} does not name its base model; give --model")
     output = OutputFolder(mlx_path, "--mlx-path", force, marker=CONFIG_NAME)
-    written = read_peft(folder, output, name, resolve_model(name).folder)
+    program = program_of(folder)
+    if program is None:
+        raise UserError(f"{folder} is an adapter of ours already: use it with --adapter-path")
+    read = read_peft if program == "PEFT" else read_mlx_adapter
+    resolved = resolve_model(name)
+    written = read(folder, output, resolved.name, resolved.folder)
     print(wrote_line(written, next_command(adapter=written)))
 
 

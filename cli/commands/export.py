@@ -113,6 +113,7 @@ def _export_model(
 
     from llavacot_mlx.cli.views.bars import BytesBar
     from llavacot_mlx.convert import export as exporting
+    from llavacot_mlx.convert.model_files import has_chat_template
 
     with BytesBar("exporting") as bar:
         written = exporting.export(
@@ -121,6 +122,12 @@ def _export_model(
             adapter=model.adapter,
             dtype=dtype,
             progress=lambda now: bar.update(now.read_bytes, now.total_bytes),
+        )
+    if not has_chat_template(written.folder):
+        print(
+            "note: there is no chat template in it, so apply_chat_template will fail: copy "
+            "chat_template.json from the base model",
+            file=sys.stderr,
         )
     now = f"MllamaForConditionalGeneration.from_pretrained({str(written.folder)!r})"
     print(wrote_line(written.folder, now, weight_bytes=written.weight_bytes, where="in Python"))

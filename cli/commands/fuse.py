@@ -14,6 +14,8 @@ from llavacot_mlx.cli.next_steps import calibration_note, next_command, wrote_li
 from llavacot_mlx.cli.options import DebugOption, ForceOption, RevisionOption
 from llavacot_mlx.cli.resolve_model import resolve_adapted_model
 
+_ENOUGH = 0.8  # of an adapter's change, to be spoken of as the same model
+
 HELP = """\
 Merge an adapter into a model's weights. The fused model answers like the base model with \
 --adapter-path, and can be shared without it.
@@ -81,4 +83,11 @@ def fuse(
         now = next_command(model=str(written.folder))
         if note := calibration_note((base.folder, base.adapter or adapter_path), written.folder):
             print(note, file=sys.stderr)
+        if written.survived is not None and written.survived < _ENOUGH:
+            print(
+                f"warning: only {written.survived:.0%} of what the adapter changes outlives the "
+                "rounding to the base's bits; the fused model answers more like the base than with "
+                "--adapter-path: add --dequantize",
+                file=sys.stderr,
+            )
         print(wrote_line(written.folder, now, weight_bytes=written.weight_bytes))

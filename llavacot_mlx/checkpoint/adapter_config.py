@@ -21,6 +21,28 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG_NAME).is_file() and not (folder / "config.json").exists()
 
 
+def adapter_program(config: Any) -> str | None:
+    """The program that made an adapter, by the content of its `adapter_config.json`.
+
+    None for an adapter of ours, and for what is no adapter of a known program.
+    """
+    if not isinstance(config, dict):
+        return None
+    if "peft_type" in config:
+        return "PEFT"
+    if "rank" in config and "alpha" in config:
+        return "mlx-vlm"
+    ours = ("base_model", "base_model_hash", "base_model_lineage")
+    if "fine_tune_type" in config and not any(key in config for key in ours):
+        return "mlx-lm" if "model" in config or "iters" in config else "mlx-lm or mlx-vlm"
+    return None
+
+
+def program_of(folder: Path) -> str | None:
+    """`adapter_program` of an adapter's folder."""
+    return adapter_program(read_json(folder / CONFIG_NAME))
+
+
 class FineTuneType(enum.StrEnum):
     LORA = "lora"
     DORA = "dora"
@@ -124,6 +146,11 @@ class AdapterConfig:
             raise UserError(f"{folder}: no such folder; an adapter is one with {WEIGHTS_NAME}")
         file = folder / CONFIG_NAME
         value = read_json(file, f"is {folder} an adapter folder?")
+        if (program := adapter_program(value)) not in (None, "PEFT"):
+            raise UserError(
+                f"{folder} is an adapter of {program}; make one of ours of it: llavacot convert "
+                f"{folder} --model BASE"
+            )
         if isinstance(value, dict) and "peft_type" in value:
             raise UserError(
                 f"{folder} is an adapter of PEFT; convert it to MLX: llavacot convert {folder}"

@@ -16,6 +16,7 @@ from llavacot_mlx.checkpoint.weight_files import INDEX_NAME
 from llavacot_mlx.convert import shards
 from llavacot_mlx.convert.convert import Progress, convert
 from llavacot_mlx.convert.export import export
+from llavacot_mlx.convert.model_files import has_chat_template
 from llavacot_mlx.convert.output_folder import OutputFolder
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import Quantization
@@ -40,6 +41,15 @@ def target(tmp_path: Path) -> OutputFolder:
     """A target in an empty folder of its own, so that what is left beside it shows."""
     (tmp_path / "place").mkdir()
     return OutputFolder(tmp_path / "place" / "out", "--hf-path", force=False)
+
+
+def test_a_missing_chat_template_is_seen(tmp_path: Path) -> None:
+    """`export` prints a note then."""
+    assert not has_chat_template(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}", encoding="utf-8")
+    assert not has_chat_template(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "x"}', encoding="utf-8")
+    assert has_chat_template(tmp_path)
 
 
 def test_converted_and_exported_it_is_the_same_bytes(
