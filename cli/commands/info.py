@@ -57,7 +57,7 @@ def info(
     ],
     candidates: Annotated[
         int, typer.Option(metavar="N", help="Number of answers decoded in one batch.")
-    ] = 4,
+    ] = 1,
     max_tokens: MaxTokensOption = 2048,
     values: Annotated[
         bool,
@@ -103,6 +103,8 @@ class _Report:
     candidates: int
     max_tokens: int
     memory: Memory
+    weight_type: str
+    """The type that unquantized weights have in memory here, such as `float32`."""
     machine_bytes: int
     machine_memory: str
     """The kind of memory that `machine_bytes` counts, such as `recommended working set`."""
@@ -117,6 +119,7 @@ class _Report:
         max_tokens: int,
     ) -> _Report:
         from llavacot_mlx.checkpoint.sizes import estimate_memory, parts_of
+        from llavacot_mlx.checkpoint.weights import runtime_dtype
         from llavacot_mlx.generate.device import available_memory
 
         memory = estimate_memory(
@@ -129,6 +132,7 @@ class _Report:
             candidates,
             max_tokens,
             memory,
+            str(runtime_dtype("auto", tensors)).removeprefix("mlx.core."),
             *available_memory(),
         )
 
@@ -224,11 +228,15 @@ def _quantization_line(quantization: QuantizationMap) -> str:
 
 def _print_memory(report: _Report) -> None:
     memory = report.memory
+    answers = "1 answer" if report.candidates == 1 else f"{report.candidates} candidates"
+    differs = memory.weights != report.whole.nbytes
+    in_memory = f" (in memory as {report.weight_type})" if differs else ""
     typer.echo(
-        f"\nan image of {report.config.vision.max_num_tiles} tiles, {report.candidates} candidates "
+        f"\nan image of {report.config.vision.max_num_tiles} tiles, {answers} "
         f"of {report.max_tokens} tokens:\n"
-        f"  weights {format_bytes(memory.weights)} + image {format_bytes(memory.picture)} "
-        f"+ text {format_bytes(memory.text)} + encoding about {format_bytes(memory.working)} "
+        f"  weights {format_bytes(memory.weights)}{in_memory} "
+        f"+ image {format_bytes(memory.picture)} + text {format_bytes(memory.text)} "
+        f"+ encoding about {format_bytes(memory.working)} "
         f"= {format_bytes(memory.total)}"
     )
     verdict = "holds it" if report.fits else "does not hold it"

@@ -12,11 +12,28 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
+
+
+class _Elapsed(TimeElapsedColumn):
+    """The time since the start, labelled: two bare times side by side look alike."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task).append(" elapsed")
+
+
+class _Left(TimeRemainingColumn):
+    """The time left, labelled; nothing while it is not known."""
+
+    def render(self, task: Task) -> Text:
+        left = super().render(task)
+        return left.append(" left") if any(letter.isdigit() for letter in left.plain) else Text()
 
 
 class ProgressBar:
@@ -34,7 +51,7 @@ class ProgressBar:
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=width),
             *columns,
-            TimeRemainingColumn(compact=True),
+            _Left(compact=True),
             console=console,
             transient=True,
             disable=console.quiet or not console.is_terminal or console.is_dumb_terminal,
@@ -75,7 +92,7 @@ class CountBar(ProgressBar):
 
     def __init__(self, doing: str, total: int) -> None:
         console = Console(stderr=True, highlight=False)
-        super().__init__(console, doing, total, MofNCompleteColumn(), TimeElapsedColumn())
+        super().__init__(console, doing, total, MofNCompleteColumn(), _Elapsed())
 
     def advance(self) -> None:
         """Counts one more item."""

@@ -20,7 +20,7 @@ from llavacot_mlx.trace.record import Trace
 
 STAGE_COLORS = {
     Stage.SUMMARY: "cyan",
-    Stage.CAPTION: "blue",
+    Stage.CAPTION: "bright_blue",  # blue cannot be read on black
     Stage.REASONING: "magenta",
     Stage.CONCLUSION: "green",
 }
@@ -124,6 +124,9 @@ def finished_answer(trace: Trace, width: int) -> RenderableType:
 def _panel(
     body: RenderableType, title: Text, note: Note, *, border: str, box: Box, width: int
 ) -> Panel:
+    title.truncate(
+        max(1, width - 6), overflow="ellipsis"
+    )  # corners, a line and a space on each side
     return Panel(
         body,
         box=box,

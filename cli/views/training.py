@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _COLORS = {
     TokenKind.MASKED: "dim",
     TokenKind.SUMMARY: "cyan",
-    TokenKind.CAPTION: "blue",
+    TokenKind.CAPTION: "bright_blue",  # blue cannot be read on black
     TokenKind.REASONING: "magenta",
     TokenKind.CONCLUSION: "green",
     TokenKind.TAGS: "yellow",
@@ -139,9 +139,9 @@ class TrainingView:
 
     def _show_validation(self, validated: Validated) -> None:
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-        table.add_column(f"step {validated.step}, validation", style="dim")
+        table.add_column(f"step {validated.step}, validation")
         for heading in ("loss", "accuracy", "tokens"):
-            table.add_column(heading, justify="right", style="dim")
+            table.add_column(heading, justify="right")
         for kind, metrics in validated.kinds.items():
             name = "tags" if kind is TokenKind.TAGS else kind.name
             table.add_row(Text(name, _COLORS[kind]), *_cells(metrics))
@@ -206,10 +206,10 @@ def _answer(answer: Answer) -> Text:
     mark, color = ("✓", "green") if answer.right else ("✗", "red")
     said = answer.conclusion if answer.conclusion is not None else answer.text
     text = Text(f"{mark} ", color)
-    text.append(f"{_shorten(answer.question)} ", "dim")
-    text.append(_shorten(said) or "(nothing)")
+    text.append(f"{_shorten(answer.question)} ")
+    text.append(_shorten(said) or "(nothing)", "bold")
     if not answer.right:
-        text.append(f"  (reference: {_shorten(answer.reference)})", "dim")
+        text.append(f"  (reference: {_shorten(answer.reference)})")
     if not answer.well_formed:
         text.append("  not well-formed", "red")
     return text
