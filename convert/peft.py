@@ -282,8 +282,14 @@ def _is_copy(tensor: mx.array, ours: str, base: SourceCheckpoint) -> bool:
         return bool(mx.all(same | (tensor.astype(stored.dtype) == stored)).item())
     assert base.config.quantization is not None
     chosen = base.config.quantization.of(module)
+    weight, scales, biases = *arrays[:2], arrays[2] if len(arrays) > 2 else None
     stored = mx.dequantize(
-        *arrays, group_size=chosen.group_size, bits=chosen.bits, mode=chosen.mode
+        weight,
+        scales,
+        biases,
+        group_size=chosen.group_size,
+        bits=chosen.bits,
+        mode=chosen.mode,
     ).astype(mx.float32)
     if stored.shape != tensor.shape:
         return False

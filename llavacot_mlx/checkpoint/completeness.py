@@ -32,9 +32,10 @@ def check_names(names: Collection[str], where: object, config: Any) -> None:
         return
     if not any(name.endswith((".safetensors", ".bin", ".pt", ".pth")) for name in names):
         missing.append("*.safetensors")
+    if len(missing) == 1:
+        raise UserError(f"{Path(str(where)) / missing[0]} is missing; take it from {_base(config)}")
     listed = " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1])))
-    verb = "are" if len(missing) > 1 else "is"
-    raise UserError(f"{where}: {listed} {verb} missing; take what is missing from {_base(config)}")
+    raise UserError(f"{where}: {listed} are missing; take what is missing from {_base(config)}")
 
 
 def _base(config: Any) -> str:
