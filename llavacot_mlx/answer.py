@@ -14,6 +14,7 @@ from llavacot_mlx.errors import UserError
 from llavacot_mlx.generate.decode import decode
 from llavacot_mlx.generate.device import on_generation_stream, wired_memory
 from llavacot_mlx.generate.prefill import PrefilledPrompt, prefill
+from llavacot_mlx.generate.repetition import RepetitionDetector
 from llavacot_mlx.model.kv_budget import KVBudget
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.plan.plan import SELF, Plan
@@ -42,6 +43,7 @@ from llavacot_mlx.trace.events import (
     StageStarted,
     StageText,
 )
+from llavacot_mlx.trace.finish import Finish
 from llavacot_mlx.trace.record import SearchRecord, Trace
 from llavacot_mlx.trace.stage_reader import StageReader
 from llavacot_mlx.usage import Timings, Usage
@@ -79,6 +81,7 @@ class AnswerStream:
         self._prompt_ids: list[int] = []
         self._reader = StageReader(loaded.tokenizer)
         self._search: Search | None = None
+        self._finish = Finish.INTERRUPTED
         self._started = 0.0
         self._log = EventLog()
         self._events = self._run()
@@ -105,7 +108,7 @@ class AnswerStream:
 
     def so_far(self) -> Trace:
         """Returns the record of an answer that is stopped now, with the stages of the best path."""
-        return dataclasses.replace(self._trace(), interrupted=True)
+        return dataclasses.replace(self._trace(), interrupted=True, finish=Finish.INTERRUPTED)
 
     def _run(self) -> Generator[Event, None, None]:
         request, loaded, plan = self._request, self._loaded, self._plan
@@ -141,10 +144,17 @@ class AnswerStream:
         loaded, reader = self._loaded, self._reader
         sampling = self._plan.sampling_for(self._plan.steps[0])
         tokens = decode(prompt, sampling, self._request.seed, loaded.tokenizer.stop_ids, limit)
+        detector = RepetitionDetector()
+        finish = Finish.LENGTH
         for token_id in tokens:
             if not reader.token_ids:
                 self._first_token()
             yield from _stage_events(reader.push(token_id), reader)
+            detector.push(token_id)
+            if detector.repeating and self._request.repetition_stop:
+                finish = Finish.REPETITION
+                break
+        self._finish = Finish.STOP if reader.turn_ended else finish
         yield from _stage_events(reader.finish(), reader)
 
     def _run_search(
@@ -165,13 +175,21 @@ class AnswerStream:
         judges = {
             name: make_judge(name, context, loaded.external_judges) for name in self._plan.judges
         }
-        self._search = Search(context, self._plan, judges, self._request.seed, limit)
+        self._search = Search(
+            context,
+            self._plan,
+            judges,
+            self._request.seed,
+            limit,
+            repetition_stop=self._request.repetition_stop,
+        )
         first = True
         for event in self._search.run(prompt.state()):
             if first and isinstance(event, CandidateText):
                 self._first_token()
                 first = False
             yield event
+        self._finish = self._search.finish
 
     def _first_token(self) -> None:
         self._timings.first_token_s = time.perf_counter() - self._started
@@ -203,6 +221,8 @@ class AnswerStream:
                 record, notices=(*self._notices, *record.notices, *self._image_notices)
             ),
             max_tokens=request.max_tokens,
+            repetition_stop=request.repetition_stop,
+            finish=self._finish,
             kv_bits=request.limits.bits,
             usage=dataclasses.replace(self._usage),
             timings=dataclasses.replace(timings),
@@ -243,7 +263,8 @@ def _stage_events(events: list[StageEvent], reader: StageReader) -> Iterator[Eve
         if isinstance(event, Opened):
             yield StageStarted(event.stage)
         elif isinstance(event, Closed):
-            yield StageEnded(event.stage, event.by_tag, reader.records[ended].tokens)
+            record = reader.records[ended]
+            yield StageEnded(event.stage, event.by_tag, record.tokens, record.note)
             ended += 1
         elif event.stage is None:
             yield FreeText(event.text)

@@ -77,7 +77,8 @@ class Assistant:
         """Answers a question about an image, and returns the record of the answer.
 
         `image` is a path, the bytes of a file, a PIL image, or None for a question without one. The
-        keywords are search, candidates, judge, temperature, top_p, max_tokens, seed and limits, see
+        keywords are search, candidates, judge, temperature, top_p, max_tokens, seed, limits and
+        repetition_stop, see
         `request.AskOptions`. The same seed gives the same answer.
 
         Raises UserError for an image that cannot be read, an empty question, settings that
@@ -97,6 +98,7 @@ class Assistant:
             max_tokens=trace.max_tokens,
             seed=trace.seed,
             limits=KVLimits(trace.kv_bits),
+            repetition_stop=trace.repetition_stop,
         )
 
     @overload

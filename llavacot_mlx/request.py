@@ -28,6 +28,8 @@ class Request:
     """Maximum number of tokens of one path."""
     seed: int = 0
     limits: KVLimits = NO_LIMITS
+    repetition_stop: bool = True
+    """Whether a path that only repeats itself ends, see `generate/repetition.py`."""
 
     def __post_init__(self) -> None:
         if not self.question.strip():
@@ -57,6 +59,8 @@ class AskOptions(TypedDict, total=False):
     """The same seed draws the same tokens; 0 by default."""
     limits: KVLimits
     """Limits on keys and values; none by default."""
+    repetition_stop: bool
+    """Whether a path that only repeats the same tokens is stopped; True by default."""
 
 
 def make_request(
@@ -91,4 +95,5 @@ def make_request(
         max_tokens=options.get("max_tokens", Request.max_tokens),
         seed=options.get("seed", Request.seed),
         limits=options.get("limits", Request.limits),
+        repetition_stop=options.get("repetition_stop", Request.repetition_stop),
     )

@@ -35,6 +35,7 @@ from llavacot_mlx.cli.units import parse_bytes
 from llavacot_mlx.cli.usage_errors import check_order
 from llavacot_mlx.cli.views.answer_view import AnswerView, ShowLevel
 from llavacot_mlx.cli.views.choose_view import choose_view, status_view
+from llavacot_mlx.cli.views.ending import no_conclusion
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.generate.gpu_errors import gpu_error
 from llavacot_mlx.model.kv_budget import BITS, KVLimits
@@ -192,6 +193,13 @@ def ask(
             rich_help_panel="Memory",
         ),
     ] = None,
+    repetition_stop: Annotated[
+        bool,
+        typer.Option(
+            "--repetition-stop/--no-repetition-stop",
+            help="Stop where the model only repeats the same tokens.",
+        ),
+    ] = True,
     trace_file: Annotated[
         Path | None,
         typer.Option(
@@ -254,6 +262,7 @@ def ask(
             max_tokens=max_tokens,
             seed=seed,
             limits=limits,
+            repetition_stop=repetition_stop,
         )
         for name in filter(is_model, plan.judges):
             ensure_downloaded(name, any_type=True)
@@ -418,10 +427,7 @@ def _read_question(question: str) -> str:
 
 def _conclusion(trace: Trace) -> str:
     if not trace.answer:
-        raise UserError(
-            "the model wrote no conclusion, so there is no answer; "
-            "see what it wrote with --show all, or raise --max-tokens"
-        )
+        raise UserError(no_conclusion(trace))
     return trace.answer
 
 

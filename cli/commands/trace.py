@@ -17,6 +17,7 @@ from llavacot_mlx.cli.printable import printable, printable_line
 from llavacot_mlx.cli.units import format_bytes
 from llavacot_mlx.cli.views.answer_view import ShowLevel
 from llavacot_mlx.cli.views.choose_view import choose_view
+from llavacot_mlx.cli.views.ending import no_conclusion
 from llavacot_mlx.cli.views.search_view import unit_of
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.trace.answer_events import trace_events
@@ -116,7 +117,7 @@ def _read(file: str) -> StoredTrace:
 
 def _show(trace: Trace, show: ShowLevel, *, plain: bool) -> None:
     if show is ShowLevel.ANSWER and not trace.answer:
-        raise UserError("there is no conclusion in this trace; see what there is with --show all")
+        raise UserError(no_conclusion(trace))
     if show is ShowLevel.ALL:
         model = trace.model if trace.adapter is None else f"{trace.model} with {trace.adapter}"
         about = [trace.image or "no picture", model, trace.search.method]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from llavacot_mlx.cli.units import format_bytes, format_seconds
+from llavacot_mlx.cli.views.ending import ending_line
 from llavacot_mlx.trace.record import Trace
 
 
@@ -23,6 +24,8 @@ def details(trace: Trace) -> list[tuple[str, str]]:
         ("Prompt", f"{usage.prompt_tokens} tokens, {_pictures(usage.images_encoded)}"),
         ("Decoded", f"{usage.decoded_tokens} tokens; the answer has {len(trace.token_ids)}"),
     ]
+    if ending := ending_line(trace):
+        rows.append(("Ended", ending))
     if trace.search.nodes:
         rows += [
             ("Judged", f"{usage.judge_tokens} tokens"),

@@ -16,11 +16,10 @@ from llavacot_mlx.cli.html.details import details
 from llavacot_mlx.cli.html.page_picture import page_picture
 from llavacot_mlx.cli.html.search_section import search_section, stage_heading
 from llavacot_mlx.cli.printable import printable, printable_line
-from llavacot_mlx.cli.views.answer_view import not_closed
+from llavacot_mlx.cli.views.answer_view import stage_remark
 from llavacot_mlx.cli.views.summary_line import summary_line
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.prompt.stages import Stage, StageRecord
-from llavacot_mlx.trace.event_log import stage_events
 from llavacot_mlx.trace.events import FreeText, StageEnded, StageStarted, StageText
 from llavacot_mlx.trace.record import Trace
 
@@ -96,8 +95,9 @@ class PathPart:
             facts.append(Fact(f"one of {self.record.candidates} candidates"))
         if self.record.score is not None:
             facts.append(Fact(f"score {self.record.score:.2f}"))
-        if not self.record.closed:
-            facts.append(Fact(not_closed(self.record.stage), warn=True))
+        remark = stage_remark(self.record.stage, self.record.closed, self.record.note)
+        if remark:
+            facts.append(Fact(remark, warn=True))
         return facts
 
 
@@ -105,7 +105,7 @@ def _parts(trace: Trace) -> list[PathPart]:
     """The path taken, stage by stage."""
     parts: list[PathPart] = []
     records = iter(trace.stages)
-    for event in stage_events(trace.text, trace.stages):
+    for event in trace.stage_events():
         match event:
             case StageStarted(stage):
                 parts.append(PathPart(stage))

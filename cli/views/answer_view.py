@@ -62,6 +62,6 @@ class SilentView:
     def show(self, event: Event) -> None: ...
 
 
-def not_closed(stage: Stage) -> str:
-    """The note on a stage that ended without its closing tag."""
-    return f"{stage.closing} never came"
+def stage_remark(stage: Stage, closed: bool, note: str) -> str:
+    """The remark on a stage that does not stand as trained; empty otherwise."""
+    return note if closed or note else f"{stage.closing} never came"

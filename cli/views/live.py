@@ -15,7 +15,8 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from llavacot_mlx.cli.units import format_seconds
-from llavacot_mlx.cli.views.answer_view import ShowLevel, not_closed
+from llavacot_mlx.cli.views.answer_view import ShowLevel, stage_remark
+from llavacot_mlx.cli.views.ending import ending_line
 from llavacot_mlx.cli.views.keyboard import quiet_keyboard
 from llavacot_mlx.cli.views.live_region import Line, LiveRegion
 from llavacot_mlx.cli.views.panels import NO_NOTE, Note, TextBlock, round_panel, stage_panel
@@ -24,7 +25,6 @@ from llavacot_mlx.cli.views.summary_line import search_summary_line, summary_lin
 from llavacot_mlx.plan.plan import Unit
 from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.trace.answer_events import Answered, Event, Interrupted
-from llavacot_mlx.trace.event_log import stage_events
 from llavacot_mlx.trace.events import (
     CandidateEnded,
     CandidateScored,
@@ -164,10 +164,10 @@ class LiveView:
                 self.set_status(f"writing the {stage}")
             case StageText(stage, text):
                 self._open_block(stage).parts.append(text)
-            case StageEnded(stage, closed, tokens):
+            case StageEnded(stage, closed, tokens, remark):
                 self._open_block(stage)
-                note = Note(f"{tokens} tokens") if closed else Note(not_closed(stage), warn=True)
-                self._finish_block(note)
+                remark = stage_remark(stage, closed, remark)
+                self._finish_block(Note(remark, warn=True) if remark else Note(f"{tokens} tokens"))
             case FreeText(text):
                 self._open_block(None).parts.append(text)
 
@@ -194,6 +194,8 @@ class LiveView:
             self._print_chosen(trace, "chosen:")
         self._print_notices()
         if self._show is ShowLevel.ALL:
+            if ending := ending_line(trace):
+                self._print(Text(ending, style="yellow"))
             lines = [search_summary_line(trace)] if self._is_search else []
             self._print(Text("\n".join([*lines, summary_line(trace)]), style="dim"))
 
@@ -201,7 +203,7 @@ class LiveView:
         """Prints a path through a search, stage by stage."""
         if self._show is ShowLevel.ALL:
             self._print(Text(heading, style="dim"))
-        for event in stage_events(trace.text, trace.stages):
+        for event in trace.stage_events():
             self._take_stage_event(event)
         self._finish_block()
         self._status = ""

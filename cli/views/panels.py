@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from llavacot_mlx.cli.printable import printable
-from llavacot_mlx.cli.views.answer_view import not_closed
+from llavacot_mlx.cli.views.answer_view import stage_remark
 from llavacot_mlx.cli.views.search_view import CandidateProgress, Round
 from llavacot_mlx.cli.views.summary_line import summary_line
 from llavacot_mlx.plan.plan import Unit
@@ -112,11 +112,10 @@ def finished_answer(trace: Trace, width: int) -> RenderableType:
         stage_panel(
             TextBlock(record.stage, [record.text]),
             width,
-            note=Note(f"{record.tokens} tokens")
-            if record.closed
-            else Note(not_closed(record.stage), warn=True),
+            note=Note(remark, warn=True) if remark else Note(f"{record.tokens} tokens"),
         )
         for record in trace.stages
+        for remark in [stage_remark(record.stage, record.closed, record.note)]
     ]
     return Group(*panels, Text(summary_line(trace), style="dim"))
 

@@ -6,7 +6,8 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from llavacot_mlx.cli.printable import printable
-from llavacot_mlx.cli.views.answer_view import ShowLevel, not_closed
+from llavacot_mlx.cli.views.answer_view import ShowLevel, stage_remark
+from llavacot_mlx.cli.views.ending import ending_line
 from llavacot_mlx.cli.views.search_view import (
     CandidateProgress,
     Round,
@@ -16,7 +17,6 @@ from llavacot_mlx.cli.views.search_view import (
 from llavacot_mlx.cli.views.summary_line import search_summary_line, summary_line
 from llavacot_mlx.plan.plan import Unit
 from llavacot_mlx.trace.answer_events import Answered, Event, Interrupted
-from llavacot_mlx.trace.event_log import stage_events
 from llavacot_mlx.trace.events import (
     CandidateEnded,
     CandidateScored,
@@ -94,7 +94,8 @@ class PlainView:
                 if self._is_search:
                     self._show_chosen(trace)
                 self._write_notices()
-                lines = [search_summary_line(trace)] if self._is_search else []
+                lines = [ending] if (ending := ending_line(trace)) else []
+                lines += [search_summary_line(trace)] if self._is_search else []
                 self._write_line("\n".join([*lines, summary_line(trace)]))
             case _:
                 self._show_search(event)
@@ -113,10 +114,10 @@ class PlainView:
                     self._write(f"{stage.tag}\n")
             case StageText(stage, text) if self._show.stage(stage):
                 self._write_trimmed(text)
-            case StageEnded(stage, closed) if self._show.stage(stage):
+            case StageEnded(stage, closed, _, note) if self._show.stage(stage):
                 self._end_line()
-                if not closed:
-                    self._write(f"({not_closed(stage)})\n")
+                if remark := stage_remark(stage, closed, note):
+                    self._write(f"({remark})\n")
             case FreeText(text) if self._show is ShowLevel.ALL:
                 if not self._in_free_text and text.strip():
                     self._begin_block()
@@ -140,7 +141,7 @@ class PlainView:
 
     def _show_chosen(self, trace: Trace) -> None:
         """Writes the path that a search chose, stage by stage."""
-        for event in stage_events(trace.text, trace.stages):
+        for event in trace.stage_events():
             self._show_stage(event)
 
     def _write_open_round(self) -> None:

@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 from llavacot_mlx.cli.printable import printable_line
 from llavacot_mlx.plan.plan import Unit
 from llavacot_mlx.plan.plan_yaml import plan_from_dict
-from llavacot_mlx.prompt.stages import Stage, StageEvent, StageParser, Text
+from llavacot_mlx.prompt.stages import (
+    Opened,
+    Stage,
+    StageEvent,
+    StageParser,
+    StageRecord,
+    Text,
+    conclusion_among,
+)
 from llavacot_mlx.trace.events import (
     CandidateEnded,
     CandidateScored,
@@ -18,6 +26,7 @@ from llavacot_mlx.trace.events import (
     CandidateText,
     Retraced,
 )
+from llavacot_mlx.trace.finish import Finish
 from llavacot_mlx.trace.record import Trace
 
 _PLURALS = {
@@ -46,6 +55,10 @@ class CandidateProgress:
     kept: bool = False
     left_open: Stage | None = None
     """The stage that was open when it ended; its children's text begins in that stage."""
+    finish: Finish | None = None
+    """Why its path ended with it."""
+    _records: list[StageRecord] = field(default_factory=list)
+    _open_text: list[str] = field(default_factory=list)
     _parser: StageParser = field(default_factory=StageParser)
 
     def start_in(self, stage: Stage | None) -> None:
@@ -61,7 +74,15 @@ class CandidateProgress:
         self._read(self._parser.finish())
 
     def _read(self, events: list[StageEvent]) -> None:
-        self.parts += [(event.stage, event.text) for event in events if isinstance(event, Text)]
+        for event in events:
+            if isinstance(event, Opened):
+                self._open_text = []
+            elif isinstance(event, Text):
+                self.parts.append((event.stage, event.text))
+                self._open_text.append(event.text)
+            else:
+                text = "".join(self._open_text).strip()
+                self._records.append(StageRecord(event.stage, text, event.by_tag, tokens=0))
 
     @property
     def text(self) -> str:
@@ -76,9 +97,13 @@ class CandidateProgress:
 
     @property
     def conclusion(self) -> str:
-        """What it concluded, in one printable line; empty without a conclusion."""
-        texts = [text for stage, text in self._stage_texts() if stage is Stage.CONCLUSION]
-        return printable_line(texts[-1]) if texts else ""
+        """What it concluded so far, in one printable line; empty without a conclusion."""
+        records = list(self._records)
+        if self._parser.stage is Stage.CONCLUSION:
+            written = "".join(self._open_text)
+            records.append(StageRecord(Stage.CONCLUSION, written.strip(), closed=False, tokens=0))
+        found = conclusion_among(records)
+        return printable_line(found.text) if found is not None else ""
 
     @property
     def verdict(self) -> str:
@@ -228,8 +253,9 @@ class SearchProgress:
         match event:
             case CandidateText(text=text):
                 candidate.write(text)
-            case CandidateEnded(closed=closed, tokens=tokens):
+            case CandidateEnded(closed=closed, tokens=tokens, finish=finish):
                 candidate.closed, candidate.tokens = closed, tokens
+                candidate.finish = finish
                 candidate.end()
             case CandidateScored(score=score):
                 candidate.score, candidate.scored = score, True

@@ -20,6 +20,7 @@ from llavacot_mlx.generate.batch_decode import (
     Token,
     decode_batch,
 )
+from llavacot_mlx.generate.repetition import RepetitionDetector
 from llavacot_mlx.plan.plan import Plan, Retrace, Step, Unit
 from llavacot_mlx.plan.plan_yaml import plan_to_dict
 from llavacot_mlx.prompt.stages import Stage, StageRecord, ends_sentence
@@ -36,6 +37,7 @@ from llavacot_mlx.trace.events import (
     Retraced,
     SearchEvent,
 )
+from llavacot_mlx.trace.finish import Finish
 from llavacot_mlx.trace.record import ChoiceRecord, SearchRecord
 from llavacot_mlx.trace.stage_reader import StageReader
 
@@ -50,10 +52,13 @@ class Search:
         judges: Mapping[str, Judge],
         seed: int,
         max_tokens: int,
+        *,
+        repetition_stop: bool = True,
     ) -> None:
         """`judges` holds a judge for each name in the plan; `max_tokens` limits a whole path."""
         self._context, self._plan, self._judges = context, plan, judges
         self._seed, self._max_tokens = seed, max_tokens
+        self._repetition_stop = repetition_stop
         self.nodes: list[Node] = []
         """All candidates, in the order in which they started."""
         self.retraces = 0
@@ -108,6 +113,12 @@ class Search:
     def best_ids(self) -> list[int]:
         """Returns the token ids of the chosen path; before the end, of the best path so far."""
         return self._best.path_ids if self._best is not None else []
+
+    @property
+    def finish(self) -> Finish:
+        """Why the chosen path ends where it does."""
+        finish = self._best.finish if self._best is not None else None
+        return Finish.INTERRUPTED if finish is None else finish
 
     @property
     def best_stages(self) -> list[StageRecord]:
@@ -167,12 +178,13 @@ class Search:
         context = self._context
         readers = [StageReader.after(context.tokenizer, node.path_ids) for node in new]
         begins = [len(reader.text) for reader in readers]
+        detectors = [_detector_after(node.path_ids) for node in new]
         for node, reader in zip(new, readers, strict=True):
             yield CandidateStarted(node.id, node.parent_id, reader.next_stage, node.round)
 
         def complete(index: int) -> bool:
             node, reader = new[index], readers[index]
-            if reader.turn_ended:
+            if reader.turn_ended or (self._repetition_stop and detectors[index].repeating):
                 return True
             if step.unit is Unit.STAGE:
                 assert node.parent is not None
@@ -192,18 +204,27 @@ class Search:
                 node.token_ids.append(event.token_id)
                 node.logprob += event.logprob
                 reader.push(event.token_id)
+                detectors[index].push(event.token_id)
                 yield from _append_text(node, reader, begins[index])
             else:
                 assert isinstance(event, Ended)
                 path = event.state.path.quantized(context.kv_budget.bits)
                 node.state = DecodeState(path, event.state.logits)
                 full = len(node.path_ids) >= self._max_tokens
-                node.ended = reader.turn_ended or full or not complete(index)
+                node.repeats = detectors[index].repeating
+                if reader.turn_ended:
+                    node.finish = Finish.STOP
+                elif node.repeats and self._repetition_stop:
+                    node.finish = Finish.REPETITION
+                elif full or not complete(index):
+                    node.finish = Finish.LENGTH
                 if node.ended:
                     reader.finish()
                     yield from _append_text(node, reader, begins[index])
                 _set_stage(node, reader)
-                yield CandidateEnded(node.id, node.stage, node.closed, len(node.token_ids))
+                yield CandidateEnded(
+                    node.id, node.stage, node.closed, len(node.token_ids), node.finish
+                )
         context.kv_budget.reserve("candidates", 0)
 
     def _add_child(self, parent: Node, step: int) -> Node:
@@ -310,7 +331,8 @@ class Search:
 def keep_best(candidates: Sequence[Node], count: int) -> list[Node]:
     """Marks the best candidates as kept, and returns them, best first.
 
-    A candidate that was cut off ranks below every complete one, whatever its score.
+    A candidate that was cut off ranks below all that were not, whatever its score, and one that
+    went round in a circle below those.
     """
     kept = sorted(candidates, key=_rank_key, reverse=True)[:count]
     for node in candidates:
@@ -318,8 +340,15 @@ def keep_best(candidates: Sequence[Node], count: int) -> list[Node]:
     return kept
 
 
-def _rank_key(node: Node) -> tuple[bool, float]:
-    return node.closed, -math.inf if node.score is None else node.score
+def _rank_key(node: Node) -> tuple[bool, bool, float]:
+    return not node.repeats, node.closed, -math.inf if node.score is None else node.score
+
+
+def _detector_after(token_ids: Sequence[int]) -> RepetitionDetector:
+    detector = RepetitionDetector()
+    for token_id in token_ids:
+        detector.push(token_id)
+    return detector
 
 
 def _candidate_start(node: Node, step: Step, max_tokens: int) -> CandidateStart:

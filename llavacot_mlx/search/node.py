@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from llavacot_mlx.generate.batch_decode import DecodeState
 from llavacot_mlx.model.shared_prefix import KVPath
-from llavacot_mlx.prompt.stages import Stage, StageRecord
+from llavacot_mlx.prompt.stages import Stage, StageRecord, conclusion_among
+from llavacot_mlx.trace.finish import Finish
 from llavacot_mlx.trace.record import NodeRecord
 
 
@@ -35,12 +36,19 @@ class Node:
     logprob: float = 0.0
     """Sum of its tokens' log-probabilities."""
     closed: bool = False
-    """Whether it is complete: it reached its stage's closing tag, or its sentence's end."""
-    ended: bool = False
-    """Whether nothing can follow: the turn ended, or a token limit was reached."""
+    """False while it is cut off: its stage's closing tag, or its sentence's end, never came."""
+    finish: Finish | None = None
+    """Why nothing can follow; None where something may."""
+    repeats: bool = False
+    """Whether its path ends in a circle."""
     score: float | None = None
     kept: bool = False
     children: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can follow."""
+        return self.finish is not None
 
     @property
     def path(self) -> KVPath:
@@ -55,11 +63,9 @@ class Node:
 
     @property
     def conclusion(self) -> str | None:
-        """The path's conclusion, with case and white space normalized; None without one."""
-        for record in reversed(self.stages):
-            if record.stage is Stage.CONCLUSION:
-                return " ".join(record.text.casefold().split())
-        return None
+        """Its path's conclusion, with case and white space normalized; None without one."""
+        found = conclusion_among(self.stages)
+        return None if found is None else " ".join(found.text.casefold().split())
 
     @property
     def depth(self) -> int:
@@ -87,4 +93,5 @@ class Node:
             score=self.score,
             kept=self.kept,
             round=self.round,
+            finish=self.finish,
         )

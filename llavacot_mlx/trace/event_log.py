@@ -45,6 +45,12 @@ _KINDS: dict[str, type[LoggedEvent]] = {
     "retraced": Retraced,
     "noticed": Noticed,
 }
+_ADDED: dict[str, dict[str, Any]] = {
+    "stage_ended": {"note": ""},
+    "candidate_ended": {"finish": None},
+    "retraced": {"after": None, "rank": None, "score": None, "threshold": None, "cut_off": False},
+}
+"""Fields that came later, as they are for an event that was logged before."""
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
@@ -97,18 +103,19 @@ def event_from_dict(value: Any, rules: KeyRules, path: str) -> LoggedEvent:
         raise UserError(f"{path}.event is missing{rules.missing}")
     if name not in OneOf(*_KINDS):
         raise UserError(f"{path}.event: {name!r} is not an event{rules.unknown}")
-    event: LoggedEvent = checked(_KINDS[name], fields, rules, path)
+    event: LoggedEvent = checked(_KINDS[name], {**_ADDED.get(name, {}), **fields}, rules, path)
     return event
 
 
 def stage_events(
-    text: str, records: Sequence[StageRecord]
+    text: str, records: Sequence[StageRecord], *, exact: bool = False
 ) -> Iterator[StageStarted | StageText | StageEnded | FreeText]:
     """Yields the stage events of an answer with this text, without splitting its texts.
 
     `records` has the ended stages in order. A stage in the text beyond them was interrupted.
+    `exact` is how they were read, see `StageParser`.
     """
-    parser = StageParser()
+    parser = StageParser(exact=exact)
     ended = iter(records)
     found: list[StageEvent] = parser.feed(text) + parser.finish()
     for event in found:
@@ -117,7 +124,7 @@ def stage_events(
         elif isinstance(event, Closed):
             record = next(ended, None)
             if record is not None:
-                yield StageEnded(event.stage, event.by_tag, record.tokens)
+                yield StageEnded(event.stage, event.by_tag, record.tokens, record.note)
         elif event.stage is None:
             yield FreeText(event.text)
         else:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.trace.finish import Finish
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class StageEnded:
     """False when the closing tag never came: the turn, the tokens or the next stage ended it."""
     tokens: int
     """Tokens generated since the stage before it ended, tags and line breaks included."""
+    note: str = ""
+    """How the stage was found, where its tags are not as trained; empty otherwise."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ class CandidateEnded:
     closed: bool
     """False when it was cut off: its stage's closing tag, or its sentence's end, never came."""
     tokens: int
+    finish: Finish | None = None
+    """Why its path ends with it; None where something may follow."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,16 @@ class Retraced:
     stage: Stage | None
     round: int
     """Counted from 1."""
+    after: Stage | None = None
+    """The stage whose candidates decided."""
+    rank: int | None = None
+    """The rank, from 1, of the candidate that had to be good enough, among those of all rounds."""
+    score: float | None = None
+    """That candidate's score; None without one."""
+    threshold: float | None = None
+    """The score that it needed. None, as `after` and `rank`, in logs of older versions."""
+    cut_off: bool = False
+    """Whether that candidate was cut off, which no score makes good."""
 
 
 @dataclass(frozen=True)

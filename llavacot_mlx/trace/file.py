@@ -19,7 +19,6 @@ from llavacot_mlx.atomic import write_file
 from llavacot_mlx.checked import checked
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.prompt.stages import Closed, Stage, StageParser
-from llavacot_mlx.trace.event_log import stage_events
 from llavacot_mlx.trace.events import (
     CandidateEnded,
     CandidateScored,
@@ -126,7 +125,7 @@ def events_of_old_trace(trace: Trace) -> Iterator[LoggedEvent]:
     for notice in trace.search.notices:
         yield Noticed(notice)
     if not trace.search.nodes:
-        yield from stage_events(trace.text, trace.stages)
+        yield from trace.stage_events()
         return
     search, choices = trace.search, trace.search.choices
     for choice, following in itertools.zip_longest(choices, choices[1:]):
@@ -172,7 +171,7 @@ def _next_stage(search: SearchRecord, parent: int | None) -> Stage | None:
     while parent is not None:
         path = search.nodes[parent].text + path
         parent = search.nodes[parent].parent
-    parser = StageParser()
+    parser = StageParser(exact=True)
     closed = [event.stage for event in parser.feed(path) if isinstance(event, Closed)]
     if parser.stage is not None:
         return parser.stage

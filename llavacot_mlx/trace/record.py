@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from llavacot_mlx.checked import KeyRules, checked
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.plan.plan_yaml import plan_from_dict
-from llavacot_mlx.prompt.stages import Closed, Stage, StageParser, StageRecord
+from llavacot_mlx.prompt.stages import (
+    Closed,
+    Stage,
+    StageParser,
+    StageRecord,
+    conclusion_among,
+)
 from llavacot_mlx.trace.event_log import EventLog, event_from_dict, event_to_dict, stage_events
 from llavacot_mlx.trace.events import (
     CandidateEnded,
@@ -27,6 +33,7 @@ from llavacot_mlx.trace.events import (
     StageStarted,
     StageText,
 )
+from llavacot_mlx.trace.finish import Finish
 from llavacot_mlx.usage import Timings, Usage
 
 RULES = KeyRules(
@@ -55,6 +62,8 @@ class NodeRecord:
     kept: bool
     round: int
     """Number of retraces before it was written."""
+    finish: Finish | None = None
+    """Why its path ends with it; None where something could follow, and in older traces."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,11 @@ class Trace:
     """Maximum number of tokens of one path."""
     kv_bits: int | None = None
     """Bits to which keys and values were quantized; None if they were not."""
+    repetition_stop: bool = True
+    """Whether a path that only repeated itself was stopped."""
+    finish: Finish | None = None
+    """Why the answer ended. None in a trace of a version that did not record it, whose stages are
+    those of the exact tags."""
     interrupted: bool = False
     """Whether the answer was stopped early; the stages are then those of the best path so far."""
     usage: Usage = field(default_factory=Usage)
@@ -120,11 +134,23 @@ class Trace:
 
     @property
     def answer(self) -> str | None:
-        """The text of the last CONCLUSION, stripped; None without one."""
-        for record in reversed(self.stages):
-            if record.stage is Stage.CONCLUSION:
-                return record.text.strip()
-        return None
+        """The text of the conclusion, see `stages.conclusion_among`; None when there is none."""
+        found = conclusion_among(self.stages)
+        return None if found is None else found.text.strip()
+
+    @property
+    def answer_note(self) -> str:
+        """How the answer was found, where it does not stand as trained; empty otherwise."""
+        found = conclusion_among(self.stages)
+        if found is None:
+            return ""
+        count = sum(record.stage is Stage.CONCLUSION for record in self.stages)
+        several = f"the last whole one of {count} conclusions" if count > 1 else ""
+        return "; ".join(filter(None, (found.note, several)))
+
+    def stage_events(self) -> Iterator[StageStarted | StageText | StageEnded | FreeText]:
+        """The events of the answer's stages, each piece of text whole."""
+        return stage_events(self.text, self.stages, exact=self.finish is None)
 
     @property
     def well_formed(self) -> bool:
@@ -138,7 +164,8 @@ class Trace:
         plain = dataclasses.asdict(dataclasses.replace(self, events=()))
         del plain["events"]
         head = {key: plain.pop(key) for key in ("question", "image", "model", "seed")}
-        return {**head, "answer": self.answer, **plain}
+        head |= {"answer": self.answer, "answer_note": self.answer_note}
+        return {**head, **plain}
 
     def to_dict_with_log(self) -> dict[str, Any]:
         """Returns the object that a trace file holds: that of `to_dict`, and the event log."""
@@ -156,14 +183,16 @@ class Trace:
         """
         if not isinstance(value, dict) or not {"question", "stages", "search"} <= value.keys():
             raise UserError("not a trace: it has no question, stages and search")
-        rest = {key: part for key, part in value.items() if key not in ("answer", "events")}
-        rest.setdefault("adapter", None)  # written before there were adapters
+        derived = ("answer", "answer_note", "events")
+        rest = _completed({key: part for key, part in value.items() if key not in derived})
         trace = checked(cls, {**rest, "events": []}, RULES)
         log = checked(tuple[Any, ...], value.get("events", []), RULES, "events")
         events = (event_from_dict(each, RULES, f"events[{n}]") for n, each in enumerate(log))
         trace = dataclasses.replace(trace, events=tuple(events))
-        if value.get("answer") != trace.answer:
-            raise UserError("answer: not the text of the last conclusion among stages")
+        conclusions = [r.text.strip() for r in trace.stages if r.stage is Stage.CONCLUSION]
+        before = conclusions[-1] if conclusions else None  # the rule of older versions
+        if value.get("answer") != (before if trace.finish is None else trace.answer):
+            raise UserError("answer: not the conclusion among stages")
         _check_stages(trace)
         _check_tree(trace.search)
         if trace.events:
@@ -171,18 +200,31 @@ class Trace:
         return trace
 
 
+def _completed(value: dict[str, Any]) -> dict[str, Any]:
+    """The object of a trace, with what older versions did not write."""
+
+    def with_key(objects: Any, key: str, default: Any) -> Any:
+        if not isinstance(objects, list):
+            return objects
+        return [{key: default, **each} if isinstance(each, dict) else each for each in objects]
+
+    value = {"adapter": None, "repetition_stop": "finish" in value, "finish": None, **value}
+    value["stages"] = with_key(value["stages"], "note", "")
+    search = value["search"]
+    if isinstance(search, dict) and "nodes" in search:
+        value["search"] = {**search, "nodes": with_key(search["nodes"], "finish", None)}
+    return value
+
+
 def _check_stages(trace: Trace) -> None:
     """Raises UserError if the stages differ from those that the tags in the text say."""
-    parser = StageParser()
-    found = [
-        (event.stage, event.by_tag)
-        for event in parser.feed(trace.text) + parser.finish()
-        if isinstance(event, Closed)
-    ]
+    parser = StageParser(exact=trace.finish is None)
+    ended, rest = (
+        [(event.stage, event.by_tag) for event in events if isinstance(event, Closed)]
+        for events in (parser.feed(trace.text), parser.finish())
+    )
     recorded = [(record.stage, record.closed) for record in trace.stages]
-    if trace.interrupted and len(recorded) < len(found) and not found[-1][1]:
-        found.pop()  # an interrupted stage may be missing from the record
-    if recorded != found:
+    if recorded != ended + rest and not (trace.interrupted and recorded == ended):
         raise UserError("stages: not those that the tags in text say")
 
 
@@ -260,7 +302,7 @@ def _check_log_of_search(trace: Trace) -> None:
 
     search = trace.search
     texts = ["" for _ in search.nodes]
-    ends: list[list[tuple[Stage | None, bool, int]]] = [[] for _ in search.nodes]
+    ends: list[list[tuple[Stage | None, bool, int, Finish | None]]] = [[] for _ in search.nodes]
     scores: dict[int, float | None] = {}
     kept: list[tuple[int, ...]] = []
     retraces: list[int] = []
@@ -269,8 +311,8 @@ def _check_log_of_search(trace: Trace) -> None:
         match event:
             case CandidateText(node, text):
                 texts[node] += text
-            case CandidateEnded(node, stage, closed, tokens):
-                ends[node].append((stage, closed, tokens))
+            case CandidateEnded(node, stage, closed, tokens, finish):
+                ends[node].append((stage, closed, tokens, finish))
             case CandidateScored(node, score):
                 scores[node] = score  # a candidate without a verdict may be judged again
             case CandidatesKept(nodes):
@@ -283,7 +325,7 @@ def _check_log_of_search(trace: Trace) -> None:
         where = f"search.nodes[{record.id}]"
         if differ(written, record.text):
             raise UserError(f"events: not the text of {where}")
-        if differ(end, [(record.stage, record.closed, record.tokens)]):
+        if differ(end, [(record.stage, record.closed, record.tokens, record.finish)]):
             raise UserError(f"events: not the end of {where}")
         last_score = scores.get(record.id)
         if last_score != record.score and not (trace.interrupted and last_score is None):
@@ -303,7 +345,7 @@ def _check_log_of_stages(trace: Trace) -> None:
     if ended != (stages[: len(ended)] if trace.interrupted else stages):
         raise UserError("events: not the stages of this trace")
     if not trace.interrupted and _single_path_events(trace.events) != _single_path_events(
-        stage_events(trace.text, trace.stages)
+        trace.stage_events()
     ):
         raise UserError("events: not the text of this trace")
 

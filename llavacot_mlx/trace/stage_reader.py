@@ -30,7 +30,8 @@ class StageReader:
         self._decoder = tokenizer.stream()
         self._parser = StageParser()
         self._stage_text = ""
-        self._recorded_tokens = 0  # number of tokens up to the end of the last ended stage
+        self._note = ""
+        self._counted = 0  # tokens that belong to the stages that ended
 
     @classmethod
     def after(cls, tokenizer: Tokenizer, token_ids: Sequence[int]) -> StageReader:
@@ -54,8 +55,10 @@ class StageReader:
 
     @property
     def open_text(self) -> str:
-        """The open stage's text as far as it is certain, stripped; empty if none is open."""
-        return self._stage_text.strip() if self.open_stage is not None else ""
+        """What there is of the open stage's text, without the white space around."""
+        if self.open_stage is None:
+            return ""
+        return (self._stage_text + self._parser.held).strip()
 
     def push(self, token_id: int) -> list[StageEvent]:
         """Reads a token, and returns the stage events that it made certain.
@@ -81,12 +84,13 @@ class StageReader:
     def _record_stages(self, events: list[StageEvent]) -> list[StageEvent]:
         for event in events:
             if isinstance(event, Opened):
-                self._stage_text = ""
+                self._stage_text, self._note = "", event.note
             elif isinstance(event, Text):
                 self._stage_text += event.text
             elif isinstance(event, Closed):
                 tokens = len(self.token_ids) - self._recorded_tokens
                 self._recorded_tokens = len(self.token_ids)
                 text = self._stage_text.strip()
-                self.records.append(StageRecord(event.stage, text, event.by_tag, tokens))
+                note = "; ".join(filter(None, (self._note, event.note)))
+                self.records.append(StageRecord(event.stage, text, event.by_tag, tokens, note=note))
         return events

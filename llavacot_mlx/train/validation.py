@@ -13,7 +13,7 @@ import numpy as np
 from llavacot_mlx.answer import AnswerStream, LoadedModel
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.plan.plan import Settings, make_plan
-from llavacot_mlx.prompt.stages import Stage, StageParser, Text
+from llavacot_mlx.prompt.stages import conclusion_among, stages_of
 from llavacot_mlx.request import Request
 from llavacot_mlx.train.data.sample import TokenKind
 from llavacot_mlx.train.distributed import Workers
@@ -107,13 +107,8 @@ def kind_metrics(sums: LossSums) -> dict[TokenKind, KindMetrics]:
 
 def conclusion_of(text: str) -> str | None:
     """The text of an answer's CONCLUSION; None where it has none."""
-    parser = StageParser()
-    parts = [
-        event.text
-        for event in (*parser.feed(text), *parser.finish())
-        if isinstance(event, Text) and event.stage is Stage.CONCLUSION
-    ]
-    return "".join(parts).strip() if parts else None
+    found = conclusion_among(stages_of(text))
+    return None if found is None else found.text
 
 
 def _plain(answer: str) -> str:

@@ -14,30 +14,15 @@ from llavacot_mlx.prompt.stages import Closed, Opened, Stage, StageEvent, StageP
 SUMMARY, CAPTION, REASONING, CONCLUSION = Stage
 
 
-def parse(*pieces: str) -> list[StageEvent]:
+def parse(*pieces: str, exact: bool = False) -> list[StageEvent]:
     """The events of a text in `pieces`, adjacent text of one stage joined."""
-    parser = StageParser()
+    parser = StageParser(exact=exact)
     return joined([*(e for piece in pieces for e in parser.feed(piece)), *parser.finish()])
 
 
 def written(events: list[StageEvent]) -> str:
-    """The text that the events came from, tags in the angular spelling."""
-    parts = []
-    for event in events:
-        if isinstance(event, Text):
-            parts.append(event.text)
-        elif isinstance(event, Opened):
-            parts.append(event.stage.opening)
-        elif event.by_tag:
-            parts.append(event.stage.closing)
-    return "".join(parts)
-
-
-def angular(text: str) -> str:
-    """`text` with every tag in the angular spelling."""
-    names = "|".join(stage.tag for stage in Stage)
-    text = re.sub(rf"\(Here begins the ({names}) stage\)", r"<\1>", text)
-    return re.sub(rf"\(Here ends the ({names}) stage\)", r"</\1>", text)
+    """The text that the events came from."""
+    return "".join(e.text if isinstance(e, Text) else e.written for e in events)
 
 
 @st.composite
@@ -54,6 +39,7 @@ def texts_in_chunks(draw: st.DrawFn) -> list[str]:
 @example(["<SUMMARY><SUMMARY", "></SUMMARY>"])
 def test_any_chunking_gives_the_same_stages(pieces: list[str]) -> None:
     assert parse(*pieces) == parse("".join(pieces))
+    assert parse(*pieces, exact=True) == parse("".join(pieces), exact=True)
 
 
 @given(TEXTS)
@@ -63,8 +49,9 @@ def test_a_character_at_a_time_gives_the_same_stages(text: str) -> None:
 
 @given(TEXTS)
 def test_nothing_is_lost(text: str) -> None:
-    """Tags and text, joined in the order of the events, equal the text that was fed."""
-    assert angular(written(parse(text))) == angular(text)
+    """Tags and text, put together again in the order of the events, are what was fed."""
+    assert written(parse(text)) == text
+    assert written(parse(text, exact=True)) == text
 
 
 @given(TEXTS)
@@ -144,14 +131,32 @@ def test_a_forgotten_closing_tag(space: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["<CAPTION> b", "<CAPTION> b</CAPT", "<CAPTION> b <REASON"])
-def test_a_stage_that_is_open_at_the_end(text: str) -> None:
-    """The token limit may come anywhere, even within a tag; the text so far is the stage's text."""
-    assert parse(text) == [
+@pytest.mark.parametrize(
+    ("text", "piece"),
+    [("<CAPTION> b", ""), ("<CAPTION> b</CAPT", "</CAPT"), ("<CAPTION> b <REASON", "<REASON")],
+)
+def test_a_stage_that_is_open_at_the_end(text: str, piece: str) -> None:
+    """The token limit may come anywhere, amid a tag too; a piece of a tag is no text."""
+    events = parse(text)
+    assert events == [
         Opened(CAPTION),
-        Text(CAPTION, text.removeprefix("<CAPTION>")),
-        Closed(CAPTION, by_tag=False),
+        Text(CAPTION, text.removeprefix("<CAPTION>").removesuffix(piece)),
+        Closed(CAPTION, by_tag=False, note="a tag was cut off" if piece else ""),
     ]
+    assert written(events) == text
+    assert parse(text, exact=True)[1] == Text(CAPTION, text.removeprefix("<CAPTION>"))
+
+
+@given(TEXTS, st.sampled_from([SUMMARY, CAPTION, REASONING]))
+@example(' A sign: "<conclusion> EXIT </conclusion>", `<caption>`, `</caption>` ', CAPTION)
+@example(" The sign:\n**CONCLUSION:**\n<CONCLUSION> EXIT </CONCLUSION>\n ", CAPTION)
+def test_what_a_closed_stage_quotes_stays_its_text(text: str, stage: Stage) -> None:
+    """What is read as trained is not read otherwise because other spellings are understood."""
+    whole = f"{stage.opening}{text}{stage.closing}\n\n<CONCLUSION> 6 </CONCLUSION>"
+    as_trained = parse(whole, exact=True)
+    quoted = [Opened(stage), *([Text(stage, text)] if text else []), Closed(stage, by_tag=True)]
+    if as_trained[: len(quoted)] == quoted:
+        assert parse(whole) == as_trained
 
 
 def test_text_without_stages() -> None:

@@ -303,7 +303,9 @@ def test_the_events_tell_the_whole_tree(assistant: Assistant) -> None:
         texts = [e.text for e in events if isinstance(e, CandidateText) and e.node == node.id]
         assert "".join(texts) == node.text
         (ended,) = [e for e in events if isinstance(e, CandidateEnded) and e.node == node.id]
-        assert ended == CandidateEnded(node.id, node.stage, node.closed, len(node.token_ids))
+        assert ended == CandidateEnded(
+            node.id, node.stage, node.closed, len(node.token_ids), node.finish
+        )
         (scored,) = [e for e in events if isinstance(e, CandidateScored) and e.node == node.id]
         assert scored.score == node.score
     kept = [event.nodes[0] for event in events if isinstance(event, CandidatesKept)]

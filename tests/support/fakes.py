@@ -36,6 +36,7 @@ from llavacot_mlx.trace.events import (
     StageStarted,
     StageText,
 )
+from llavacot_mlx.trace.finish import Finish
 from llavacot_mlx.trace.record import ChoiceRecord, NodeRecord, SearchRecord, Trace
 from llavacot_mlx.usage import Timings, Usage
 
@@ -168,7 +169,7 @@ class FakeAnswerStream:
             for piece in _pieces(self._tree.chosen_text):
                 list(self._answer.push(piece))
             list(self._answer.finish())
-        return replace(self._trace(), interrupted=True)
+        return replace(self._trace(), interrupted=True, finish=Finish.INTERRUPTED)
 
     def _run(self) -> Iterator[Event]:
         script, answer = self._script, self._answer
@@ -201,7 +202,9 @@ class FakeAnswerStream:
     def _trace(self) -> Trace:
         plan, answer, tree = self._request.plan, self._answer, self._tree
         pieces = answer.pieces
+        cut = len(pieces) < len(_pieces(self._script.text)) and not self._script.rounds
         return Trace(
+            finish=Finish.LENGTH if cut else Finish.STOP,
             question=self._request.question,
             image=str(self._request.image),
             model=self._name,
@@ -337,9 +340,11 @@ class _FakeAnswer:
             elif isinstance(event, Closed):
                 tokens, self._tokens = self._tokens, 0
                 self.records.append(
-                    StageRecord(event.stage, self._text.strip(), event.by_tag, tokens)
+                    StageRecord(
+                        event.stage, self._text.strip(), event.by_tag, tokens, note=event.note
+                    )
                 )
-                yield StageEnded(event.stage, event.by_tag, tokens)
+                yield StageEnded(event.stage, event.by_tag, tokens, event.note)
             elif event.stage is None:
                 yield FreeText(event.text)
             else:

@@ -107,7 +107,7 @@ CHANGES: list[tuple[Change, str]] = [
     (put("0", "seed"), "seed: expected a whole number"),
     (put("red", "search", "nodes", 2, "score"), "search.nodes[2].score: expected a number"),
     (put("essay", "stages", 0, "stage"), "stages[0].stage: expected summary or caption"),
-    (put("3", "answer"), "answer: not the text of the last conclusion"),
+    (put("3", "answer"), "answer: not the conclusion among stages"),
     (put([], "stages"), "answer: not"),
     (put("Hello.", "text"), "stages: not those that the tags in text say"),
     (put(False, "stages", 3, "closed"), "stages: not those"),

@@ -40,6 +40,7 @@ def test_the_json_of_a_trace() -> None:
         "adapter": None,
         "seed": 3,
         "answer": "2",
+        "answer_note": "",
         "stages": [
             {
                 "stage": stage,
@@ -48,6 +49,7 @@ def test_the_json_of_a_trace() -> None:
                 "tokens": tokens,
                 "score": None,
                 "candidates": 1,
+                "note": "",
             }
             for stage, text, tokens in (
                 ("summary", "a", 5),
@@ -69,6 +71,8 @@ def test_the_json_of_a_trace() -> None:
         },
         "max_tokens": 0,
         "kv_bits": None,
+        "repetition_stop": True,
+        "finish": None,
         "interrupted": False,
         "usage": {
             "prompt_tokens": 2,
@@ -98,9 +102,16 @@ def test_the_json_is_one_line_and_starts_with_what_was_asked() -> None:
     assert list(json.loads(text))[:5] == ["question", "image", "model", "seed", "answer"]
 
 
-def test_the_answer_is_the_last_conclusion() -> None:
-    two = (*STAGES, StageRecord(Stage.CONCLUSION, " 3 ", closed=False, tokens=1))
-    assert replace(TRACE, stages=two).answer == "3"
+@pytest.mark.parametrize(
+    ("second", "closed", "answer"),
+    [(" 3 ", True, "3"), (" 3 ", False, "2"), (" ", True, "2"), ("", False, "2")],
+)
+def test_the_answer_is_the_last_whole_conclusion(second: str, closed: bool, answer: str) -> None:
+    """One that was cut off, or is empty, does not take back a whole one."""
+    two = (*STAGES, StageRecord(Stage.CONCLUSION, second, closed, tokens=1))
+    trace = replace(TRACE, stages=two)
+    assert trace.answer == answer
+    assert trace.answer_note == "the last whole one of 2 conclusions"
 
 
 def test_no_conclusion_is_no_answer() -> None:

@@ -220,6 +220,7 @@ def test_every_token_is_counted_once(
 
     That is the token in which its closing tag becomes whole, for a forgotten one the opening tag
     of the next stage; for a stage that is open at the end, the last token. Special tokens count.
+    Where the end makes several stages certain, the first of them has the tokens.
     """
     ids = vocabulary.cut(text, choices)
     for position, which in more:
@@ -230,8 +231,7 @@ def test_every_token_is_counted_once(
         closed = sum(isinstance(event, Closed) for event in events)
         ends += [count] * (closed - len(ends))
     reader = read(vocabulary, ids)
-    if len(reader.records) > len(ends):
-        ends.append(len(ids))
+    ends += [len(ids)] * (len(reader.records) - len(ends))
     begins = [0, *ends[:-1]] if ends else []
     counts = [record.tokens for record in reader.records]
     assert counts == [end - begin for begin, end in zip(begins, ends, strict=True)]
@@ -326,7 +326,7 @@ ANSWERS: dict[str, tuple[str, Found]] = {
             (CONCLUSION, "d", False),
         ],
     ),
-    "cut amid the closing tag": ("<SUMMARY>a</SUMM", [(SUMMARY, "a</SUMM", False)]),
+    "cut amid the closing tag": ("<SUMMARY>a</SUMM", [(SUMMARY, "a", False)]),
     "cut amid the opening tag": ("<SUMMARY>a</SUMMARY><CAPT", [(SUMMARY, "a", True)]),
     "repeated": (
         "<SUMMARY>a</SUMMARY><SUMMARY>b</SUMMARY>\n<SUMMARY>c",
@@ -353,7 +353,7 @@ ANSWERS: dict[str, tuple[str, Found]] = {
         [(CAPTION, 'A sign: "</CONCLUSION>".\n“<SUMMARY>”', True)],
     ),
     "closed but never opened": ("a</SUMMARY>\n<CAPTION>b</CAPTION>", [(CAPTION, "b", True)]),
-    "what looks like tags": ("<summary>a</summary><SUMMARY >b(Here is the SUMMARY stage)", []),
+    "what looks like tags": ("<sum>a</sum><SUMMARIES>b(Here is the SUMMARY stage)", []),
     "special tokens' strings": (
         "<SUMMARY>It says <|eot_id|>, <|end_of_text|> and <|image|>.</SUMMARY><|eom_id|>"
         "<CAPTION>b</CAPTION>",
@@ -383,7 +383,7 @@ def test_an_answer(text: str, expected: Found, vocabulary: Vocabulary) -> None:
     [
         ("<SUMMARY>a</SUMMARY>\n\n<CAPTION> b", (CAPTION, "b", False)),
         ("<SUMMARY>a</SUMMARY>\n\n<CAPTION>", (CAPTION, "", False)),
-        ("<SUMMARY>a</SUMMARY>\n\n<CAPTION>b</CAPTION", (CAPTION, "b</CAPTION", False)),
+        ("<SUMMARY>a</SUMMARY>\n\n<CAPTION>b</CAPTION", (CAPTION, "b", False)),
         ("<SUMMARY>a</SUMMARY>\n\n<CAPTION", (SUMMARY, "a", True)),
         ("<SUMMARY>a</SUMMARY>", (SUMMARY, "a", True)),
     ],

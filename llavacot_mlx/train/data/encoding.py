@@ -88,7 +88,7 @@ def _character_kinds(answer: str) -> np.ndarray:
 
 def _events(answer: str) -> Iterator[tuple[StageEvent, int]]:
     """Yields the parser's events, each with the number of characters read by then."""
-    parser = StageParser()
+    parser = StageParser(exact=True)
     read = 0
     for piece in _UP_TO_A_TAGS_END.findall(answer):
         read += len(piece)

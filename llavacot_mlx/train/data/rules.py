@@ -40,7 +40,7 @@ def stage_problems(answer: str) -> Iterator[Found]:
 
     Yields only NO_STAGES if there is no stage at all.
     """
-    parser = StageParser()
+    parser = StageParser(exact=True)
     opened: list[Stage] = []
     texts: list[str] = []
     unclosed: list[Stage] = []
