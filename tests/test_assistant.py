@@ -23,6 +23,7 @@ from llavacot_mlx.prompt.tokenizer import Tokenizer
 from llavacot_mlx.request import Request
 from llavacot_mlx.trace.answer_events import Answered, Event
 from llavacot_mlx.trace.events import FreeText, Prepared, StageEnded, StageStarted, StageText
+from llavacot_mlx.trace.finish import Finish
 from llavacot_mlx.trace.record import Trace
 from llavacot_mlx.usage import Timings
 
@@ -308,3 +309,30 @@ def test_every_public_name_is_there() -> None:
     assert [getattr(llavacot_mlx, name).__name__ for name in classes] == classes
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
         _ = llavacot_mlx.Nothing
+
+
+def test_an_answer_says_why_it_ended(
+    assistant: Assistant, picture: Image.Image, says: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says(GOOD)
+    assert assistant.ask(picture, "How many?").finish is Finish.STOP
+    monkeypatch.undo()
+    cut = assistant.ask(picture, "How many?", max_tokens=3)
+    assert (cut.finish, len(cut.token_ids)) == (Finish.LENGTH, 3)
+    stream = assistant.stream(picture, "How many?", max_tokens=30)
+    next(stream)
+    assert stream.so_far().finish is Finish.INTERRUPTED
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_an_answer_that_goes_round_in_a_circle_is_stopped(
+    stop: bool, assistant: Assistant, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cycle = assistant._loaded.tokenizer.encode("a red ball, ")
+    ids = (cycle * 2048)[:2048]
+    monkeypatch.setattr(answering_module, "decode", lambda *arguments: iter(ids))
+    trace = assistant.ask(picture, "How many?", repetition_stop=stop)
+    assert trace.finish is (Finish.REPETITION if stop else Finish.LENGTH)
+    assert len(trace.token_ids) == (512 if stop else 2048)
+    assert trace.repetition_stop is stop
+    assert Trace.from_dict(json.loads(trace.to_json())) == trace
