@@ -335,4 +335,4 @@ def test_an_answer_that_goes_round_in_a_circle_is_stopped(
     assert trace.finish is (Finish.REPETITION if stop else Finish.LENGTH)
     assert len(trace.token_ids) == (512 if stop else 2048)
     assert trace.repetition_stop is stop
-    assert Trace.from_dict(json.loads(trace.to_json())) == trace
+    assert Trace.from_dict(json.loads(json.dumps(trace.to_dict_with_log()))) == trace

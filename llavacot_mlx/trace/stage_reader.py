@@ -31,7 +31,7 @@ class StageReader:
         self._parser = StageParser()
         self._stage_text = ""
         self._note = ""
-        self._counted = 0  # tokens that belong to the stages that ended
+        self._recorded_tokens = 0  # tokens that belong to the stages that ended
 
     @classmethod
     def after(cls, tokenizer: Tokenizer, token_ids: Sequence[int]) -> StageReader:

@@ -321,7 +321,7 @@ class _FakeAnswer:
         self.records: list[StageRecord] = []
         self.pieces: list[str] = []
         self._parser = StageParser()
-        self._text = ""
+        self._text = self._note = ""
         self._tokens = 0
 
     def push(self, piece: str) -> Iterator[Event]:
@@ -335,16 +335,15 @@ class _FakeAnswer:
     def _told(self, events: list[StageEvent]) -> Iterator[Event]:
         for event in events:
             if isinstance(event, Opened):
-                self._text = ""
+                self._text, self._note = "", event.note
                 yield StageStarted(event.stage)
             elif isinstance(event, Closed):
                 tokens, self._tokens = self._tokens, 0
+                note = "; ".join(filter(None, (self._note, event.note)))
                 self.records.append(
-                    StageRecord(
-                        event.stage, self._text.strip(), event.by_tag, tokens, note=event.note
-                    )
+                    StageRecord(event.stage, self._text.strip(), event.by_tag, tokens, note=note)
                 )
-                yield StageEnded(event.stage, event.by_tag, tokens, event.note)
+                yield StageEnded(event.stage, event.by_tag, tokens, note)
             elif event.stage is None:
                 yield FreeText(event.text)
             else:
