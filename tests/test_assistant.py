@@ -16,6 +16,7 @@ import llavacot_mlx
 from llavacot_mlx import answer as answering_module
 from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.checkpoint.config_json import load_config
+from llavacot_mlx.checkpoint.model_name import ModelName
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.plan.plan import Settings, make_plan
 from llavacot_mlx.prompt.stages import Stage
@@ -336,3 +337,19 @@ def test_an_answer_that_goes_round_in_a_circle_is_stopped(
     assert len(trace.token_ids) == (512 if stop else 2048)
     assert trace.repetition_stop is stop
     assert Trace.from_dict(json.loads(json.dumps(trace.to_dict_with_log()))) == trace
+
+
+def test_an_id_on_the_hub_is_found_as_the_command_line_finds_it(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Assistant.load("owner/name")` looked for a folder of that name."""
+    asked = []
+
+    def downloaded(name: ModelName) -> Path:
+        asked.append(str(name))
+        return tiny
+
+    monkeypatch.setattr("llavacot_mlx.checkpoint.hub.downloaded", downloaded)
+    assistant = Assistant.load("https://huggingface.co/owner/name/tree/v2", dtype="float32")
+    assert assistant.ask(None, "What?", max_tokens=1).question == "What?"
+    assert asked == ["owner/name@v2"]

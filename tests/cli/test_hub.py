@@ -232,6 +232,16 @@ def test_a_revision(desk: Path, hub: FakeHub) -> None:
     done = ask(desk, hub, model="owner/name@v2")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"] == "owner/name@v2"
+    flags = [*command(desk), "ask", "example.png", "?", "--model", "owner/name", "--json"]
+    done = subprocess.run(
+        [*flags, "--revision", "v2"],
+        cwd=desk,
+        env=environment(desk, hub),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert json.loads(done.stdout)["model"] == "owner/name@v2", done.stderr
     done = ask(desk, hub, model="owner/name@v3")
     assert done.returncode == 1
     assert "owner/name@v3: the model on the hub has no such revision" in done.stderr
