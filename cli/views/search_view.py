@@ -280,9 +280,21 @@ def plural(stage: Stage | None, unit: Unit = Unit.STAGE) -> str:
 
 
 def retrace_line(event: Retraced) -> str:
-    """A retrace in one line."""
-    where = "beginning" if event.stage is None else plural(event.stage)
-    return f"↩ not good enough: back to the {where}, round {event.round + 1}"
+    """Returns one line about a retrace: `second best reasoning 0.17, needs 0.85: back to …`."""
+    target = "beginning" if event.stage is None else plural(event.stage)
+    return f"↩ {_shortfall(event)}: back to the {target}, round {event.round + 1}"
+
+
+def _shortfall(event: Retraced) -> str:
+    """What was not good enough, with its score and the one that it needed."""
+    if event.after is None or event.rank is None or event.threshold is None:
+        return "not good enough"  # an older log does not say more
+    ordinals = {1: "", 2: "second ", 3: "third "}
+    which = f"{ordinals.get(event.rank, f'{event.rank}th ')}best {event.after.value}"
+    if event.cut_off:
+        return f"{which} was cut off"
+    score = "has no score" if event.score is None else f"{event.score:.2f}"
+    return f"{which} {score}, needs {event.threshold:.2f}"
 
 
 def unit_of(trace: Trace) -> Unit:

@@ -104,7 +104,7 @@ class Search:
                 back_to = _next_stage(frontiers[-1][0])
                 yield from self._record_choice(candidates, kept, index, back_to)
                 self.retraces += 1
-                yield Retraced(back_to, self.retraces)
+                yield self._retraced(retrace, pool, back_to)
             else:
                 yield from self._record_choice(candidates, kept, index)
                 frontiers.append(kept)
@@ -314,12 +314,23 @@ class Search:
         if all(node.ended for node in frontiers[retrace.to]):
             return False  # nothing would be written again
         assert retrace.threshold is not None, "AnswerStream fills in the calibrated threshold"
-        ranked = sorted(pool, key=_rank_key, reverse=True)
-        deciding = ranked[min(retrace.rank, len(ranked)) - 1]
-        good = (
-            deciding.closed and deciding.score is not None and deciding.score >= retrace.threshold
-        )
+        node = _deciding(retrace, pool)
+        complete = node.closed and not node.repeats
+        good = complete and node.score is not None and node.score >= retrace.threshold
         return not good and self.retraces < retrace.max_retraces
+
+    def _retraced(self, retrace: Retrace, pool: Sequence[Node], back_to: Stage | None) -> Retraced:
+        """Returns the event of a retrace, with the candidate that was not good enough."""
+        node = _deciding(retrace, pool)
+        return Retraced(
+            stage=back_to,
+            round=self.retraces,
+            after=list(Stage)[retrace.after],
+            rank=min(retrace.rank, len(pool)),
+            score=node.score,
+            threshold=retrace.threshold,
+            cut_off=not node.closed or node.repeats,
+        )
 
     def _notice(self, text: str) -> Iterator[SearchEvent]:
         """Yields a notice, unless one with the same text was yielded before."""
@@ -342,6 +353,12 @@ def keep_best(candidates: Sequence[Node], count: int) -> list[Node]:
 
 def _rank_key(node: Node) -> tuple[bool, bool, float]:
     return not node.repeats, node.closed, -math.inf if node.score is None else node.score
+
+
+def _deciding(retrace: Retrace, pool: Sequence[Node]) -> Node:
+    """Returns the candidate that must be good enough."""
+    ranked = sorted(pool, key=_rank_key, reverse=True)
+    return ranked[min(retrace.rank, len(ranked)) - 1]
 
 
 def _detector_after(token_ids: Sequence[int]) -> RepetitionDetector:

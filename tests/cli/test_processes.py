@@ -104,7 +104,8 @@ def test_json_is_one_object_with_the_promised_fields(run: Run) -> None:
         "reasoning",
         "conclusion",
     ]
-    assert set(record["stages"][0]) == {"stage", "text", "closed", "tokens", "score", "candidates"}
+    keys = {"stage", "text", "closed", "tokens", "score", "candidates", "note"}
+    assert set(record["stages"][0]) == keys
 
 
 def test_json_of_an_answer_without_stages_has_no_answer(run: Run) -> None:

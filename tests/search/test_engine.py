@@ -235,6 +235,9 @@ def test_a_retrace_computes_nothing_again_and_forgets_nothing(never_good_enough:
     retraces = [event for event in events if isinstance(event, Retraced)]
     assert [event.round for event in retraces] == [1, 2, 3]
     assert {event.stage for event in retraces} == {Stage.CAPTION}
+    assert {(e.after, e.rank, e.threshold) for e in retraces} == {(Stage.REASONING, 2, 1e9)}
+    first = sorted(n.score for n in engine.nodes if n.step == 2 and n.round == 0 and n.score)
+    assert retraces[0].score == first[-2]
     assert len(engine.nodes) == 1 + 4 * (4 + 4) + 2
     assert usage.decoded_tokens == sum(len(node.token_ids) for node in engine.nodes)
     summary = engine.nodes[0]
