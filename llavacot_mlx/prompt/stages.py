@@ -517,7 +517,7 @@ class StageParser:
             announced = may_quote and mark.lead.rstrip().endswith((":", "："))
             return ends_there or not announced
         if may_quote:
-            follows = mark.stage is self.stage.following
+            follows = self.stage is not None and mark.stage is self.stage.following
             return (ends_there or follows) and ends_sentence(mark.lead)
         return ends_there or _LEAD_IN.search(mark.lead) is not None
 

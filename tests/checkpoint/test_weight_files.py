@@ -154,7 +154,7 @@ def test_litter_in_the_folder_to_replace(folder: Path, tmp_path: Path) -> None:
     shutil.rmtree(out)
     out.mkdir()
     (out / ".git").mkdir()
-    with pytest.raises(UserError, match="is no model folder"):
+    with pytest.raises(UserError, match="is not a model folder"):
         convert(folder, out, force=True)
 
 

@@ -432,7 +432,7 @@ def test_force_replaces_models_only(tiny: Path, out: Path) -> None:
     """A folder of something else, given by mistake, was once deleted."""
     out.mkdir()
     (out / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match="no model folder, and --force replaces nothing else"):
+    with pytest.raises(UserError, match="not a model folder, and --force replaces nothing else"):
         convert(tiny, out, force=True)
     (out / "thesis.tex").unlink()
     convert(tiny, out, force=True)

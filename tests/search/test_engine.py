@@ -399,7 +399,7 @@ def test_a_quantized_model_is_searched(quantizable: Path, tmp_path: Path) -> Non
 def test_a_trace_is_replayed(assistant: Assistant) -> None:
     """A trace is replayed from its file: the same tokens, and the same tree."""
     plan = make_plan(
-        Settings("swires", 3, temperature=1.3, top_p=1.0, threshold=2.0, max_retraces=1)
+        Settings("swires", 3, temperature=1.3, top_p=1.0, threshold=1.0, max_retraces=1)
     )
     picture = demo.example_path()
     first = assistant.ask(picture, QUESTION, search=plan, seed=5, max_tokens=150)

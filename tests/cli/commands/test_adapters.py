@@ -135,7 +135,7 @@ def test_a_calibration_is_kept_with_the_adapter(
     from llavacot_mlx.cli.commands import calibrate
     from llavacot_mlx.prompt.stages import Stage
 
-    moments = {Stage.CAPTION: ScoreStats(0.5, 0.1, 4)}
+    moments = {Stage.CAPTION: ScoreStats(0.5, 0.1, 40)}
     loaded = []
 
     def measured(rows: object, model: Any, *rest: object) -> dict[Stage, ScoreStats]:

@@ -100,7 +100,9 @@ def test_what_comes_from_here_is_verified(
     asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """What was downloaded has passed the hub's own check; the flag decides where it is given."""
-    monkeypatch.setattr("llavacot_mlx.checkpoint.hub.find", lambda *_: tmp_path / "checkpoint")
+    monkeypatch.setattr(
+        "llavacot_mlx.checkpoint.hub.find", lambda *_, **__: tmp_path / "checkpoint"
+    )
     for source, usually in (("checkpoint", True), ("owner/name", False)):
         convert(source)
         assert (asked["verify"], asked["name"]) == (usually, None if usually else source)
@@ -133,7 +135,7 @@ def test_an_existing_target_is_refused_before_anything_is_downloaded(
     asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "llavacot_mlx.checkpoint.hub.find", lambda *_: pytest.fail("looked for the model")
+        "llavacot_mlx.checkpoint.hub.find", lambda *_, **__: pytest.fail("looked for the model")
     )
     Path("mlx_model").mkdir()
     assert refused("owner/name", code=1).startswith("mlx_model exists already: ")
