@@ -611,7 +611,10 @@ def test_an_adapter_without_its_base(adapters: Path) -> None:
         ),
         (("export", "peft", "--save-path", "x"), ("peft is an adapter of PEFT",)),
         (("export", "nix", "--save-path", "x"), ("nix", "no such folder")),
-        (("convert", "adapter", "--mlx-path", "x", "--model", "model"), ("peft_type", "LORA")),
+        (
+            ("convert", "adapter", "--mlx-path", "x", "--model", "model"),
+            ("already", "--adapter-path"),
+        ),
         (("convert", "model", "--mlx-path", "x", "--model", "model"), ("--model", "is not one")),
         (("convert", "peft", "--mlx-path", "x", "-q"), ("peft is an adapter", "-q")),
         (("convert", "peft", "--mlx-path", "x", "--model", "nix"), ("nix", "no such folder")),

@@ -121,7 +121,6 @@ def test_plain_chats_are_said_to_be_such(tmp_path: Path) -> None:
         (("check", "empty.jsonl"), "no row in it"),
         (("check", "train.jsonl", "--images", "gone"), "gone: there is no such folder"),
         (("check", "train.jsonl", "--model", "gone"), "gone: no such folder"),
-        (("check", "train.jsonl", "--max-seq-length", "0"), "--max-seq-length 0: must be"),
         (("check", "train.jsonl", "--max-seq-length", "5000"), "context is 4096 tokens"),
         (("check", "train.jsonl", "--report", "gone/a.json"), "there is no folder gone"),
         (("stats", "gone.jsonl"), "gone.jsonl: No such file"),
@@ -134,6 +133,13 @@ def test_what_cannot_be_done(tmp_path: Path, arguments: tuple[str, ...], says: s
     before = sorted(tmp_path.rglob("*"))
     assert says in error_of(data(tmp_path, *arguments))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_flag_that_cannot_be_is_wrong_usage(tmp_path: Path) -> None:
+    write_rows(tmp_path, range(1))
+    done = data(tmp_path, "check", "train.jsonl", "--max-seq-length", "0")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --max-seq-length 0: must be")
 
 
 def test_stats(tmp_path: Path) -> None:
