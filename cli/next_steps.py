@@ -9,7 +9,6 @@ from pathlib import Path
 from llavacot_mlx import demo
 from llavacot_mlx.cli.printable import printable, printable_line
 from llavacot_mlx.cli.units import format_bytes
-from llavacot_mlx.search.calibration import FILE_NAME as CALIBRATION_NAME
 
 QUESTION = "How many red shapes are there?"
 
@@ -49,6 +48,9 @@ def wrote_line(
 
 def calibration_note(sources: Iterable[Path], written: Path) -> str | None:
     """That a calibration beside the sources was not copied, and how to have one; None if none."""
+    # Imported here, because `llavacot --help` has no use for it.
+    from llavacot_mlx.search.calibration import FILE_NAME as CALIBRATION_NAME
+
     if (written / CALIBRATION_NAME).is_file():
         return None
     if not any((source / CALIBRATION_NAME).is_file() for source in sources):
