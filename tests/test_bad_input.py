@@ -118,7 +118,7 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 64
 # The bytes of the file, and what the line says beside the file's name.
 PICTURES: dict[str, tuple[bytes, str]] = {
     "text.png": (b"I am no picture.\n" * 20, "not a picture"),
-    "pickle.png": (b"\x80\x04cos\nsystem\n", "not a picture"),
+    "pickle.png": (b"\x80\x04cos\nsystem\n", "is a pickle"),
     "empty.png": (b"", "0 bytes"),
     "truncated.jpg": (jpeg()[:4000], "damaged"),
     "only-the-start.jpg": (jpeg()[:4], "not a picture"),

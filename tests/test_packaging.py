@@ -306,7 +306,7 @@ def test_the_wheel_has_the_files_of_the_three_folders_and_no_others(wheel: Path)
 @pytest.mark.processes
 def test_the_source_archive_builds_the_same_wheel(copy: Path, wheel: Path, tmp_path: Path) -> None:
     with tarfile.open(build("build_sdist", copy, tmp_path)) as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extractall(tmp_path)  # our own archive; Python 3.11.2 has no filter yet
     (source,) = (file for file in tmp_path.iterdir() if file.is_dir())
     assert (source / "LICENSE").is_file()
     (tmp_path / "again").mkdir()
