@@ -134,7 +134,7 @@ class AnswerStream:
                 yield from self._decode_path(prompt, limit)
             else:
                 yield from self._run_search(prompt, limit, image)
-        for note in opened.notes if opened is not None else ():
+        for note in opened.all_notes() if opened is not None else ():
             self._image_notices += (note,)
             yield Noticed(note)  # here, so that it stands under the answer
         yield Answered(self._trace())

@@ -66,6 +66,11 @@ Examples:
   curl -s https://example.com/a.jpg | llavacot ask - "What is this?" --json
 """
 
+_DEMO_WARNING = (
+    "no --model given, so the demo model answered: it knows drawings of colored shapes only, "
+    "and this picture is nothing like them; do not rely on its answer"
+)
+
 INTRODUCTION = """\
 llavacot ask answers a question about an image in four stages: a summary of the
 question, a caption of the image, the reasoning and the conclusion.
@@ -252,9 +257,8 @@ def ask(
         opened, image_bytes = _read_image(image)
         resolved = resolve_adapted_model(model, adapter_path, revision)
         is_demo = demo.is_packaged(resolved.folder) and resolved.adapter is None
-        warning = _demo_warning(opened.image) if is_demo and model is None else None
-        if warning:
-            opened = opened.with_note(warning)
+        if is_demo and model is None:
+            opened = dataclasses.replace(opened, check=_demo_warning)
         request = Request(
             image=opened,
             question=question,
@@ -282,8 +286,10 @@ def ask(
             return trace
 
         trace = _answer(request, resolved, view, finish)
-        if warning and (answer_only or show in (ShowLevel.STAGES, ShowLevel.ANSWER)):
-            print(f"note: {warning}", file=sys.stderr)  # no notes are shown with the answer alone
+        warned = _DEMO_WARNING in trace.search.notices
+        if warned and (answer_only or show in (ShowLevel.STAGES, ShowLevel.ANSWER)):
+            # no notes are shown with the answer alone
+            print(f"note: {_DEMO_WARNING}", file=sys.stderr)
         if as_json:
             _print_json(trace)
         elif answer_only:
@@ -405,12 +411,7 @@ def _demo_warning(image: Image.Image) -> str | None:
     """What to say if the demo model cannot know what the image shows."""
     from llavacot_mlx.demo.likeness import is_like_the_world
 
-    if is_like_the_world(image):
-        return None
-    return (
-        "no --model given, so the demo model answered: it knows drawings of colored shapes only, "
-        "and this picture is nothing like them; do not rely on its answer"
-    )
+    return None if is_like_the_world(image) else _DEMO_WARNING
 
 
 def _read_question(question: str) -> str:

@@ -6,7 +6,7 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,13 @@ class OpenedImage:
     """Upright, mode RGB."""
     notes: tuple[str, ...] = ()
     """One line each."""
+    check: Callable[[Image.Image], str | None] | None = None
+    """Gives one more note, or None. It runs when the answer is there, so nobody waits for it."""
 
-    def with_note(self, note: str) -> OpenedImage:
-        return OpenedImage(self.image, (*self.notes, note))
+    def all_notes(self) -> tuple[str, ...]:
+        """The notes, and that of the check."""
+        late = None if self.check is None else self.check(self.image)
+        return self.notes if late is None else (*self.notes, late)
 
 
 ImageSource = str | Path | bytes | Image.Image | OpenedImage
