@@ -166,11 +166,10 @@ def _update_plain(update: LowRank, scale: float, arrays: _Arrays) -> _Arrays:
     return [_with_update(weight.astype(mx.float32), update, scale)]
 
 
-def _dequantized(
-    chosen: Quantization, update: LowRank | None, scale: float, arrays: _Arrays
-) -> _Arrays:
+def dequantize_stored(chosen: Quantization, arrays: Sequence[mx.array]) -> mx.array:
+    """The plain weight, in float32, of a stored weight, its scales and, in some modes, biases."""
     weight, scales, biases = *arrays[:2], arrays[2] if len(arrays) > 2 else None
-    plain = mx.dequantize(
+    return mx.dequantize(
         weight,
         scales,
         biases,
@@ -178,6 +177,12 @@ def _dequantized(
         bits=chosen.bits,
         mode=chosen.mode,
     ).astype(mx.float32)
+
+
+def _dequantized(
+    chosen: Quantization, update: LowRank | None, scale: float, arrays: _Arrays
+) -> _Arrays:
+    plain = dequantize_stored(chosen, arrays)
     return [plain if update is None else _with_update(plain, update, scale)]
 
 

@@ -35,6 +35,7 @@ from llavacot_mlx.checkpoint.adapters import (
 from llavacot_mlx.checkpoint.weight_files import PEFT_WEIGHTS_NAME
 from llavacot_mlx.checkpoint.weight_names import canonical_name, name_in_memory
 from llavacot_mlx.checkpoint.weights import read_tensors
+from llavacot_mlx.convert.merge import dequantize_stored
 from llavacot_mlx.convert.output_folder import OutputFolder
 from llavacot_mlx.convert.source import SourceCheckpoint
 from llavacot_mlx.errors import UserError
@@ -281,16 +282,7 @@ def _is_copy(tensor: mx.array, ours: str, base: SourceCheckpoint) -> bool:
         same = stored.astype(tensor.dtype) == tensor
         return bool(mx.all(same | (tensor.astype(stored.dtype) == stored)).item())
     assert base.config.quantization is not None
-    chosen = base.config.quantization.of(module)
-    weight, scales, biases = *arrays[:2], arrays[2] if len(arrays) > 2 else None
-    stored = mx.dequantize(
-        weight,
-        scales,
-        biases,
-        group_size=chosen.group_size,
-        bits=chosen.bits,
-        mode=chosen.mode,
-    ).astype(mx.float32)
+    stored = dequantize_stored(base.config.quantization.of(module), arrays)
     if stored.shape != tensor.shape:
         return False
     copy = tensor.astype(mx.float32)

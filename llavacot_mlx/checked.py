@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from llavacot_mlx.errors import UserError
+from llavacot_mlx.errors import MissingFileError, UserError
 from llavacot_mlx.file_kinds import foreign_kind
 
 _MAX_JSON_BYTES = 100_000_000  # a tokenizer.json has 17 MB
@@ -394,7 +394,7 @@ def _read_bytes(file: Path, max_bytes: int, hint: str) -> bytes:
         with file.open("rb") as stream:
             data = stream.read(max_bytes + 1)
     except FileNotFoundError:
-        raise UserError(f"{file} is missing{hint and ': '}{hint}") from None
+        raise MissingFileError(f"{file} is missing{hint and ': '}{hint}") from None
     except IsADirectoryError:
         raise UserError(f"{file} is a folder, not a file") from None
     except OSError as problem:

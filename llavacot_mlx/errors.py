@@ -1,4 +1,4 @@
-"""The one exception whose text is meant for the user."""
+"""The exceptions whose text is meant for the user."""
 
 from __future__ import annotations
 
@@ -9,3 +9,7 @@ class UserError(Exception):
     Its text is one line: it names the file, the row or the flag, and says what to do. The command
     line prints it as `error: …` and exits with 1; everything else that is raised is a bug of ours.
     """
+
+
+class MissingFileError(UserError):
+    """A file that a folder should have is not in it, as after an interrupted download."""

@@ -250,7 +250,10 @@ def ask(
             assert plan_file is not None
             plan = read_plan(plan_file)
         for name in plan.judges:
-            check_judge(name) if name == judge else check_judge_name(name)
+            if name == judge:
+                check_judge(name)
+            else:
+                check_judge_name(name)
         if trace_file is not None:
             check_can_write(trace_file)
         question = _read_question(question)

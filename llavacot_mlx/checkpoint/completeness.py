@@ -8,10 +8,11 @@ from typing import Any
 
 from llavacot_mlx.checked import read_json
 from llavacot_mlx.checkpoint.folder_files import files_in
-from llavacot_mlx.errors import UserError
+from llavacot_mlx.errors import MissingFileError
 
 _NEEDED = (("tokenizer.json",), ("preprocessor_config.json", "processor_config.json"))
 """Beside config.json and the weights; one of each."""
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def check_complete(folder: Path) -> None:
@@ -20,22 +21,32 @@ def check_complete(folder: Path) -> None:
     A folder without config.json is no model's, which whoever reads that file says.
     """
     config = folder / "config.json"
-    if config.exists():
-        names = [file.name for file in files_in(folder)]
+    names = [file.name for file in files_in(folder)]
+    if config.name in names and _missing(names):
         check_names(names, folder, read_json(config))
 
 
 def check_names(names: Collection[str], where: object, config: Any) -> None:
     """Like `check_complete` for a list of files; `config` is the content of config.json."""
-    missing = [options[0] for options in _NEEDED if not set(options) & set(names)]
+    missing = _missing(names)
     if not missing:
         return
-    if not any(name.endswith((".safetensors", ".bin", ".pt", ".pth")) for name in names):
-        missing.append("*.safetensors")
     if len(missing) == 1:
-        raise UserError(f"{Path(str(where)) / missing[0]} is missing; take it from {_base(config)}")
+        raise MissingFileError(
+            f"{Path(str(where)) / missing[0]} is missing; take it from {_base(config)}"
+        )
     listed = " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1])))
-    raise UserError(f"{where}: {listed} are missing; take what is missing from {_base(config)}")
+    raise MissingFileError(
+        f"{where}: {listed} are missing; take what is missing from {_base(config)}"
+    )
+
+
+def _missing(names: Collection[str]) -> list[str]:
+    """The needed files that are not there; weights count only where another file is missing too."""
+    missing = [options[0] for options in _NEEDED if not set(options) & set(names)]
+    if missing and not any(name.endswith(_WEIGHTS) for name in names):
+        missing.append("*.safetensors")
+    return missing
 
 
 def _base(config: Any) -> str:

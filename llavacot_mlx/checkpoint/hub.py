@@ -22,7 +22,7 @@ from llavacot_mlx.checkpoint.folder_files import files_in, is_visible
 from llavacot_mlx.checkpoint.model_name import ModelName, parse_model_name
 from llavacot_mlx.checkpoint.safetensors import find_weight_files, read_weight_map
 from llavacot_mlx.checkpoint.weight_files import INDEX_NAME, choose_weight_files
-from llavacot_mlx.errors import UserError
+from llavacot_mlx.errors import MissingFileError, UserError
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -108,8 +108,10 @@ def _is_whole(folder: Path, listed: Collection[str]) -> bool:
         if _is_mllama(config):
             check_names([file.name for file in files_in(folder)], folder, config)
         find_weight_files(folder)
-    except UserError as problem:
-        return "missing" not in str(problem)
+    except MissingFileError:
+        return False
+    except UserError:
+        return True
     return True
 
 

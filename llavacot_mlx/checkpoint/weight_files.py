@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llavacot_mlx.checkpoint.adapter_config import WEIGHTS_NAME as ADAPTER_NAME
-from llavacot_mlx.errors import UserError
+from llavacot_mlx.errors import MissingFileError, UserError
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -65,7 +65,7 @@ def choose_weight_files(
         return WeightFiles(chosen.names, False, note)
     if missing:
         rest = f"; or, if {_listed(others)} is the whole model, remove the index" if others else ""
-        raise UserError(
+        raise MissingFileError(
             f"{Path(str(where)) / missing[0]} is missing, but {INDEX_NAME} names it: download it "
             f"again{rest}"
         )
@@ -93,7 +93,7 @@ def _without_index(names: list[str], where: object) -> WeightFiles:
         for number in range(1, int(count) + 1):
             shard = f"{stem}-{number:05d}-of-{count}.safetensors"
             if shard not in names:
-                raise UserError(
+                raise MissingFileError(
                     f"{Path(str(where)) / shard} is missing: there are {count.lstrip('0')} parts; "
                     "download it again"
                 )
