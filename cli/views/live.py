@@ -67,8 +67,6 @@ class LiveView:
         self._show = show
         self._block: TextBlock | None = None
         self._search = SearchProgress(unit)
-        self._is_search = False
-        self._after_round: list[str] = []  # notices between two rounds of a search
         self._status = ""
         self._status_since = 0.0
         self._spinner = itertools.cycle(_SPINNER)
@@ -118,8 +116,7 @@ class LiveView:
             self._take(event)
 
     def _take(self, event: Event) -> None:
-        if isinstance(event, Noticed) and self._is_search and self._search.round is None:
-            self._after_round.append(event.text)
+        if isinstance(event, Noticed) and self._search.holds(event.text):
             return
         if not isinstance(event, Answered | Interrupted):
             self._print_notices()
@@ -136,7 +133,7 @@ class LiveView:
                 self._finish_block(Note("interrupted", warn=True))
                 self._print_open_round("interrupted")
                 self._status = ""
-                if self._is_search:
+                if self._search.started:
                     self._print_chosen(trace, "stopped; the best path so far:")
                 self._print_notices()
             case Answered(trace):
@@ -148,8 +145,7 @@ class LiveView:
 
     def _print_notices(self) -> None:
         """Prints what was noticed since the last round: under the answer if nothing followed."""
-        notices, self._after_round = self._after_round, []
-        for text in notices:
+        for text in self._search.release_notices():
             self._print_notice(text)
 
     def _print_notice(self, text: str) -> None:
@@ -174,7 +170,6 @@ class LiveView:
     def _take_search_event(self, event: SearchEvent) -> None:
         match event:
             case CandidateStarted():
-                self._is_search = True
                 self.set_status(f"writing {self._search.start_candidate(event).writing}")
             case CandidateText() | CandidateEnded() | CandidateScored():
                 self._search.update_candidate(event)
@@ -190,13 +185,13 @@ class LiveView:
 
     def _print_ending(self, trace: Trace) -> None:
         """Prints what follows a finished answer: a search's choice, then the summary lines."""
-        if self._is_search:
+        if self._search.started:
             self._print_chosen(trace, "chosen:")
         self._print_notices()
         if self._show is ShowLevel.ALL:
             if ending := ending_line(trace):
                 self._print(Text(ending, style="yellow"))
-            lines = [search_summary_line(trace)] if self._is_search else []
+            lines = [search_summary_line(trace)] if self._search.started else []
             self._print(Text("\n".join([*lines, summary_line(trace)]), style="dim"))
 
     def _print_chosen(self, trace: Trace, heading: str) -> None:

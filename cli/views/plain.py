@@ -47,11 +47,9 @@ class PlainView:
         self._out = out
         self._show = show
         self._search = SearchProgress(unit)
-        self._is_search = False
         self._begun = False  # whether anything was written
         self._line_open = False  # whether the last character written was not a line break
         self._in_free_text = False
-        self._after_round: list[str] = []  # notices between two rounds of a search
         self._held = ""  # white space that is written only if text follows it
 
     def __enter__(self) -> Self:
@@ -71,8 +69,7 @@ class PlainView:
         """Does nothing: plain text shows no progress."""
 
     def show(self, event: Event) -> None:
-        if isinstance(event, Noticed) and self._is_search and self._search.round is None:
-            self._after_round.append(event.text)
+        if isinstance(event, Noticed) and self._search.holds(event.text):
             return
         if not isinstance(event, Answered | Interrupted):
             self._write_notices()
@@ -85,25 +82,24 @@ class PlainView:
                 self._write_line(f"note: {text}")
             case Interrupted(trace):
                 self._end_line()
-                if self._is_search:
+                if self._search.started:
                     self._write_open_round()
                     self._write_line("stopped; the best path so far:")
                     self._show_chosen(trace)
                 self._write_notices()
             case Answered(trace):
-                if self._is_search:
+                if self._search.started:
                     self._show_chosen(trace)
                 self._write_notices()
                 lines = [ending] if (ending := ending_line(trace)) else []
-                lines += [search_summary_line(trace)] if self._is_search else []
+                lines += [search_summary_line(trace)] if self._search.started else []
                 self._write_line("\n".join([*lines, summary_line(trace)]))
             case _:
                 self._show_search(event)
 
     def _write_notices(self) -> None:
         """Writes what was noticed since the last round: under the answer if nothing followed."""
-        notices, self._after_round = self._after_round, []
-        for text in notices:
+        for text in self._search.release_notices():
             self._write_line(f"note: {text}")
 
     def _show_stage(self, event: StageStarted | StageText | StageEnded | FreeText) -> None:
@@ -128,7 +124,6 @@ class PlainView:
     def _show_search(self, event: SearchEvent) -> None:
         match event:
             case CandidateStarted():
-                self._is_search = True
                 self._search.start_candidate(event)
             case CandidateText() | CandidateEnded() | CandidateScored():
                 self._search.update_candidate(event)

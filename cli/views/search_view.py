@@ -231,6 +231,27 @@ class SearchProgress:
         self._candidates: dict[int, CandidateProgress] = {}
         self.round: Round | None = None
         """The round that is being written or judged; None between two rounds."""
+        self._notices: list[str] = []
+
+    @property
+    def started(self) -> bool:
+        """Whether the answer is searched for: a candidate has started."""
+        return bool(self._candidates)
+
+    def holds(self, notice: str) -> bool:
+        """Keeps a notice that comes between two rounds; returns whether it did.
+
+        It belongs before the next round, or under the answer if none follows.
+        """
+        held = self.started and self.round is None
+        if held:
+            self._notices.append(notice)
+        return held
+
+    def release_notices(self) -> list[str]:
+        """Returns the notices that were kept, and forgets them."""
+        notices, self._notices = self._notices, []
+        return notices
 
     def start_candidate(self, event: CandidateStarted) -> Round:
         """Adds a candidate, and returns its round."""

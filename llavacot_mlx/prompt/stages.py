@@ -528,21 +528,31 @@ class StageParser:
         return ends_there or _LEAD_IN.search(mark.lead) is not None
 
 
+class StageRecorder:
+    """Puts the records of stages together from a parser's events."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        """What there is of the open stage's text, with the white space around."""
+        self._note = ""
+
+    def add(self, event: StageEvent, tokens: int) -> StageRecord | None:
+        """Returns the record of a stage that the event ends, of so many tokens; else None."""
+        if isinstance(event, Opened):
+            self.text, self._note = "", event.note
+        elif isinstance(event, Text):
+            self.text += event.text
+        else:
+            note = "; ".join(filter(None, (self._note, event.note)))
+            return StageRecord(event.stage, self.text.strip(), event.by_tag, tokens, note=note)
+        return None
+
+
 def stages_of(text: str) -> list[StageRecord]:
     """The stages of a whole text, as `StageParser` finds them; their tokens are not counted."""
-    parser = StageParser()
-    records: list[StageRecord] = []
-    note, parts = "", [""]
-    for event in parser.feed(text) + parser.finish():
-        if isinstance(event, Opened):
-            note, parts = event.note, []
-        elif isinstance(event, Text):
-            parts.append(event.text)
-        else:
-            notes = "; ".join(filter(None, (note, event.note)))
-            body = "".join(parts).strip()
-            records.append(StageRecord(event.stage, body, event.by_tag, 0, note=notes))
-    return records
+    parser, recorder = StageParser(), StageRecorder()
+    found = (recorder.add(event, 0) for event in parser.feed(text) + parser.finish())
+    return [record for record in found if record is not None]
 
 
 def conclusion_among(records: Sequence[StageRecord]) -> StageRecord | None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llavacot_mlx.prompt.stages import (
-    Closed,
-    Opened,
     Stage,
     StageEvent,
     StageParser,
     StageRecord,
-    Text,
+    StageRecorder,
 )
 from llavacot_mlx.prompt.tokenizer import Tokenizer
 
@@ -29,8 +27,7 @@ class StageReader:
         self._stop_ids = tokenizer.stop_ids
         self._decoder = tokenizer.stream()
         self._parser = StageParser()
-        self._stage_text = ""
-        self._note = ""
+        self._recorder = StageRecorder()
         self._recorded_tokens = 0  # tokens that belong to the stages that ended
 
     @classmethod
@@ -58,7 +55,7 @@ class StageReader:
         """What there is of the open stage's text, without the white space around."""
         if self.open_stage is None:
             return ""
-        return (self._stage_text + self._parser.held).strip()
+        return (self._recorder.text + self._parser.held).strip()
 
     def push(self, token_id: int) -> list[StageEvent]:
         """Reads a token, and returns the stage events that it made certain.
@@ -83,14 +80,8 @@ class StageReader:
 
     def _record_stages(self, events: list[StageEvent]) -> list[StageEvent]:
         for event in events:
-            if isinstance(event, Opened):
-                self._stage_text, self._note = "", event.note
-            elif isinstance(event, Text):
-                self._stage_text += event.text
-            elif isinstance(event, Closed):
-                tokens = len(self.token_ids) - self._recorded_tokens
+            record = self._recorder.add(event, len(self.token_ids) - self._recorded_tokens)
+            if record is not None:
+                self.records.append(record)
                 self._recorded_tokens = len(self.token_ids)
-                text = self._stage_text.strip()
-                note = "; ".join(filter(None, (self._note, event.note)))
-                self.records.append(StageRecord(event.stage, text, event.by_tag, tokens, note=note))
         return events
