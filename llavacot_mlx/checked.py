@@ -153,6 +153,7 @@ def shown(value: Any) -> str:
     return text
 
 
+@functools.cache
 def known_keys(kind: Any) -> frozenset[str]:
     """Returns the keys that a dataclass is read from."""
     return frozenset(key for field in _fields(kind) for key in field.keys)
@@ -235,12 +236,10 @@ def _object(kind: Any, value: dict[Any, Any], rules: KeyRules, path: str) -> Any
     if rules.dashes:
         value = {str(key).replace("-", "_"): each for key, each in value.items()}
     fields = _fields(kind)
-    known = {key for field in fields for key in field.keys}
-    for key in value:
-        if key in known or rules.unknown is None:
-            continue
-        if value[key] is not None or not rules.null_is_missing:
-            raise UserError(f"{before}{key}: unknown key{rules.unknown or _hint(key, fields)}")
+    if rules.unknown is not None:
+        for key, each in value.items():
+            if key not in known_keys(kind) and not (each is None and rules.null_is_missing):
+                raise UserError(f"{before}{key}: unknown key{rules.unknown or _hint(key, fields)}")
     found = {}
     for field in fields:
         given = [
