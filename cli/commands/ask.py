@@ -15,6 +15,7 @@ from llavacot_mlx import demo
 from llavacot_mlx.atomic import check_can_write
 from llavacot_mlx.cli.exit_codes import check_usage, handle_errors
 from llavacot_mlx.cli.gpu_advice import Work
+from llavacot_mlx.cli.load_assistant import load_assistant
 from llavacot_mlx.cli.next_steps import try_it
 from llavacot_mlx.cli.options import (
     AdapterOption,
@@ -310,10 +311,7 @@ def _answer(
     """
     with view:
         view.set_status(f"loading {model.short_name}")
-        # Imported here, where the view shows the seconds: this imports mlx and the tokenizer.
-        from llavacot_mlx.assistant import Assistant
-
-        assistant = Assistant.load(model.folder, adapter=model.adapter)
+        assistant = load_assistant(model)
         view.set_status("reading the image")
         answer = assistant.stream(request)
         try:

@@ -14,6 +14,7 @@ from llavacot_mlx import demo
 from llavacot_mlx.atomic import check_can_write
 from llavacot_mlx.cli.exit_codes import check_usage, handle_errors
 from llavacot_mlx.cli.gpu_advice import Work
+from llavacot_mlx.cli.load_assistant import load_assistant
 from llavacot_mlx.cli.options import (
     AdapterOption,
     DebugOption,
@@ -161,11 +162,10 @@ def _measure(
     rows: list[QuestionRow], model: ResolvedModel, judge: str, max_tokens: int, seed: int
 ) -> dict[Stage, ScoreStats]:
     """Runs the first round of swires on every question, and returns the judge's scores by stage."""
-    from llavacot_mlx.assistant import Assistant
     from llavacot_mlx.cli.views.bars import CountBar
 
     plan = make_plan(Settings("swires", judge=judge, max_retraces=0))
-    assistant = Assistant.load(model.folder, adapter=model.adapter)
+    assistant = load_assistant(model)
     scores: dict[Stage, list[float]] = defaultdict(list)
     notices: set[str] = set()
     with CountBar("asking", len(rows)) as bar:

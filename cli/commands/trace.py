@@ -11,6 +11,7 @@ import typer
 from llavacot_mlx.atomic import check_can_write, write_file
 from llavacot_mlx.cli.exit_codes import check_usage, handle_errors
 from llavacot_mlx.cli.gpu_advice import Work
+from llavacot_mlx.cli.load_assistant import load_assistant
 from llavacot_mlx.cli.next_steps import first_command
 from llavacot_mlx.cli.options import DebugOption, PlainOption, ShowOption
 from llavacot_mlx.cli.printable import printable, printable_line
@@ -139,9 +140,7 @@ def _replay(stored: StoredTrace, file: str, model: str | None) -> None:
         raise UserError(f"{file}: that answer was stopped, so there is no end to compare with")
     adapter = None if before.adapter is None else Path(before.adapter)
     chosen = resolve_adapted_model(model or before.model, adapter)
-    from llavacot_mlx.assistant import Assistant
-
-    assistant = Assistant.load(chosen.folder, adapter=chosen.adapter)
+    assistant = load_assistant(chosen)
     now = assistant.replay(before, stored.image_bytes)
     if now.token_ids != before.token_ids:
         pairs = zip(now.token_ids, before.token_ids, strict=False)
