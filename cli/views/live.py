@@ -212,6 +212,8 @@ class LiveView:
         """Prints the candidates of a round for good."""
         if round is not None and self._show is ShowLevel.ALL:
             self._print(round_panel(round, self._width, note=note))
+            if legend := self._search.new_legend(round):
+                self._print(Text(legend, style="dim"))
 
     def _open_block(self, stage: Stage | None) -> TextBlock:
         """The open block of `stage`; one of another stage is printed first."""

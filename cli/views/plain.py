@@ -154,6 +154,8 @@ class PlainView:
         if round.kept_from_before:
             numbers = ", ".join(map(str, round.kept_from_before))
             lines.append(f"kept from before: {numbers}")
+        if legend := self._search.new_legend(round):
+            lines.append(f"({legend})")
         self._write_line("\n".join(lines))
 
     def _write_line(self, text: str) -> None:

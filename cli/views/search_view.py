@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from llavacot_mlx.cli.printable import printable_line
-from llavacot_mlx.plan.plan import Unit
+from llavacot_mlx.plan.plan import LOGPROB, MAJORITY, PAIRWISE, SELF, Unit
 from llavacot_mlx.plan.plan_yaml import plan_from_dict
 from llavacot_mlx.prompt.stages import (
     Opened,
@@ -37,6 +38,14 @@ _PLURALS = {
 }
 
 
+_MEANINGS = {
+    SELF: "the model's own probability that the text is right, 0 to 1",
+    LOGPROB: "mean log-probability of its tokens, at most 0",
+    PAIRWISE: "share of the comparisons that it won, 0 to 1",
+    MAJORITY: "share of the candidates with the same conclusion, 0 to 1",
+}
+
+
 @dataclass
 class CandidateProgress:
     """One candidate as far as it has come; its text is without the tags."""
@@ -52,6 +61,8 @@ class CandidateProgress:
     score: float | None = None
     scored: bool = False
     """Whether the judge was asked; `score` is None when it came to no verdict."""
+    judge: str = ""
+    """The judge that was asked; empty if none was, and in traces of older versions."""
     kept: bool = False
     left_open: Stage | None = None
     """The stage that was open when it ended; its children's text begins in that stage."""
@@ -148,7 +159,7 @@ class Round:
         parts = [self._noun.capitalize(), f"{count} candidate{'s' if count != 1 else ''}"]
         if self.unit is Unit.SENTENCE and self.stage is not None:
             parts.insert(0, self.stage.value.capitalize())
-        if self.unit is Unit.ANSWER:
+        if self.unit is Unit.ANSWER and self.ended:
             parts.append("their conclusions")
         if self.number > 1:
             parts.append(f"round {self.number}")
@@ -176,7 +187,7 @@ class Round:
         """One line for all candidates that wrote the same."""
         count = len(self.candidates)
         who = "both" if count == 2 else f"all {count}"
-        return f"{who} wrote the same: {self.candidates[0].text}"
+        return f"{who} wrote the same: {self.gist(self.candidates[0])}"
 
     @property
     def forked(self) -> bool:
@@ -194,10 +205,16 @@ class Round:
         return sum(candidate.tokens for candidate in self.candidates)
 
     def gist(self, candidate: CandidateProgress) -> str:
-        """One line for an ended candidate: its text, or the conclusion of a whole answer."""
-        if self.unit is Unit.ANSWER and candidate.conclusion:
+        """One line for an ended candidate: its text, or the conclusion of a whole answer.
+
+        Of an answer without a conclusion, the stage that it came to.
+        """
+        if self.unit is not Unit.ANSWER:
+            return candidate.text
+        if candidate.conclusion:
             return candidate.conclusion
-        return candidate.text
+        stage, newest = candidate.newest
+        return f"no conclusion; {stage}: {newest}" if stage else f"no conclusion; {newest}"
 
     def distinct_gist(self, candidate: CandidateProgress) -> str:
         """The gist from the word where those of this round differ: for where space is short."""
@@ -232,6 +249,7 @@ class SearchProgress:
         self.round: Round | None = None
         """The round that is being written or judged; None between two rounds."""
         self._notices: list[str] = []
+        self._explained: set[str] = set()  # judges whose scores were explained
 
     @property
     def started(self) -> bool:
@@ -278,10 +296,17 @@ class SearchProgress:
                 candidate.closed, candidate.tokens = closed, tokens
                 candidate.finish = finish
                 candidate.end()
-            case CandidateScored(score=score):
-                candidate.score, candidate.scored = score, True
+            case CandidateScored(score=score, judge=judge):
+                candidate.score, candidate.scored, candidate.judge = score, True, judge
         if self.round is not None:
             self.round.changes += 1
+
+    def new_legend(self, round: Round) -> str:
+        """Returns what the scores of a round are, the first time that its judge gives any."""
+        judges = {candidate.judge: None for candidate in round.candidates if candidate.judge}
+        new = [judge for judge in judges if judge not in self._explained]
+        self._explained.update(new)
+        return "; ".join(map(_legend, new))
 
     def end_round(self, event: CandidatesKept) -> Round | None:
         """Returns the round that ends with this choice; None if nothing was written in it."""
@@ -298,6 +323,12 @@ def plural(stage: Stage | None, unit: Unit = Unit.STAGE) -> str:
     if unit is not Unit.STAGE:
         return f"{unit.value}s"
     return _PLURALS[stage] if stage else "texts"
+
+
+def _legend(judge: str) -> str:
+    """What a judge's scores are, such as `scores by self: … , 0 to 1`."""
+    meaning = _MEANINGS.get(judge, "higher is better")
+    return f"scores by {printable_line(Path(judge).name)}: {meaning}"
 
 
 def retrace_line(event: Retraced) -> str:

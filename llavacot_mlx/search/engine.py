@@ -41,6 +41,11 @@ from llavacot_mlx.trace.finish import Finish
 from llavacot_mlx.trace.record import ChoiceRecord, SearchRecord
 from llavacot_mlx.trace.stage_reader import StageReader
 
+_ALL_ALIKE = (
+    "all candidates alike: the last round wrote nothing new, so the search does not go back again; "
+    "a higher --temperature may help, and greedy does as well"
+)
+
 
 class Search:
     """Searches for one answer, and keeps the tree of all candidates."""
@@ -85,19 +90,28 @@ class Search:
             index = len(frontiers) - 1
             step = steps[index]
             kept = frontiers[index]
+            decides = retrace is not None and index == retrace.after
+            wrote_new = False
             while True:
                 candidates = yield from self._expand(kept, index)
-                decides = retrace is not None and index == retrace.after
                 if decides or len(candidates) > step.keep:
                     yield from self._score(candidates, step)
                 if decides:
+                    wrote_new |= not _paths(candidates) <= _paths(pool)
                     pool += [node for node in candidates if node not in pool]
                     candidates = pool
                 kept = keep_best(candidates, step.keep)
                 if step.unit is not Unit.SENTENCE or all(node.ended for node in kept):
                     break
                 yield from self._record_choice(candidates, kept, index)
-            if decides and retrace is not None and self._should_retrace(retrace, pool, frontiers):
+            if retrace is None or not self._falls_short(retrace, index, pool, frontiers):
+                yield from self._record_choice(candidates, kept, index)
+                frontiers.append(kept)
+            elif not wrote_new or not self._may_write_new(retrace):
+                yield from self._record_choice(candidates, kept, index)
+                yield from self._notice(_ALL_ALIKE)
+                frontiers.append(kept)
+            else:
                 for node in itertools.chain(*frontiers[retrace.to + 1 :]):
                     node.state = None  # nodes in the pool hold the segments that they share with it
                 del frontiers[retrace.to + 1 :]
@@ -105,9 +119,6 @@ class Search:
                 yield from self._record_choice(candidates, kept, index, back_to)
                 self.retraces += 1
                 yield self._retraced(retrace, pool, back_to)
-            else:
-                yield from self._record_choice(candidates, kept, index)
-                frontiers.append(kept)
 
     @property
     def best_ids(self) -> list[int]:
@@ -286,7 +297,7 @@ class Search:
         for node in unscored:
             assert node.parent is not None
             node.score = scores[first[node.parent.id, tuple(node.token_ids)].id]
-            yield CandidateScored(node.id, node.score)
+            yield CandidateScored(node.id, node.score, name)
 
     def _record_choice(
         self,
@@ -307,10 +318,16 @@ class Search:
                 node.state = None
         yield CandidatesKept(ids)
 
-    def _should_retrace(
-        self, retrace: Retrace, pool: Sequence[Node], frontiers: Sequence[Sequence[Node]]
+    def _falls_short(
+        self,
+        retrace: Retrace,
+        step: int,
+        pool: Sequence[Node],
+        frontiers: Sequence[Sequence[Node]],
     ) -> bool:
         """Returns whether the deciding candidate is not good enough and a retrace is left."""
+        if step != retrace.after:
+            return False
         if all(node.ended for node in frontiers[retrace.to]):
             return False  # nothing would be written again
         assert retrace.threshold is not None, "AnswerStream fills in the calibrated threshold"
@@ -318,6 +335,11 @@ class Search:
         complete = node.closed and not node.repeats
         good = complete and node.score is not None and node.score >= retrace.threshold
         return not good and self.retraces < retrace.max_retraces
+
+    def _may_write_new(self, retrace: Retrace) -> bool:
+        """Returns whether another round may differ from the last one: not without sampling."""
+        steps = self._plan.steps[retrace.to + 1 : retrace.after + 1]
+        return any(self._plan.sampling_for(step).temperature > 0 for step in steps)
 
     def _retraced(self, retrace: Retrace, pool: Sequence[Node], back_to: Stage | None) -> Retraced:
         """Returns the event of a retrace, with the candidate that was not good enough."""
@@ -353,6 +375,11 @@ def keep_best(candidates: Sequence[Node], count: int) -> list[Node]:
 
 def _rank_key(node: Node) -> tuple[bool, bool, float]:
     return not node.repeats, node.closed, -math.inf if node.score is None else node.score
+
+
+def _paths(nodes: Sequence[Node]) -> set[tuple[int, ...]]:
+    """Returns the token ids of the nodes' paths, from the prompt on."""
+    return {tuple(node.path_ids) for node in nodes}
 
 
 def _deciding(retrace: Retrace, pool: Sequence[Node]) -> Node:

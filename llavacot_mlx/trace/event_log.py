@@ -48,6 +48,7 @@ _KINDS: dict[str, type[LoggedEvent]] = {
 _ADDED: dict[str, dict[str, Any]] = {
     "stage_ended": {"note": ""},
     "candidate_ended": {"finish": None},
+    "candidate_scored": {"judge": ""},
     "retraced": {"after": None, "rank": None, "score": None, "threshold": None, "cut_off": False},
 }
 """Fields that came later, as they are for an event that was logged before."""

@@ -101,6 +101,8 @@ class CandidateScored:
     node: int
     score: float | None
     """None when the judge came to no verdict."""
+    judge: str = ""
+    """The judge's name; empty in logs of older versions."""
 
 
 @dataclass(frozen=True)

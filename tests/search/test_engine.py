@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,6 +94,7 @@ def search(
     seed: int = 0,
     max_tokens: int = 400,
     budget: int | None = None,
+    repetition_stop: bool = True,
 ) -> Found:
     """Runs a search through the engine itself, with any plan."""
     usage, loaded = Usage(), assistant._loaded
@@ -111,7 +113,14 @@ def search(
         plan = dataclasses.replace(plan, retrace=dataclasses.replace(plan.retrace, threshold=0.5))
     chooser = judge or ScoreByNumber()
     judges = dict.fromkeys(plan.judges, chooser)
-    found = Search(context, plan, judges, seed, max_tokens)  # type: ignore[arg-type]
+    found = Search(
+        context,
+        plan,
+        judges,  # type: ignore[arg-type]
+        seed,
+        max_tokens,
+        repetition_stop=repetition_stop,
+    )
     return found, usage, list(found.run(state))
 
 
@@ -221,8 +230,8 @@ def test_one_candidate_without_chance_is_greedy_on_a_random_model(
 
 @pytest.fixture(scope="module")
 def never_good_enough(assistant: Assistant) -> Found:
-    """A search that goes back three times, the maximum."""
-    plan = planned(Method.SWIRES, WARM, None)
+    """A search that goes back three times, the maximum, and writes something new each time."""
+    plan = planned(Method.SWIRES, Sampling(temperature=1.6, top_p=1.0), None)
     assert plan.retrace is not None
     never = dataclasses.replace(plan, retrace=dataclasses.replace(plan.retrace, threshold=1e9))
     return search(assistant, never)
@@ -267,6 +276,55 @@ def test_a_pool_prefers_what_an_earlier_round_did_better(assistant: Assistant) -
     kept = [event.nodes for event in events if isinstance(event, CandidatesKept)]
     rounds = {node.id: node.round for node in engine.nodes}
     assert [rounds[node] for node in kept[-2]] == [0]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "retraces"),
+    [
+        (Sampling(temperature=0.01, top_p=1.0), 1),  # as good as never anything else
+        (Sampling(temperature=0.0, top_p=1.0), 0),
+    ],
+)
+def test_a_search_that_learns_nothing_new_stops(
+    sampling: Sampling, retraces: int, assistant: Assistant
+) -> None:
+    """One more round shows that nothing else comes; without sampling, it need not be tried."""
+    plan = planned(Method.SWIRES, sampling, None)
+    assert plan.retrace is not None
+    never = dataclasses.replace(plan, retrace=dataclasses.replace(plan.retrace, threshold=1e9))
+    engine, _, events = search(assistant, never)
+    assert [event.round for event in events if isinstance(event, Retraced)] == [1][:retraces]
+    assert engine.retraces == retraces
+    (notice,) = [
+        event.text
+        for event in events
+        if isinstance(event, Noticed) and event.text.startswith("all candidates alike:")
+    ]
+    assert "--temperature" in notice
+    assert "greedy" in notice
+    assert notice in engine.record().notices
+    assert [record.stage for record in engine.best_stages] == list(Stage)
+    greedy = assistant.ask(demo.example_path(), QUESTION)
+    assert tuple(engine.best_ids) == greedy.token_ids
+
+
+def test_a_round_with_one_new_candidate_goes_on(assistant: Assistant) -> None:
+    """What was there before may come again beside something new."""
+    plan = planned(Method.SWIRES, Sampling(temperature=1.35, top_p=1.0), 2)
+    assert plan.retrace is not None
+    never = dataclasses.replace(plan, retrace=dataclasses.replace(plan.retrace, threshold=1e9))
+    mixed = 0
+    for seed in range(4):
+        engine, _, _ = search(assistant, never, seed=seed)
+        paths = [
+            {tuple(n.path_ids) for n in engine.nodes if n.step == 2 and n.round == number}
+            for number in range(engine.retraces + 1)
+        ]
+        news = [bool(new - set().union(*paths[:at])) for at, new in enumerate(paths)]
+        mixed += sum(bool(new & set().union(*paths[:at])) for at, new in enumerate(paths[:-1]))
+        assert all(news[:-1])  # gone back only after something new
+        assert engine.retraces == 3 or not news[-1]
+    assert mixed
 
 
 def test_good_enough_does_not_go_back(assistant: Assistant) -> None:
@@ -344,6 +402,48 @@ def test_a_stage_that_never_closes_comes_last(assistant: Assistant) -> None:
     assert [node.kept for node in nodes] == [True] * 4
     limited, _, _ = search(assistant, planned(Method.BEST_OF_N, WARM, 2), max_tokens=60)
     assert [(len(node.token_ids), node.closed) for node in limited.nodes] == [(60, False)] * 2
+
+
+def test_a_candidate_that_goes_round_in_a_circle_loses(assistant: Assistant) -> None:
+    """Whatever its score, and also to one that was cut off."""
+    done = [StageRecord(Stage.CAPTION, "x", closed=True, tokens=1)]
+    nodes = [
+        Node(
+            number,
+            None,
+            str(number),
+            0,
+            0,
+            None,
+            stages=done,
+            closed=closed,
+            score=score,
+            repeats=repeats,
+        )
+        for number, (closed, score, repeats) in enumerate(
+            [(True, 0.9, True), (False, 0.1, False), (True, 0.5, False), (True, None, False)]
+        )
+    ]
+    assert [node.id for node in keep_best(nodes, 4)] == [2, 3, 1, 0]
+
+
+def test_a_looping_candidate_makes_the_search_go_back(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No score makes it good enough, and the reason says so."""
+    monkeypatch.setattr(
+        "llavacot_mlx.search.engine.RepetitionDetector",
+        lambda: SimpleNamespace(push=lambda token_id: None, repeating=True),
+    )
+    plan = planned(Method.SWIRES, WARM, 2)
+    assert plan.retrace is not None
+    plan = dataclasses.replace(
+        plan, retrace=dataclasses.replace(plan.retrace, threshold=-1.0, max_retraces=1)
+    )
+    engine, _, events = search(assistant, plan, repetition_stop=False)
+    (back,) = [event for event in events if isinstance(event, Retraced)]
+    assert back.cut_off
+    assert engine.retraces == 1
 
 
 def test_no_verdict_is_no_end(assistant: Assistant) -> None:

@@ -57,6 +57,8 @@ class ScriptedRound(TypedDict, total=False):
     """One a candidate; without, all go on from the first that was kept."""
     texts: list[str]
     scores: list[float | None]
+    judge: str
+    """Who gave the scores; without, nobody says."""
     kept: list[int]
     back_to: str
     """The stage that the search goes back to after this round."""
@@ -302,7 +304,7 @@ class _FakeSearch:
                     yield CandidateEnded(number, stage, node.closed, node.tokens)
         for place, score in enumerate(scripted.get("scores", [])):
             self.nodes[first + place] = replace(self.nodes[first + place], score=score)
-            yield CandidateScored(first + place, score)
+            yield CandidateScored(first + place, score, scripted.get("judge", ""))
         self._kept = scripted["kept"]
         for number in self._kept:
             self.nodes[number] = replace(self.nodes[number], kept=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,22 @@ def test_other_bits_of_the_base_are_said_on_stderr(quantizable: Path, desk: Path
     llavacot("fuse", "--adapter-path", "for-q4", "--model", "full", note=note)
 
 
+@pytest.mark.parametrize("flag", ["--repetition-stop", "--no-repetition-stop"])
+def test_a_repetition_is_stopped_unless_it_may_go_on(
+    flag: str, desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cycle(*_: object) -> Iterator[int]:
+        return iter([5, 6, 7] * 300)
+
+    monkeypatch.setattr("llavacot_mlx.answer.decode", cycle)
+    flags = ("--max-tokens", "900", "--json", flag)
+    record = json.loads(llavacot("ask", "example.png", "What?", "-m", "base", *flags))
+    stops = flag == "--repetition-stop"
+    assert record["repetition_stop"] is stops
+    assert record["finish"] == ("repetition" if stops else "length")
+    assert len(record["token_ids"]) == (512 if stops else 900)
+
+
 def test_a_trace_knows_its_adapter(desk: Path) -> None:
     """Shown, on the page, and when the answer is replayed."""
     common = ("ask", "example.png", "What?", "--max-tokens", "8", "--trace", "trace.json")
@@ -87,6 +104,26 @@ def test_fused_it_answers_as_with_the_adapter(desk: Path) -> None:
     assert sorted(path.name for path in desk.iterdir()) == [
         *("adapters", "base", "demo", "example.png", "my model")
     ]
+
+
+@pytest.mark.parametrize("flags", [(), ("--dequantize",)])
+def test_a_change_that_the_rounding_swallows_is_warned_of(
+    flags: tuple[str, ...], quantizable: Path, desk: Path
+) -> None:
+    convert(quantizable, desk / "q4", quantization=Quantization(32, 4))
+    adapter = write_adapter(desk / "small", desk / "q4") / "adapters.safetensors"
+    tensors = mx.load(str(adapter))
+    assert isinstance(tensors, dict)
+    mx.save_safetensors(
+        str(adapter),
+        {name: each * (0.02 if name.endswith("lora_b") else 1) for name, each in tensors.items()},
+    )
+    arguments = ["fuse", "--adapter-path", "small", "--model", "q4", "--save-path", "to", *flags]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.stderr
+    warned = "of what the adapter changes outlives the rounding" in done.stderr
+    assert warned is not bool(flags)
+    assert ("add --dequantize" in done.stderr) is warned
 
 
 def test_force_replaces_what_was_fused_before(desk: Path) -> None:

@@ -162,8 +162,52 @@ def test_whole_answers_are_told_by_what_they_conclude(monkeypatch: pytest.Monkey
     shown = searched(monkeypatch, rounds, unit=Unit.ANSWER)
     assert shown.startswith(
         "Answer · 3 candidates · their conclusions\n"
-        "1 0.33 kept: 2\n2 0.33 dropped: 3\n3 – unclosed dropped: Oh\n\nSUMMARY\n"
+        "1 0.33 kept: 2\n2 0.33 dropped: 3\n"
+        "3 – unclosed dropped: no conclusion; summary: Oh\n\nSUMMARY\n"
     )
+
+
+def test_equal_answers_are_told_by_what_they_conclude(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds: list[ScriptedRound] = [
+        {"stage": "summary", "texts": [GOOD_ANSWER] * 2, "kept": [0]},
+    ]
+    shown = searched(monkeypatch, rounds, unit=Unit.ANSWER)
+    assert shown.splitlines()[1] == "both wrote the same: 2"
+
+
+@pytest.mark.parametrize(
+    ("judge", "legend"),
+    [
+        ("self", "scores by self: the model's own probability that the text is right, 0 to 1"),
+        ("logprob", "scores by logprob: mean log-probability of its tokens, at most 0"),
+        ("pairwise", "scores by pairwise: share of the comparisons that it won, 0 to 1"),
+        (
+            "majority",
+            "scores by majority: share of the candidates with the same conclusion, 0 to 1",
+        ),
+        ("/models/some-judge", "scores by some-judge: higher is better"),
+    ],
+)
+def test_what_scores_mean_is_told_once(
+    judge: str, legend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds: list[ScriptedRound] = [
+        {"stage": stage, "texts": ["x"], "scores": [0.5], "judge": judge, "kept": [at]}
+        for at, stage in enumerate(["caption", "reasoning"])
+    ]
+    first, _, second = searched(monkeypatch, rounds).partition("Reasoning")
+    assert first.splitlines()[-2:] == [f"({legend})", ""]
+    assert "scores by" not in second
+
+
+def test_each_judge_has_its_legend(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds: list[ScriptedRound] = [
+        {"stage": "caption", "texts": ["x"], "scores": [0.5], "judge": "self", "kept": [0]},
+        {"stage": "reasoning", "texts": ["x"], "scores": [-0.5], "judge": "logprob", "kept": [1]},
+    ]
+    shown = searched(monkeypatch, rounds)
+    assert shown.index("(scores by self") < shown.index("Reasoning")
+    assert shown.index("Reasoning") < shown.index("(scores by logprob")
 
 
 def test_candidates_that_wrote_the_same_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
