@@ -13,6 +13,7 @@ from PIL import Image
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.generate.decode import decode
 from llavacot_mlx.generate.device import on_generation_stream, wired_memory
+from llavacot_mlx.generate.ngram_draft import DraftMemory, NgramDraft
 from llavacot_mlx.generate.prefill import PrefilledPrompt, prefill
 from llavacot_mlx.generate.repetition import RepetitionDetector
 from llavacot_mlx.model.kv_budget import KVBudget
@@ -64,6 +65,8 @@ class LoadedModel:
     """The name of its adapter; None without one."""
     load_s: float
     external_judges: ExternalJudges = field(default_factory=ExternalJudges)
+    draft_memory: DraftMemory = field(default_factory=DraftMemory)
+    """The last answers, from which the tokens of the next are guessed."""
 
 
 class AnswerStream:
@@ -143,7 +146,15 @@ class AnswerStream:
         """Decodes a single path, stage by stage."""
         loaded, reader = self._loaded, self._reader
         sampling = self._plan.sampling_for(self._plan.steps[0])
-        tokens = decode(prompt, sampling, self._request.seed, loaded.tokenizer.stop_ids, limit)
+        draft = NgramDraft(loaded.draft_memory, self._prompt_ids)
+        tokens = decode(
+            prompt,
+            sampling,
+            self._request.seed,
+            loaded.tokenizer.stop_ids,
+            limit,
+            draft if self._request.speculation else None,
+        )
         detector = RepetitionDetector()
         finish = Finish.LENGTH
         for token_id in tokens:
@@ -155,6 +166,7 @@ class AnswerStream:
                 finish = Finish.REPETITION
                 break
         self._finish = Finish.STOP if reader.turn_ended else finish
+        loaded.draft_memory.add(reader.token_ids)
         yield from _stage_events(reader.finish(), reader)
 
     def _run_search(

@@ -14,14 +14,18 @@ from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.checkpoint.hub import find
 from llavacot_mlx.checkpoint.safetensors import weights_note
 from llavacot_mlx.checkpoint.weights import load_model
+from llavacot_mlx.generate.ngram_draft import DraftMemory
 from llavacot_mlx.model.kv_budget import KVLimits
 from llavacot_mlx.plan.plan_yaml import plan_from_dict
 from llavacot_mlx.prompt.image_processor import ImageProcessor
 from llavacot_mlx.prompt.images import ImageSource
+from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.prompt.tokenizer import Tokenizer
 from llavacot_mlx.request import AskOptions, Request, make_request
 from llavacot_mlx.search.calibration import load_calibration
 from llavacot_mlx.trace.record import Trace
+
+_TAGS = "\n\n".join(f"{stage.opening} {stage.closing}" for stage in Stage)
 
 
 class Assistant:
@@ -70,6 +74,7 @@ class Assistant:
                 name=str(path),
                 adapter=None if adapter is None else str(adapter),
                 load_s=seconds,
+                draft_memory=DraftMemory([tokenizer.encode(_TAGS)]),
             )
         )
 
@@ -77,9 +82,9 @@ class Assistant:
         """Answers a question about an image, and returns the record of the answer.
 
         `image` is a path, the bytes of a file, a PIL image, or None for a question without one. The
-        keywords are search, candidates, judge, temperature, top_p, max_tokens, seed, limits and
-        repetition_stop, see
-        `request.AskOptions`. The same seed gives the same answer.
+        keywords are search, candidates, judge, temperature, top_p, max_tokens, seed, limits,
+        repetition_stop and speculation, see `request.AskOptions`. The same seed gives the same
+        answer.
 
         Raises UserError for an image that cannot be read, an empty question, settings that
         contradict each other, or keys and values beyond the limits.

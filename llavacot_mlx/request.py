@@ -30,6 +30,8 @@ class Request:
     limits: KVLimits = NO_LIMITS
     repetition_stop: bool = True
     """Whether a path that only repeats itself ends, see `generate/repetition.py`."""
+    speculation: bool = True
+    """Whether tokens are drafted from earlier text; the answer is the same without."""
 
     def __post_init__(self) -> None:
         if not self.question.strip():
@@ -61,6 +63,9 @@ class AskOptions(TypedDict, total=False):
     """Limits on keys and values; none by default."""
     repetition_stop: bool
     """Whether a path that only repeats the same tokens is stopped; True by default."""
+    speculation: bool
+    """Whether tokens are drafted from earlier text and verified together; True by default. The
+    answer is the same without."""
 
 
 def make_request(
@@ -96,4 +101,5 @@ def make_request(
         seed=options.get("seed", Request.seed),
         limits=options.get("limits", Request.limits),
         repetition_stop=options.get("repetition_stop", Request.repetition_stop),
+        speculation=options.get("speculation", Request.speculation),
     )

@@ -13,6 +13,12 @@ class Usage:
     images_encoded: int = 0
     prefilled_tokens: int = 0
     decoded_tokens: int = 0
+    forward_passes: int = 0
+    """Passes that decoded; a pass that verifies drafted tokens may decode several."""
+    drafted_tokens: int = 0
+    """Tokens that were guessed from earlier text, to be verified."""
+    accepted_tokens: int = 0
+    """Guessed tokens that were right."""
     judge_tokens: int = 0
     reused_tokens: int = 0
     """Tokens that later candidates shared with earlier ones and did not compute again."""

@@ -38,7 +38,7 @@ trace       errors usage atomic checked prompt plan
 search      errors usage atomic checked model checkpoint prompt rows generate plan trace
 request     errors model plan
 answer      errors usage model prompt generate plan trace search request
-assistant   model checkpoint prompt plan trace search request answer
+assistant   model generate checkpoint prompt plan trace search request answer
 demo        prompt search
 train       errors atomic checked model checkpoint prompt rows generate plan request answer
 convert     __init__ errors atomic checked model checkpoint prompt generate search

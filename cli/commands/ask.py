@@ -206,6 +206,13 @@ def ask(
             help="Stop where the model only repeats the same tokens.",
         ),
     ] = True,
+    speculation: Annotated[
+        bool,
+        typer.Option(
+            "--speculation/--no-speculation",
+            help="Guess tokens from earlier text and verify them together; same answer, faster.",
+        ),
+    ] = True,
     trace_file: Annotated[
         Path | None,
         typer.Option(
@@ -271,6 +278,7 @@ def ask(
             seed=seed,
             limits=limits,
             repetition_stop=repetition_stop,
+            speculation=speculation,
         )
         for name in filter(is_model, plan.judges):
             ensure_downloaded(name, any_type=True)

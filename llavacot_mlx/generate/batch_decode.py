@@ -91,6 +91,7 @@ def decode_batch(
             next_tokens = _sample_next(logits, sampling, seed, keys, position + 1)
             mx.async_eval(*next_tokens)
         context.usage.decoded_tokens += len(active)
+        context.usage.forward_passes += 1
         remaining = []
         evaluated = zip(active, np.array(token_ids), np.array(logprobs), strict=True)
         for index, (candidate, token_id, logprob) in enumerate(evaluated):

@@ -29,6 +29,13 @@ class SelfAttentionCache(Protocol):
     def advance(self, tokens: int) -> None:
         """Moves the offset past new tokens, once every layer has appended them."""
 
+    @property
+    def room(self) -> int:
+        """Number of tokens that can be appended before the buffers grow."""
+
+    def rewind(self, tokens: int) -> None:
+        """Takes the last tokens back, of those that were appended one pass ago."""
+
 
 @dataclass(frozen=True)
 class KVSegment:
@@ -113,6 +120,14 @@ class KVCache:
 
     def advance(self, tokens: int) -> None:
         self.length += tokens
+
+    @property
+    def room(self) -> int:
+        buffer = self._keys[0]
+        return 0 if buffer is None else buffer.shape[2] - self.length
+
+    def rewind(self, tokens: int) -> None:
+        self.length -= tokens
 
     def state(self) -> list[mx.array]:
         """Returns the buffers, to be evaluated together with a forward pass."""

@@ -126,6 +126,13 @@ class SharedPrefixCache:
         self._columns += tokens
         self._positions = self._positions + tokens
 
+    @property
+    def room(self) -> int:
+        return self._keys[0].shape[2] - self._columns
+
+    def rewind(self, tokens: int) -> None:
+        self.advance(-tokens)
+
     def segment(self, index: int, tokens: int) -> KVSegment:
         """Copies the K/V of the last `tokens` tokens of the path at `index` out of the batch."""
         start, end = self._columns - tokens, self._columns

@@ -213,6 +213,9 @@ def _completed(value: dict[str, Any]) -> dict[str, Any]:
     search = value["search"]
     if isinstance(search, dict) and "nodes" in search:
         value["search"] = {**search, "nodes": with_key(search["nodes"], "finish", None)}
+    if isinstance(usage := value.get("usage"), dict):
+        uncounted = dict.fromkeys(("forward_passes", "drafted_tokens", "accepted_tokens"), 0)
+        value["usage"] = {**uncounted, **usage}
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import mlx.core as mx
@@ -12,6 +13,7 @@ from random_model import CONFIG, IMAGE_TOKEN_ID, prompt, tiles, words
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.generate import decode as decode_module
 from llavacot_mlx.generate.decode import decode
+from llavacot_mlx.generate.ngram_draft import DraftMemory, NgramDraft
 from llavacot_mlx.generate.prefill import prefill
 from llavacot_mlx.generate.sampling_params import Sampling
 from llavacot_mlx.model.mllama import Mllama
@@ -90,7 +92,10 @@ def test_what_is_done_is_counted(model: Mllama) -> None:
     assert len(ids) == 20
     # A budget counts the bytes; tests/model/test_kv_budget.py holds it to them.
     assert replace(usage, kv_bytes=0) == Usage(
-        images_encoded=2, prefilled_tokens=len(question.token_ids), decoded_tokens=20
+        images_encoded=2,
+        prefilled_tokens=len(question.token_ids),
+        decoded_tokens=20,
+        forward_passes=19,  # the prompt's pass gave the first token
     )
 
 
@@ -208,3 +213,93 @@ def test_of_a_small_picture_only_its_own_tiles_are_kept(model: Mllama) -> None:
     assert len(context.image_kv.keys) == 2  # cross-attention layers
     per_tile = CONFIG.vision.tokens_per_tile
     assert {a.shape[2] for a in (*context.image_kv.keys, *context.image_kv.values)} == {per_tile}
+
+
+class Drafts(NgramDraft):
+    """Drafts from a script: what is given for each number of written tokens."""
+
+    def __init__(self, script: Callable[[int, int], list[int]]) -> None:
+        super().__init__(DraftMemory(), [])
+        self.written = 0
+        self._script = script
+
+    def push(self, token_id: int) -> None:
+        self.written += 1
+
+    def next_tokens(self, most: int) -> list[int]:
+        return self._script(self.written, most)[:most]
+
+
+SAMPLINGS = {"greedy": GREEDY, "sampled": Sampling(0.9, 0.9), "hot": Sampling(3.0, 1.0)}
+COUNT = 24
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("right", [0, 1, 2, 3, 9])
+def test_a_draft_changes_no_token(right: int, sampling: str, model: Mllama) -> None:
+    """Drafts of which none, some or all tokens are right, with the picture before the text."""
+    question = prompt(words(5), tiles(1), words(80, 1))
+
+    def decoded(draft: NgramDraft | None) -> tuple[list[int], Usage]:
+        usage = Usage()
+        context = prefill(model, question, usage, Timings())
+        run = decode(context, SAMPLINGS[sampling], 3, frozenset(), COUNT, draft)
+        return list(run), usage
+
+    plain, before = decoded(None)
+
+    def script(written: int, most: int) -> list[int]:
+        follows = plain[written : written + right]
+        return [*follows, (plain[min(written + right, COUNT - 1)] + 1) % 100, 7][:most]
+
+    ids, usage = decoded(Drafts(script))
+    assert ids == plain
+    assert usage.decoded_tokens == before.decoded_tokens == COUNT
+    assert before.forward_passes == COUNT - 1
+    assert (usage.drafted_tokens > 0, before.drafted_tokens) == (True, 0)
+    assert usage.accepted_tokens >= (COUNT - 1) * right // (right + 1) - right
+    # Each pass gives the tokens that it accepts, and one more.
+    assert usage.forward_passes + usage.accepted_tokens == COUNT - 1
+
+
+@pytest.mark.parametrize("at", range(6))
+def test_a_stop_token_within_a_draft(at: int, model: Mllama) -> None:
+    plain, _ = answer(model, PROMPTS["two"], COUNT)
+    stop = plain[at]
+    first = plain.index(stop)
+    usage = Usage()
+    context = prefill(model, PROMPTS["two"], usage, Timings())
+    draft = Drafts(lambda written, most: plain[written : written + 5])
+    assert list(decode(context, GREEDY, 0, frozenset({stop}), COUNT, draft)) == plain[: first + 1]
+    assert usage.decoded_tokens == first + 1
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7])
+def test_a_draft_keeps_to_the_limit_of_tokens(limit: int, model: Mllama) -> None:
+    plain, _ = answer(model, PROMPTS["two"], COUNT)
+    usage = Usage()
+    context = prefill(model, PROMPTS["two"], usage, Timings())
+    asked: list[int] = []
+
+    def script(written: int, most: int) -> list[int]:
+        asked.append(most)
+        return plain[written : written + 5]
+
+    ids = list(decode(context, GREEDY, 0, frozenset(), limit, Drafts(script)))
+    assert ids == plain[:limit]
+    assert usage.decoded_tokens == limit
+    assert max(asked, default=0) <= max(1, limit - 1)
+    assert context.cache.length <= len(PROMPTS["two"].token_ids) + limit
+
+
+def test_a_draft_never_makes_the_cache_grow(model: Mllama) -> None:
+    """Or a draft could exceed the budget where its answer alone does not."""
+    plain, _ = answer(model, PROMPTS["none"], 240)
+
+    def peak(draft: NgramDraft | None) -> int:
+        usage = Usage()
+        context = prefill(model, PROMPTS["none"], usage, Timings())
+        list(decode(context, GREEDY, 0, frozenset(), 226, draft))  # one column below 256
+        return usage.kv_bytes
+
+    assert peak(Drafts(lambda written, most: plain[written : written + 12])) == peak(None)
