@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.main import get_command
 
+import llavacot_mlx.cli.started  # noqa: F401  # before the slow imports
 from llavacot_mlx import __version__
 from llavacot_mlx.cli.command import TYPER_SETTINGS, introduced_by
 from llavacot_mlx.cli.exit_codes import handle_errors

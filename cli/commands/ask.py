@@ -32,6 +32,7 @@ from llavacot_mlx.cli.options import (
 )
 from llavacot_mlx.cli.printable import printable
 from llavacot_mlx.cli.resolve_model import ResolvedModel, ensure_downloaded, resolve_adapted_model
+from llavacot_mlx.cli.started import seconds_since_start
 from llavacot_mlx.cli.units import parse_bytes
 from llavacot_mlx.cli.usage_errors import check_order
 from llavacot_mlx.cli.views.answer_view import AnswerView, ShowLevel
@@ -286,7 +287,13 @@ def ask(
             view = status_view(sys.stderr)
         else:
             unit = plan.steps[0].unit
-            view = choose_view(sys.stdout, show or ShowLevel.ALL, unit, plain=plain)
+            view = choose_view(
+                sys.stdout,
+                show or ShowLevel.ALL,
+                unit,
+                plain=plain,
+                waited=seconds_since_start,
+            )
 
         from llavacot_mlx.prompt.image_source import image_name
 

@@ -189,7 +189,8 @@ def _train(prepared: PreparedRun, view: TrainingView, reporter: Any) -> None:
         raise UserError(f"step {training.done + 1}: {line}. The last checkpoint is kept") from None
     if is_main:
         try:
-            draw_curve(read_log(folder), folder / CURVE_NAME)
+            title = f"{settings.model or 'demo model'} on {settings.data}"
+            draw_curve(read_log(folder), folder / CURVE_NAME, title)
         except UserError as problem:  # the adapter is saved, and does not depend on the plot
             view.say(f"note: {problem}")
     if training.done < training.steps:

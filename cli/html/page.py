@@ -17,7 +17,7 @@ from llavacot_mlx.cli.html.page_picture import page_picture
 from llavacot_mlx.cli.html.search_section import search_section, stage_heading
 from llavacot_mlx.cli.printable import printable, printable_line
 from llavacot_mlx.cli.views.answer_view import stage_remark
-from llavacot_mlx.cli.views.summary_line import summary_line
+from llavacot_mlx.cli.views.summary_line import summary_lines
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.prompt.stages import Stage, StageRecord
 from llavacot_mlx.trace.events import FreeText, StageEnded, StageStarted, StageText
@@ -45,7 +45,7 @@ def page(trace: Trace, picture: bytes | None) -> str:
         search=search_section(trace) if trace.search.nodes else None,
         notices=trace.search.notices,
         details=details(trace),
-        figures=summary_line(trace),
+        figures=" · ".join(summary_lines(trace)),
         version=__version__,
     )
 

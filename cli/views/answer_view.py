@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
 from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.trace.answer_events import Event
+
+Waited = Callable[[], float | None]
+"""Returns the seconds that the person has waited for the answer; None if nobody measured them."""
+
+
+def not_measured() -> None:
+    """Says that nobody measured how long the person has waited, as for a stored answer."""
 
 
 class ShowLevel(enum.StrEnum):

@@ -5,21 +5,29 @@ from __future__ import annotations
 import os
 from typing import TextIO
 
-from llavacot_mlx.cli.views.answer_view import AnswerView, ShowLevel, SilentView
+from llavacot_mlx.cli.views.answer_view import (
+    AnswerView,
+    ShowLevel,
+    SilentView,
+    Waited,
+    not_measured,
+)
 from llavacot_mlx.cli.views.plain import PlainView
 from llavacot_mlx.plan.plan import Unit
 
 
-def choose_view(out: TextIO, show: ShowLevel, unit: Unit, *, plain: bool) -> AnswerView:
+def choose_view(
+    out: TextIO, show: ShowLevel, unit: Unit, *, plain: bool, waited: Waited = not_measured
+) -> AnswerView:
     """The live view if the stream is a terminal that can redraw, and the plain one otherwise.
 
-    With `plain`, the plain one in any case.
+    With `plain`, the plain one in any case. `waited` says how long the person has waited.
     """
     if plain or not _can_redraw(out):
-        return PlainView(out, show, unit)
+        return PlainView(out, show, unit, waited)
     from llavacot_mlx.cli.views.live import LiveView
 
-    return LiveView(out, show, unit)
+    return LiveView(out, show, unit, waited)
 
 
 def status_view(out: TextIO) -> AnswerView:

@@ -15,13 +15,13 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from llavacot_mlx.cli.units import format_seconds
-from llavacot_mlx.cli.views.answer_view import ShowLevel, stage_remark
+from llavacot_mlx.cli.views.answer_view import ShowLevel, Waited, not_measured, stage_remark
 from llavacot_mlx.cli.views.ending import ending_line
 from llavacot_mlx.cli.views.keyboard import quiet_keyboard
 from llavacot_mlx.cli.views.live_region import Line, LiveRegion
 from llavacot_mlx.cli.views.panels import NO_NOTE, Note, TextBlock, round_panel, stage_panel
 from llavacot_mlx.cli.views.search_view import Round, SearchProgress, retrace_line
-from llavacot_mlx.cli.views.summary_line import search_summary_line, summary_line
+from llavacot_mlx.cli.views.summary_line import search_summary_line, summary_lines
 from llavacot_mlx.plan.plan import Unit
 from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.trace.answer_events import Answered, Event, Interrupted
@@ -43,7 +43,7 @@ from llavacot_mlx.trace.events import (
 from llavacot_mlx.trace.record import Trace
 
 _REDRAWS_PER_SECOND = 12
-_MAX_WIDTH = 100  # columns; longer lines are hard to read
+_MAX_WIDTH = 120  # columns; longer lines are hard to read
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
@@ -61,7 +61,14 @@ class LiveView:
     output goes elsewhere.
     """
 
-    def __init__(self, out: TextIO, show: ShowLevel | None, unit: Unit = Unit.STAGE) -> None:
+    def __init__(
+        self,
+        out: TextIO,
+        show: ShowLevel | None,
+        unit: Unit = Unit.STAGE,
+        waited: Waited = not_measured,
+    ) -> None:
+        self._waited = waited
         self._console = Console(file=out, highlight=False, markup=False, emoji=False)
         self._region = LiveRegion(out)
         self._show = show
@@ -192,7 +199,9 @@ class LiveView:
             if ending := ending_line(trace):
                 self._print(Text(ending, style="yellow"))
             lines = [search_summary_line(trace)] if self._search.started else []
-            self._print(Text("\n".join([*lines, summary_line(trace)]), style="dim"))
+            self._print(
+                Text("\n".join([*lines, *summary_lines(trace, self._waited())]), style="dim")
+            )
 
     def _print_chosen(self, trace: Trace, heading: str) -> None:
         """Prints a path through a search, stage by stage."""

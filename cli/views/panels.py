@@ -13,7 +13,7 @@ from rich.text import Text
 from llavacot_mlx.cli.printable import printable
 from llavacot_mlx.cli.views.answer_view import stage_remark
 from llavacot_mlx.cli.views.search_view import CandidateProgress, Round
-from llavacot_mlx.cli.views.summary_line import summary_line
+from llavacot_mlx.cli.views.summary_line import summary_lines
 from llavacot_mlx.plan.plan import Unit
 from llavacot_mlx.prompt.stages import Stage
 from llavacot_mlx.trace.record import Trace
@@ -117,7 +117,7 @@ def finished_answer(trace: Trace, width: int) -> RenderableType:
         for record in trace.stages
         for remark in [stage_remark(record.stage, record.closed, record.note)]
     ]
-    return Group(*panels, Text(summary_line(trace), style="dim"))
+    return Group(*panels, Text("\n".join(summary_lines(trace)), style="dim"))
 
 
 def _panel(

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from llavacot_mlx.cli.printable import printable
-from llavacot_mlx.cli.views.answer_view import ShowLevel, stage_remark
+from llavacot_mlx.cli.views.answer_view import ShowLevel, Waited, not_measured, stage_remark
 from llavacot_mlx.cli.views.ending import ending_line
 from llavacot_mlx.cli.views.search_view import (
     CandidateProgress,
@@ -14,7 +14,7 @@ from llavacot_mlx.cli.views.search_view import (
     SearchProgress,
     retrace_line,
 )
-from llavacot_mlx.cli.views.summary_line import search_summary_line, summary_line
+from llavacot_mlx.cli.views.summary_line import search_summary_line, summary_lines
 from llavacot_mlx.plan.plan import Unit
 from llavacot_mlx.trace.answer_events import Answered, Event, Interrupted
 from llavacot_mlx.trace.events import (
@@ -43,9 +43,12 @@ class PlainView:
     A search has a line for each candidate, once its round is over, and then the chosen answer.
     """
 
-    def __init__(self, out: TextIO, show: ShowLevel, unit: Unit = Unit.STAGE) -> None:
+    def __init__(
+        self, out: TextIO, show: ShowLevel, unit: Unit = Unit.STAGE, waited: Waited = not_measured
+    ) -> None:
         self._out = out
         self._show = show
+        self._waited = waited
         self._search = SearchProgress(unit)
         self._begun = False  # whether anything was written
         self._line_open = False  # whether the last character written was not a line break
@@ -93,7 +96,7 @@ class PlainView:
                 self._write_notices()
                 lines = [ending] if (ending := ending_line(trace)) else []
                 lines += [search_summary_line(trace)] if self._search.started else []
-                self._write_line("\n".join([*lines, summary_line(trace)]))
+                self._write_line("\n".join([*lines, *summary_lines(trace, self._waited())]))
             case _:
                 self._show_search(event)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
@@ -73,7 +74,9 @@ class _SinglePath:
         with on_generation_stream():
             self._cache = prompt.single_path_cache()
         self._position = 0  # of the next token to sample, from the answer's first on
-        self._since = time.perf_counter()  # since when nothing but the pass in question has run
+        # When each token was queued that nobody has read yet; None for one of the prompt's pass.
+        self._queued: deque[float | None] = deque()
+        self._ready = 0.0  # when the last pass ended that somebody waited for
 
     @property
     def room(self) -> int:
@@ -85,10 +88,12 @@ class _SinglePath:
         with on_generation_stream():
             token = self._sample(self._prompt.logits)
             mx.async_eval(token)
+        self._queued.append(None)
         return token
 
     def next_token(self, token: mx.array) -> mx.array:
         """Queues the pass that reads `token`, (1,), and samples the next one."""
+        self._queued.append(time.perf_counter())
         with on_generation_stream():
             following = self._run(token)
             mx.async_eval(following)
@@ -97,10 +102,12 @@ class _SinglePath:
     def read(self, token: mx.array) -> int:
         """Waits for a token, and measures the pass that sampled it."""
         token_id = int(token.item())  # type: ignore[arg-type]
-        now = time.perf_counter()
-        if self._position > 1:
-            self._cost.measure(1, now - self._since)
-        self._since = now
+        ready = time.perf_counter()
+        queued = self._queued.popleft()
+        if queued is not None:
+            # A pass that was queued early began when the one before it ended.
+            self._cost.measure(1, ready - max(queued, self._ready))
+        self._ready = ready
         return token_id
 
     def verify(self, token_id: int, drafted: Sequence[int]) -> list[int]:
@@ -108,7 +115,7 @@ class _SinglePath:
 
         That is the draft as far as it is right, and one more token.
         """
-        before = time.perf_counter()
+        queued = time.perf_counter()
         with on_generation_stream():
             sampled: list[int] = self._run(mx.array([token_id, *drafted])).tolist()  # type: ignore[assignment]
         right = 0
@@ -117,8 +124,8 @@ class _SinglePath:
         wrong = len(drafted) - right
         self._cache.rewind(wrong)
         self._position -= wrong
-        self._since = time.perf_counter()
-        self._cost.measure(len(sampled), self._since - before)
+        self._ready = time.perf_counter()
+        self._cost.measure(len(sampled), self._ready - queued)
         return sampled[: right + 1]
 
     def _run(self, tokens: mx.array) -> mx.array:

@@ -28,8 +28,11 @@ CURVE_SIZE = (1200, 700)
 _DPI = 100
 _BLUE, _ORANGE, _GRAY = "#2f6db5", "#d9752b", "#6b7280"
 _STAGE_COLORS = ("#2f6db5", "#3a9d6e", "#d9752b", "#8a5bb5")
+_KINDS = ("summary", "caption", "reasoning", "conclusion", "tags")  # of losses in the log
+_KIND_COLORS = (*_STAGE_COLORS, _GRAY)
 _BINS = 40
 _MAX_SOURCES = 12  # bars; the last one stands for all other sources
+_LEAST_SOURCES = 6  # bars that there is room for, even if there are fewer
 _MAX_NAME = 24  # characters of a source's name
 _SMOOTHED = 60  # points of a line; from twice as many on, the line shows running means
 
@@ -55,11 +58,10 @@ def draw_stats(stats: Stats, file: Path) -> None:
     """
     figure = _figure(file, STATS_SIZE)
     grid = figure.add_gridspec(3, 4, height_ratios=(1, 1, 1.15))
-    # The stages share one scale, so that they can be compared.
-    longest = max((int(counts.max()) for counts in stats.stages.values() if counts.size), default=1)
+    # Each stage has its own scale: on a common one, the short stages would be a single bar.
     for column, (stage, counts) in enumerate(stats.stages.items()):
         axes = figure.add_subplot(grid[0, column])
-        _draw_histogram(axes, counts, longest, _STAGE_COLORS[column])
+        _draw_histogram(axes, counts, int(counts.max(initial=1)), _STAGE_COLORS[column])
         axes.set_title(f"{stage.tag}, tokens an answer")
     axes = figure.add_subplot(grid[1, :])
     _draw_histogram(axes, stats.tokens, int(stats.tokens.max(initial=1)), _GRAY)
@@ -72,17 +74,28 @@ def draw_stats(stats: Stats, file: Path) -> None:
     _save(figure, file)
 
 
-def draw_curve(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Draws the losses of a training log over its steps.
+def draw_curve(rows: Sequence[Mapping[str, Any]], file: Path, title: str) -> None:
+    """Draws the losses of a training log over its steps, and the validation's by stage beside them.
 
-    `rows` are the rows of the log: each has a `step`, and `loss`, `val_loss` or neither. Raises
-    UserError as `check_can_draw` does.
+    `rows` are the rows of the log: each has a `step`, and `loss`, `val_loss` or neither. `title`
+    says what was trained on what. Raises UserError as `check_can_draw` does.
     """
     figure = _figure(file, CURVE_SIZE)
-    axes = figure.add_subplot()
+    stages = {kind: _points(rows, f"val_loss_{kind}") for kind in _KINDS}
+    by_stage = any(steps.size for steps, _ in stages.values())
+    axes, *beside = figure.subplots(1, 2 if by_stage else 1, squeeze=False)[0]
     _draw_training(axes, rows, _BLUE, "training")
     _draw_validation(axes, rows)
     _finish_curve(axes)
+    axes.set_title("all tokens")
+    for right in beside:
+        for (kind, (steps, losses)), color in zip(stages.items(), _KIND_COLORS, strict=True):
+            if not steps.size:
+                continue
+            right.plot(steps, losses, color=color, marker="o", markersize=4, label=kind)
+        _finish_curve(right)
+        right.set_title("validation, by stage")
+    figure.suptitle(title.replace("$", r"\$"), fontsize=13)
     _save(figure, file)
 
 
@@ -113,13 +126,11 @@ def _draw_training(axes: Axes, rows: Sequence[Mapping[str, Any]], color: str, na
 
 
 def _draw_validation(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draws the validation losses, and labels the last one with its value."""
+    """Draws the validation losses; the legend has the last one's value."""
     steps, losses = _points(rows, "val_loss")
     if losses.size:
-        axes.plot(steps, losses, color=_ORANGE, marker="o", markersize=5, label="validation")
-        last = (steps[-1], losses[-1])
-        above = {"xytext": (6, 6), "textcoords": "offset points"}
-        axes.annotate(f"{losses[-1]:.3f}", last, **above, color=_ORANGE)  # type: ignore[arg-type]
+        label = f"validation, {losses[-1]:.3f} at the end"
+        axes.plot(steps, losses, color=_ORANGE, marker="o", markersize=5, label=label)
 
 
 def _finish_curve(axes: Axes) -> None:
@@ -127,9 +138,12 @@ def _finish_curve(axes: Axes) -> None:
     axes.set_ylabel("loss, nats a token")
     _count_labels(axes.xaxis)
     _style(axes)
-    if axes.get_legend_handles_labels()[0]:
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1:
         axes.legend(frameon=False)
-    else:
+    elif labels:
+        axes.set_ylabel(f"loss of {labels[0]}, nats a token")  # a legend of one entry says no more
+    if not handles:
         _draw_none(axes)
 
 
@@ -192,7 +206,8 @@ def _draw_sources(axes: Axes, sources: Mapping[str, int]) -> None:
     # A $ in a folder's name would begin a formula.
     axes.set_yticks(positions, [name.replace("$", r"\$") for name in names])
     axes.bar_label(drawn, labels=[f"{rows:,}" for _, rows in bars], padding=4)
-    axes.invert_yaxis()
+    # Room for a few bars in any case: a single one would fill the figure.
+    axes.set_ylim(max(len(bars), _LEAST_SOURCES) - 0.5, -0.5)
     axes.margins(x=0.1)
     _count_labels(axes.xaxis)
 

@@ -72,7 +72,7 @@ def test_a_curve_has_the_losses_that_the_log_has(
     tmp_path: Path, rows: list[Mapping[str, Any]], training: bool, validation: bool
 ) -> None:
     file = tmp_path / "curve.png"
-    draw_curve(rows, file)
+    draw_curve(rows, file, "$demo_ on train.jsonl")
     assert has_colour(file, (0x2F, 0x6D, 0xB5)) is training
     assert has_colour(file, (0xD9, 0x75, 0x2B)) is validation
 
@@ -98,10 +98,10 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=r"a\.png: .*pip install 'llavacot-mlx\[plots\]'"):
-        draw_curve(LOG, tmp_path / "a.png")
+        draw_curve(LOG, tmp_path / "a.png", "a")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no folder"):
-        draw_curve(LOG, tmp_path / "gone" / "a.png")
+        draw_curve(LOG, tmp_path / "gone" / "a.png", "a")

@@ -48,7 +48,7 @@ def test_all_adds_the_figures_and_the_text_outside_of_stages(
 ) -> None:
     text = "Well.\n\n<CONCLUSION> 2 </CONCLUSION>\n\nBye.\n"
     shown = plain(monkeypatch, text, ShowLevel.ALL)
-    assert shown.startswith("Well.\n\nCONCLUSION\n2\n\nBye.\n\nload 4.1 s · image 0.3 s · ")
+    assert shown.startswith("Well.\n\nCONCLUSION\n2\n\nBye.\n\n4.1 s in all: load 4.1 s · ")
     assert shown.endswith(" · peak 7.3 GB\n")
     assert plain(monkeypatch, text, ShowLevel.STAGES) == "CONCLUSION\n2\n"
 
@@ -73,7 +73,9 @@ def test_a_stage_that_was_not_closed_says_so(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_answer_without_stages_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert plain(monkeypatch, "Two circles.", ShowLevel.ALL).startswith("Two circles.\n\nload ")
+    assert plain(monkeypatch, "Two circles.", ShowLevel.ALL).startswith(
+        "Two circles.\n\n4.1 s in all: load "
+    )
 
 
 def test_text_is_written_as_soon_as_it_is_known() -> None:
@@ -133,7 +135,8 @@ def test_a_search_is_told_candidate_by_candidate_and_then_the_answer(
         "CONCLUSION\n2",
         # 7 prefilled + 74 decoded + 9 judged + 70 reused
         "11 candidates · 1 retrace · 74 tokens decoded, 70 reused, 160 without reuse\n"
-        "load 4.1 s · image 0.3 s · first token 1.5 s · 34 tokens, 39/s · peak 7.3 GB\n",
+        "4.1 s in all: load 4.1 s · image 0.3 s · first token 1.5 s\n"
+        "34 tokens, 39/s · peak 7.3 GB\n",
     ]
 
 
