@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import mlx.core as mx
 from PIL import Image
@@ -86,6 +87,7 @@ class AnswerStream:
         self._search: Search | None = None
         self._finish = Finish.INTERRUPTED
         self._started = 0.0
+        self._asked_at = ""
         self._log = EventLog()
         self._events = self._run()
 
@@ -117,6 +119,7 @@ class AnswerStream:
         request, loaded, plan = self._request, self._loaded, self._plan
         mx.reset_peak_memory()
         self._started = time.perf_counter()
+        self._asked_at = datetime.now().astimezone().isoformat(timespec="seconds")
         for notice in self._notices:
             yield Noticed(notice)
         opened = None if request.image is None else open_with_notes(request.image)
@@ -236,6 +239,7 @@ class AnswerStream:
             repetition_stop=request.repetition_stop,
             finish=self._finish,
             kv_bits=request.limits.bits,
+            asked_at=self._asked_at,
             usage=dataclasses.replace(self._usage),
             timings=dataclasses.replace(timings),
             peak_memory_bytes=mx.get_peak_memory(),

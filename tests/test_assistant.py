@@ -58,7 +58,7 @@ def says(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def essence(trace: Trace) -> Trace:
     """Returns a trace without what depends on time, the machine, and the answers before."""
     usage = replace(trace.usage, forward_passes=0, drafted_tokens=0, accepted_tokens=0)
-    return replace(trace, timings=Timings(), peak_memory_bytes=0, usage=usage)
+    return replace(trace, timings=Timings(), peak_memory_bytes=0, usage=usage, asked_at="")
 
 
 def test_asking_is_streaming_to_the_end(assistant: Assistant, picture: Image.Image) -> None:

@@ -153,6 +153,18 @@ def _replay(stored: StoredTrace, file: str, model: str | None) -> None:
     print(f"the same answer, token for token ({len(now.token_ids)} tokens)")
 
 
+def _picture_beside(trace: Trace, file: str) -> Path | None:
+    """The picture of a trace that does not hold it, if a file of its name lies beside the trace.
+
+    Only the name counts, not its folder: a trace must not choose which files go into a page.
+    """
+    if file == "-" or trace.image in (None, "-"):
+        return None
+    assert trace.image is not None
+    beside = Path(file).expanduser().parent / Path(trace.image).name
+    return beside if beside.is_file() else None
+
+
 def _check_page(out: Path, file: str) -> None:
     """Raises UserError if `out` exists and is not an HTML page, or is the trace itself."""
     check_can_write(out)
@@ -169,8 +181,13 @@ def _check_page(out: Path, file: str) -> None:
 def _write_page(stored: StoredTrace, html: str, file: str) -> None:
     from llavacot_mlx.cli.html.page import page
 
+    beside = None if stored.image_bytes is not None else _picture_beside(stored.trace, file)
     try:
-        data = page(stored.trace, stored.image_bytes).encode(errors="replace")
+        data = page(
+            stored.trace,
+            stored.image_bytes if beside is None else beside.read_bytes(),
+            from_file=beside is not None,
+        ).encode(errors="replace")
     except UserError as problem:  # of the picture
         raise UserError(f"{'stdin' if file == '-' else file}: {problem}") from None
     if html == "-":

@@ -14,8 +14,10 @@ def details(trace: Trace) -> list[tuple[str, str]]:
     usage, timings, plan = trace.usage, trace.timings, trace.search.plan
     computed = usage.prefilled_tokens + usage.decoded_tokens + usage.judge_tokens
     rows = [("Model", trace.model), ("Method", trace.search.method)]
+    if trace.asked_at:
+        rows.insert(0, ("Asked", trace.asked_at.replace("T", " ")))
     if trace.adapter is not None:
-        rows.insert(1, ("Adapter", trace.adapter))
+        rows.insert(rows.index(("Method", trace.search.method)), ("Adapter", trace.adapter))
     if plan:
         rows += _plan_rows(plan, is_search=bool(trace.search.nodes))
     rows += [

@@ -26,10 +26,11 @@ from llavacot_mlx.trace.record import Trace
 _FOLDER = Path(__file__).parent
 
 
-def page(trace: Trace, picture: bytes | None) -> str:
+def page(trace: Trace, picture: bytes | None, *, from_file: bool = False) -> str:
     """The page of a trace, with `picture` in it if there is one.
 
-    Raises UserError if `picture` is not an image.
+    With `from_file`, the picture is not the trace's own: the page says so. Raises UserError if
+    `picture` is not an image.
     """
     shown = None
     if picture is not None:
@@ -40,6 +41,7 @@ def page(trace: Trace, picture: bytes | None) -> str:
     return _template().render(
         trace=trace,
         picture=shown,
+        from_file=from_file,
         style=(_FOLDER / "page.css").read_text(encoding="utf-8"),
         parts=_parts(trace),
         search=search_section(trace) if trace.search.nodes else None,

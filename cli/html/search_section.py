@@ -76,6 +76,10 @@ class RoundCard:
     title: str
     notes: list[str]
     candidates: list[CandidateCard]
+    folded_fate: str
+    """Whether all wrote the same, so that one card tells them: the fate of the best of them."""
+    legend: str
+    """What the scores are, the first time that a judge gives any; empty otherwise."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +110,11 @@ def search_section(trace: Trace) -> SearchSection:
         tree=search_tree(search, path),
         any_cut=not all(node.closed for node in search.nodes),
         story=[
-            RetraceLine(retrace_line(entry), _retrace_reason(search))
+            # An older log does not say what was not good enough.
+            RetraceLine(retrace_line(entry), "" if entry.rank else _retrace_reason(search))
             if isinstance(entry, Retraced)
-            else _round(entry, path, scales)
-            for entry in _rounds_and_retraces(trace)
+            else _round(entry, path, scales, legend)
+            for entry, legend in _rounds_and_retraces(trace)
         ],
     )
 
@@ -132,8 +137,8 @@ def stage_heading(stage: Stage | None) -> str:
     return stage.value.capitalize() if stage else "Outside any stage"
 
 
-def _rounds_and_retraces(trace: Trace) -> Iterator[Round | Retraced]:
-    """The rounds and the retraces in the order in which they happened."""
+def _rounds_and_retraces(trace: Trace) -> Iterator[tuple[Round | Retraced, str]]:
+    """The rounds and the retraces in the order in which they happened, with legends of scores."""
     progress = SearchProgress(unit_of(trace))
     for event in trace.events:
         match event:
@@ -144,11 +149,11 @@ def _rounds_and_retraces(trace: Trace) -> Iterator[Round | Retraced]:
             case CandidatesKept():
                 ended = progress.end_round(event)
                 if ended is not None:
-                    yield ended
+                    yield ended, progress.new_legend(ended)
             case Retraced():
-                yield event
+                yield event, ""
     if progress.round is not None:
-        yield progress.round
+        yield progress.round, progress.new_legend(progress.round)
 
 
 @dataclass(frozen=True)
@@ -191,14 +196,15 @@ def _scales(search: SearchRecord) -> Mapping[int, _Scale]:
     return scales
 
 
-def _round(round: Round, path: set[int], scales: Mapping[int, _Scale]) -> RoundCard:
+def _round(round: Round, path: set[int], scales: Mapping[int, _Scale], legend: str) -> RoundCard:
     kept = ", ".join(map(str, round.kept))
     notes = [f"kept {kept}" if kept else "stopped here", f"{round.tokens} tokens"]
     if round.identical:
         count = len(round.candidates)
         notes.insert(0, "both wrote the same" if count == 2 else f"all {count} wrote the same")
     cards = [_card(candidate, round, path, scales) for candidate in round.candidates]
-    return RoundCard(round.title, notes, cards)
+    fates = [fate for fate in ("path", "kept", "dropped") if any(c.fate == fate for c in cards)]
+    return RoundCard(round.title, notes, cards, fates[0] if round.identical else "", legend)
 
 
 def _card(

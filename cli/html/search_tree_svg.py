@@ -75,7 +75,8 @@ class SearchTree:
 
     @property
     def height(self) -> float:
-        return self.bottom - self.top
+        below = 18 * self.scale if self.retrace_marks else 0  # the marks stand under the tree
+        return self.bottom + below - self.top
 
     @property
     def max_width(self) -> float:

@@ -125,6 +125,9 @@ class Trace:
     those of the exact tags."""
     interrupted: bool = False
     """Whether the answer was stopped early; the stages are then those of the best path so far."""
+    asked_at: str = ""
+    """When the question was asked: local time with its offset, as ISO 8601 has it. Empty in a trace
+    of a version that did not record it."""
     usage: Usage = field(default_factory=Usage)
     timings: Timings = field(default_factory=Timings)
     peak_memory_bytes: int = 0
@@ -208,7 +211,8 @@ def _completed(value: dict[str, Any]) -> dict[str, Any]:
             return objects
         return [{key: default, **each} if isinstance(each, dict) else each for each in objects]
 
-    value = {"adapter": None, "repetition_stop": "finish" in value, "finish": None, **value}
+    later = {"adapter": None, "finish": None, "asked_at": ""}
+    value = {**later, "repetition_stop": "finish" in value, **value}
     value["stages"] = with_key(value["stages"], "note", "")
     search = value["search"]
     if isinstance(search, dict) and "nodes" in search:

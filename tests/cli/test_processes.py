@@ -88,6 +88,7 @@ def test_json_is_one_object_with_the_promised_fields(run: Run) -> None:
         "repetition_stop",
         "finish",
         "interrupted",
+        "asked_at",
         "usage",
         "timings",
         "peak_memory_bytes",

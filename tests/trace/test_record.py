@@ -74,6 +74,7 @@ def test_the_json_of_a_trace() -> None:
         "repetition_stop": True,
         "finish": None,
         "interrupted": False,
+        "asked_at": "",
         "usage": {
             "prompt_tokens": 2,
             "images_encoded": 0,

@@ -61,6 +61,11 @@ def refused(desk: Path, *arguments: str, stdin: bytes = b"", code: int = 1) -> s
 # -- what is shown --------------------------------------------------------------------------------
 
 
+def without_waiting(shown: str) -> str:
+    """What is shown, but for how long the person waited, which no trace knows."""
+    return re.sub(r"[\d.]+ s in all: (start [\d.]+ s · )?", "", shown)
+
+
 def test_a_search_is_shown_as_it_was(desk: Path) -> None:
     script = {"rounds": RETRACING, "notices": ["mind the gap"]}
     asked = [*command(desk, script), "ask", "example.png", "How many?", "--model", "demo"]
@@ -69,14 +74,14 @@ def test_a_search_is_shown_as_it_was(desk: Path) -> None:
     assert again.stderr == ""
     heading, _, shown = again.stdout.partition("\n\n")
     assert heading == "How many?\na.png · demo · swires · seed 0"
-    assert shown == live.stdout
+    assert without_waiting(shown) == without_waiting(live.stdout)
     assert "back to the captions, round 2" in shown
 
 
 def test_a_single_path_is_shown_stage_by_stage(desk: Path) -> None:
     shown = run(desk, "greedy.json").stdout
     assert shown.startswith("How many?\na.png · demo · greedy · seed 0\n\nSUMMARY\nI need")
-    assert "\n\nCONCLUSION\n2\n\nload 4.1 s" in shown
+    assert "\n\nCONCLUSION\n2\n\n4.1 s in all: load 4.1 s" in shown
 
 
 @pytest.mark.parametrize(
@@ -116,7 +121,8 @@ def test_a_terminal_shows_a_search_as_it_showed_it(desk: Path) -> None:
     words = [sys.executable, "-m", "llavacot_mlx", "trace", str(desk / "search.json")]
     with TerminalSession(words) as session:
         assert session.finish() == 0
-        assert session.text.partition("\n\n")[2] == live
+        again = session.text.partition("\n\n")[2]
+    assert without_waiting(again) == without_waiting(live)
 
 
 def test_what_json_printed_can_be_piped_in(desk: Path) -> None:
@@ -199,6 +205,34 @@ def test_a_page_replaces_a_page_and_nothing_else(desk: Path) -> None:
 def test_a_page_of_json_without_a_picture(desk: Path) -> None:
     done = run(desk, "-", "--html", "-", stdin=retracing().to_json().encode())
     assert "The picture is not in this trace" in done.stdout
+
+
+def test_a_picture_that_lies_beside_a_trace_without_one_is_taken(desk: Path) -> None:
+    """By its name alone: a trace may not choose a file in another folder."""
+    folder = desk / "elsewhere"
+    folder.mkdir()
+    remark = "a file of its name lay beside it"
+
+    def page_of(image: str) -> str:
+        trace = replace(retracing(), image=image)
+        (folder / "search.json").write_text(trace.to_json(), encoding="utf-8")
+        done = run(desk, "elsewhere/search.json", "--html", "-")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert remark not in page_of("a.png")
+    (folder / "a.png").write_bytes(png())
+    for image in ("a.png", "/somewhere/else/a.png", "../a.png"):
+        assert remark in page_of(image)
+        assert "data:image/png;base64," in page_of(image)
+    (desk / "b.png").write_bytes(png())
+    for image in ("../b.png", str(desk / "b.png"), "-", ".."):
+        assert remark not in page_of(image)
+    assert remark in page_of("a.png")
+    (folder / "a.png").write_bytes(b"no picture")
+    assert refused(desk, "elsewhere/search.json", "--html", "page.html").startswith(
+        "elsewhere/search.json: picture: "
+    )
 
 
 @pytest.mark.parametrize("picture", [b"", b"no picture", png()[:40]])

@@ -26,6 +26,8 @@ from llavacot_mlx.cli.html.page import page
 from llavacot_mlx.cli.html.page_picture import page_picture
 from llavacot_mlx.cli.html.search_section import path_taken
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.trace.events import Retraced
 from llavacot_mlx.trace.record import Trace
 
 EVIL = (
@@ -202,13 +204,59 @@ def test_candidates_that_wrote_the_same_say_so() -> None:
     assert "all 3 wrote the same · kept 2" in words(page(trace_of(events_of(rounds)), None))
 
 
+def test_candidates_that_wrote_the_same_share_a_card() -> None:
+    """Each keeps its line, and the place that the tree links to; the text stands there once."""
+    caption = "<CAPTION> One dot. </CAPTION>"
+    rounds: list[ScriptedRound] = [
+        {"stage": "summary", "texts": ["<SUMMARY> a </SUMMARY>"], "kept": [0]},
+        {"stage": "caption", "texts": [caption] * 3, "scores": [0.4, 0.6, 0.5], "kept": [2, 1]},
+    ]
+    shown = page(trace_of(events_of(rounds)), None)
+    ids = re.findall(r'id="c(\d)"', shown)
+    assert ids == ["1", "2", "3", "4"]
+    assert shown.count("<details>") == 2
+    assert shown.count("One dot.") == 2 + 1  # the path taken, the card's gist and its whole text
+    assert "2 0.40 kept 3 0.60 on the path 4 0.50 dropped One dot." in words(shown)
+
+
+def test_what_scores_mean_is_told_once() -> None:
+    rounds: list[ScriptedRound] = [
+        {"stage": stage, "texts": ["x", "y"], "scores": [0.5, 0.4], "judge": "self", "kept": [at]}
+        for stage, at in (("caption", 0), ("reasoning", 2))
+    ]
+    said = words(page(trace_of(events_of(rounds)), None))
+    assert said.count("scores by self: the model's own probability that the text is right") == 1
+
+
+def test_why_a_search_went_back_is_told_once() -> None:
+    trace = retracing()
+    (before,) = [event for event in trace.events if isinstance(event, Retraced)]
+    told = replace(before, after=Stage.REASONING, rank=2, score=0.17, threshold=0.85)
+    events = tuple(told if event is before else event for event in trace.events)
+    said = words(page(replace(trace, events=events), None))
+    assert "↩ second best reasoning 0.17, needs 0.85: back to the captions, round 2" in said
+    assert "had to score" not in said
+
+
+def test_when_it_was_asked_is_told() -> None:
+    trace = replace(greedy(), asked_at="2026-11-27T20:15:00+01:00")
+    assert "Asked 2026-11-27 20:15:00+01:00 Model" in words(page(trace, None))
+    assert "Asked" not in words(page(greedy(), None))
+
+
+def test_a_picture_that_is_not_the_traces_own_says_so() -> None:
+    remark = "Not in the trace; a file of its name lay beside it."
+    assert remark in words(page(greedy(), png(), from_file=True))
+    assert remark not in words(page(greedy(), png()))
+
+
 def test_a_whole_answer_is_told_by_its_conclusion_and_shown_by_its_stages() -> None:
     rounds: list[ScriptedRound] = [
         {"stage": "summary", "texts": [GOOD_ANSWER, GOOD_ANSWER], "scores": [0.5, 0.4], "kept": [0]}
     ]
     said = words(page(trace_of(events_of(rounds, search="best-of-n")), None))
     assert "Answer · 2 candidates · their conclusions" in said
-    assert "1 0.50 on the path 2 Summary I need to count the red circles. Caption" in said
+    assert "1 0.50 on the path 2 0.40 dropped 2 Summary I need to count the red circles." in said
 
 
 def test_long_candidates_are_told_from_where_they_differ() -> None:
