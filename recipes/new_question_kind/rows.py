@@ -11,6 +11,9 @@ from asked import Asked
 from llavacot_mlx.demo.world import draw
 
 
+_TELL_EVERY = 100  # rows, drawn in some ten seconds
+
+
 def write_rows(folder: Path, split: str, asked: Iterable[Asked]) -> Path:
     """Writes `<split>.jsonl`, and the pictures of its rows below `images/`."""
     images = folder / "images"
@@ -26,4 +29,6 @@ def write_rows(folder: Path, split: str, asked: Iterable[Asked]) -> Path:
             ]
             row = {"id": f"{split}-{number}", "image": picture, "conversations": turns}
             stream.write(json.dumps(row) + "\n")
+            if (number + 1) % _TELL_EVERY == 0:
+                print(f"{file}: {number + 1} rows", flush=True)
     return file
