@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import mlx.core as mx
 import numpy as np
@@ -69,21 +69,41 @@ def blocks_of(step: TensorStep) -> Iterator[Block]:
         yield Block(step, first * row, (first + count) * row, count)
 
 
-def converted(steps: Iterable[TensorStep]) -> Iterator[ConvertedBlock]:
+class BlockSource(Protocol):
+    """Where the blocks of a checkpoint are read from. Use it in a `with`."""
+
+    @property
+    def readers(self) -> int:
+        """Number of blocks that are read at once."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def read(self, block: Block) -> np.ndarray:
+        """Reads a block, (bytes,) of uint8. Raises UserError if that fails."""
+
+    def stop(self) -> None:
+        """Ends reads that are under way; they raise. It may be called from any thread."""
+
+
+def converted(steps: Iterable[TensorStep], source: BlockSource) -> Iterator[ConvertedBlock]:
     """Yields the converted blocks of all steps in order, computing only a few ahead.
 
     Raises UserError for a weight that is not finite, or not finite in the type it is converted to.
     """
     blocks = (block for step in steps for block in blocks_of(step))
     pending: deque[Future[ConvertedBlock]] = deque()
-    with BlockReader() as source, ExitStack() as stack:
-        reader, workers = ThreadPoolExecutor(1), ThreadPoolExecutor(_WORKERS)
+    ahead = max(_WORKERS, source.readers)
+    with source, ExitStack() as stack:
+        reader, workers = ThreadPoolExecutor(source.readers), ThreadPoolExecutor(_WORKERS)
         for threads in (reader, workers):  # drops queued work when the caller stops early
             stack.callback(threads.shutdown, cancel_futures=True)
+        stack.callback(source.stop)
         for block in blocks:
             data = reader.submit(source.read, block)
             pending.append(workers.submit(_converted, block, data))
-            if len(pending) > _WORKERS:
+            if len(pending) > ahead:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
@@ -95,6 +115,8 @@ class BlockReader:
     Files are read and not mapped, because mapped pages count as memory of the process.
     """
 
+    readers = 1  # tensors come file by file, and a disk is read in order
+
     def __init__(self) -> None:
         self._files: dict[Path, int] = {}
         self._closing = ExitStack()
@@ -104,6 +126,9 @@ class BlockReader:
 
     def __exit__(self, *_: object) -> None:
         self._closing.close()
+
+    def stop(self) -> None:
+        """Does nothing: no read takes long."""
 
     def read(self, block: Block) -> np.ndarray:
         """Reads a block, (bytes,) of uint8. Raises UserError if that fails."""

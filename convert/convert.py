@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llavacot_mlx.checkpoint.dtypes import named_dtype
 from llavacot_mlx.convert import blocks
-from llavacot_mlx.convert.blocks import ConvertedBlock
+from llavacot_mlx.convert.blocks import BlockReader, BlockSource, ConvertedBlock
 from llavacot_mlx.convert.card import Facts, write_card
 from llavacot_mlx.convert.journal import NAME as JOURNAL_NAME
 from llavacot_mlx.convert.journal import Identity, Journal, Kept
@@ -28,7 +28,7 @@ from llavacot_mlx.convert.resumable_output import ResumableOutput
 from llavacot_mlx.convert.shards import Shard, ShardFile, split_into_shards, write_index
 from llavacot_mlx.convert.source import SourceCheckpoint
 from llavacot_mlx.convert.verify import compare_with_source
-from llavacot_mlx.errors import UserError
+from llavacot_mlx.errors import LostConnectionError, UserError
 from llavacot_mlx.generate.gpu_errors import gpu_error
 from llavacot_mlx.model.config import Quantization
 
@@ -104,6 +104,7 @@ def convert(
     force: bool = False,
     verify: bool = False,
     name: str | None = None,
+    block_source: BlockSource | None = None,
     estimated: Callable[[Estimate], None] = lambda _: None,
     progress: Callable[[Progress], None] = lambda _: None,
     notice: Callable[[str], None] = lambda _: None,
@@ -113,7 +114,8 @@ def convert(
     `dtype` is "float32", "float16" or "bfloat16" for the weights that are not quantized, or None
     to keep each one's own. A `Quantization` is for the whole language model. With `verify`, what
     is on the disk is compared with the source before it takes the target's name. `name` is the
-    source's id on a hub, for the model card.
+    source's id on a hub, for the model card. The weights are read by `block_source`, if they
+    do not lie in the source's folder.
 
     The folder appears when it is complete: until then everything is written to a hidden sibling. An
     error removes the sibling; an interrupted or killed process leaves it, and the same conversion
@@ -122,6 +124,7 @@ def convert(
     Raises UserError when the source is not a complete Mllama, a weight is not finite, the
     quantization does not fit, the target exists and `force` is not set, or the disk is full.
     """
+    block_source = block_source or BlockReader()
     output = ResumableOutput(target, source, force)
     plan = plan_conversion(source, dtype, quantization)
     reporter = _ConversionReporter(plan, progress)
@@ -131,7 +134,7 @@ def convert(
         with output:
             journal = Journal(output.partial)
             with _resumable(output, journal, notice):
-                digests = _write(plan, output, journal, reporter, notice)
+                digests = _write(plan, output, journal, reporter, notice, block_source)
                 _finish(plan, output, journal, digests, verify=verify, name=name)
     except OSError as problem:
         raise write_error(problem, target, plan.weight_bytes) from None
@@ -169,6 +172,7 @@ def _write(
     journal: Journal,
     reporter: _ConversionReporter,
     notice: Callable[[str], None],
+    block_source: BlockSource,
 ) -> dict[str, str]:
     """Phase 2: fills the hidden folder, from where an earlier run stopped.
 
@@ -183,7 +187,7 @@ def _write(
         copy_calibration(source.folder, output.partial)
     quantization = quantization_map(plan.steps)
     write_config(source.folder, output.partial, source.config, plan.dtype, quantization)
-    digests = _write_weights(output.partial, plan.shards, kept, journal, reporter)
+    digests = _write_weights(output.partial, plan.shards, kept, journal, reporter, block_source)
     write_index(output.partial, plan.shards)
     return digests
 
@@ -223,11 +227,18 @@ def _resumable(
 ) -> Iterator[None]:
     """Removes the hidden folder after an error; keeps it for a resumption after an interrupt.
 
-    An error of the GPU counts as an interrupt: the same conversion may succeed the next time.
+    An error of the GPU or of the network counts as an interrupt: the same conversion may succeed
+    the next time.
     """
     try:
         yield
-    except (KeyboardInterrupt, SystemExit, RuntimeError, MemoryError) as stop:
+    except (
+        KeyboardInterrupt,
+        SystemExit,
+        RuntimeError,
+        MemoryError,
+        LostConnectionError,
+    ) as stop:
         if (isinstance(stop, RuntimeError) and gpu_error(stop) is None) or not journal.saved:
             output.clear()
         else:
@@ -265,6 +276,7 @@ def _write_weights(
     kept: dict[str, Kept],
     written: Journal,
     reporter: _ConversionReporter,
+    block_source: BlockSource,
 ) -> dict[str, str]:
     """Fills the weight files that are incomplete, and journals the progress.
 
@@ -277,7 +289,7 @@ def _write_weights(
         for step in shard.steps[: done[shard.file]]:
             reporter.skip(step)
     waiting = chain.from_iterable(shard.steps[done[shard.file] :] for shard in shards)
-    converted = blocks.converted(waiting)
+    converted = blocks.converted(waiting, block_source)
     with ThreadPoolExecutor(1) as behind:
         for shard in shards:
             start = starts[shard.file]

@@ -11,5 +11,9 @@ class UserError(Exception):
     """
 
 
+class LostConnectionError(UserError):
+    """A server cannot be reached any more; the same command goes on where this one stopped."""
+
+
 class MissingFileError(UserError):
     """A file that a folder should have is not in it, as after an interrupted download."""

@@ -126,6 +126,13 @@ def convert(
             help="Compare the written weights with SRC. [default: when SRC is a folder]",
         ),
     ] = None,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            help="Convert a model on the hub while it is downloaded, without storing it.",
+        ),
+    ] = False,
     force: ForceOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -138,6 +145,8 @@ def convert(
             if quantize_vision and recipe is None and not quantize:
                 raise UserError("--quantize-vision: has no effect without -q or --recipe; add one")
             quantization = _quantization(q_bits, q_group_size, q_mode) if quantize else None
+            if stream:
+                _check_streamable(source, revision, verify)
         if mlx_path.exists() and not force:  # checked again later; here, before a long download
             raise UserError(f"{mlx_path} exists already: choose another --mlx-path, or add --force")
 
@@ -154,7 +163,12 @@ def convert(
         if model is not None:
             raise UserError(f"--model {model}: only for an adapter, and {source} is not one")
         chosen = _recipe(quantization, recipe, quantize_vision)
-        _convert_checkpoint(source, revision, mlx_path, dtype, chosen, force=force, verify=verify)
+        if stream:
+            _convert_stream(source, revision, mlx_path, dtype, chosen, force=force)
+        else:
+            _convert_checkpoint(
+                source, revision, mlx_path, dtype, chosen, force=force, verify=verify
+            )
 
 
 def _source(source: str | None, hf_path: str | None, model: str | None) -> str:
@@ -165,6 +179,55 @@ def _source(source: str | None, hf_path: str | None, model: str | None) -> str:
         instead = model or "owner/name"
         raise UserError(f"SRC is missing: llavacot convert {shell_path(Path(instead))}")
     return source or hf_path or ""
+
+
+def _check_streamable(source: str, revision: str | None, verify: bool | None) -> None:
+    """Raises UserError for what --stream cannot do."""
+    if parse_model_name(source, revision).folder is not None:
+        raise UserError(f"--stream: for a model on the hub, and {source} is here; drop --stream")
+    if verify:
+        raise UserError("--verify with --stream: drop one; the source is not kept to compare with")
+
+
+def _convert_stream(
+    source: str,
+    revision: str | None,
+    mlx_path: Path,
+    dtype: Dtype | None,
+    quantization: Quantization | Recipe | None,
+    *,
+    force: bool,
+) -> None:
+    """Converts a model on the hub block by block; one that was downloaded before, from the disk."""
+    from llavacot_mlx.checkpoint.hub import downloaded
+
+    name = parse_model_name(source, revision)
+    if downloaded(name) is not None:
+        _say(f"{name} was downloaded before: converting it from the disk")
+        _convert_checkpoint(
+            source, revision, mlx_path, dtype, quantization, force=force, verify=False
+        )
+        return
+
+    from llavacot_mlx.cli.views.bars import BytesBar
+    from llavacot_mlx.convert import convert as converting
+    from llavacot_mlx.convert.hub_source import open_streamed
+
+    with open_streamed(name) as checkpoint, BytesBar("downloading and converting") as bar:
+        converted = converting.convert(
+            checkpoint.folder,
+            mlx_path,
+            dtype=dtype,
+            quantization=quantization,
+            force=force,
+            name=name.id,
+            block_source=checkpoint.blocks,
+            estimated=_say_estimate,
+            progress=lambda now: bar.update(now.read_bytes, now.total_bytes),
+            notice=_say,
+        )
+    now = next_command(model=str(converted.folder))
+    print(wrote_line(converted.folder, now, weight_bytes=converted.weight_bytes))
 
 
 def _convert_checkpoint(

@@ -6,11 +6,12 @@ list of files and config.json have to be those of a model that can be run.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import shutil
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,30 @@ class Download:
     """Where the files come from, such as `https://huggingface.co`."""
     done: int
     total: int
+
+
+@dataclass(frozen=True)
+class RemoteModel:
+    """What the hub has of a model that can be run, looked up before a weight is fetched."""
+
+    name: ModelName
+    commit: str
+    """The revision that the branch or tag stood for; all files are of it."""
+    origin: str
+    """Where the files come from, such as `https://huggingface.co`."""
+    sizes: dict[str, int]
+    """The files that are the model, with their sizes in bytes."""
+    cache: Path
+    """The folder in the hub's cache in which the files that were fetched lie."""
+
+    @property
+    def weights(self) -> list[str]:
+        return sorted(file for file in self.sizes if file.endswith(".safetensors"))
+
+    @property
+    def settings(self) -> list[str]:
+        """The small files: configuration, tokenizer, index."""
+        return sorted(file for file in self.sizes if not file.endswith(".safetensors"))
 
 
 def find(
@@ -130,34 +155,54 @@ def check_online(name: ModelName) -> None:
         )
 
 
-def _download(name: ModelName, report: Callable[[Download], None], any_type: bool) -> Path:
-    from huggingface_hub import HfApi, constants
+def look_up(name: ModelName, *, any_type: bool = False) -> RemoteModel:
+    """Looks a model up on the hub: its config.json and its list of files.
+
+    Raises UserError when there is no such model, it cannot be run, or there is no network.
+    """
+    from huggingface_hub import HfApi
     from huggingface_hub.utils import logging
 
     check_online(name)
     assert name.id is not None
     logging.set_verbosity_error()  # its advice on tokens and retries would disturb the bar
-    try:
+    with _told(name):
         api = HfApi()
         info = api.model_info(name.id, revision=name.revision, files_metadata=True, timeout=10)
         sizes = _usable_files(name, info)
-        config_file = _fetch(name, name.revision, "config.json")
-        folder = config_file.parent
+        config_file = fetch(name, name.revision, "config.json")
         with named(name):
             config = read_json(config_file)
         _check_config(name, config, sizes, any_type)
         wanted = _wanted_files(name, info.sha, sizes)
-        total = sum(wanted.values())
+        assert info.sha is not None
+        return RemoteModel(name, info.sha, api.endpoint, wanted, config_file.parent)
+
+
+def _download(name: ModelName, report: Callable[[Download], None], any_type: bool) -> Path:
+    from huggingface_hub import constants
+
+    remote = look_up(name, any_type=any_type)
+    assert name.id is not None
+    total = sum(remote.sizes.values())
+    with _told(name):
         _check_room(name, Path(constants.HF_HUB_CACHE), total)
-        progress = _Progress(Download(str(name), api.endpoint, 0, total), report)
-        _fetch_all(name.id, info.sha, wanted, progress)
+        progress = _Progress(Download(str(name), remote.origin, 0, total), report)
+        _fetch_all(name.id, remote.commit, remote.sizes, progress)
+    if not all((remote.cache / file).exists() for file in remote.sizes):
+        raise UserError(f"{name}: changed on the hub during the download; run this again")
+    return remote.cache
+
+
+@contextlib.contextmanager
+def _told(name: ModelName) -> Iterator[None]:
+    """Turns errors of the hub's client into one line."""
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:
         raise UserError(download_error(name, error)) from error
-    if not all((folder / file).exists() for file in wanted):
-        raise UserError(f"{name}: changed on the hub during the download; run this again")
-    return folder
 
 
 def _usable_files(name: ModelName, info: ModelInfo) -> dict[str, int]:
@@ -200,13 +245,13 @@ def _wanted_files(name: ModelName, commit: str | None, sizes: Mapping[str, int])
     weights = [file for file in sizes if file.endswith(".safetensors")]
     weight_map = None
     if INDEX_NAME in sizes:
-        weight_map = read_weight_map(_fetch(name, commit, INDEX_NAME))
+        weight_map = read_weight_map(fetch(name, commit, INDEX_NAME))
     chosen = choose_weight_files(weights, weight_map, name).names
     return {file: sizes[file] for file in sizes if file in chosen or file not in weights}
 
 
-def _fetch(name: ModelName, revision: str | None, file: str) -> Path:
-    """Downloads one small file."""
+def fetch(name: ModelName, revision: str | None, file: str) -> Path:
+    """Downloads one small file to the hub's cache, unless it is there."""
     from huggingface_hub import hf_hub_download
 
     assert name.id is not None

@@ -10,7 +10,6 @@ from asked import Asked
 
 from llavacot_mlx.demo.world import draw
 
-
 _TELL_EVERY = 100  # rows, drawn in some ten seconds
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -55,6 +56,15 @@ class FakeHub:
         self.pause = pause
         """Seconds before each kilobyte of a file."""
         self.revisions = ["main", "v2"]
+        self.commit = _COMMIT
+        self.ranges = True
+        """Whether parts of files are served."""
+        self.longest: int | None = None
+        """Bytes of a part after which the connection breaks off."""
+        self.busy = 0
+        """Requests for parts that are still to be answered with 503."""
+        self.parts_served = 0
+        """Bytes of files that were sent in parts."""
         self.downloaded: list[str] = []
         self.fetching = 0
         """Files that are being sent right now."""
@@ -94,7 +104,7 @@ class FakeHub:
         path = urlsplit(request.path).path
         api, files = "/api/models/owner/name", "/owner/name/resolve/"
         revision = path.removeprefix(f"{api}/revision/").removeprefix(f"{api}/tree/")
-        if path.startswith(api) and revision not in (api, *self.revisions, _COMMIT):
+        if path.startswith(api) and revision not in (api, *self.revisions, self.commit):
             code = {"X-Error-Code": "RevisionNotFound"}
             self._send(request, 404, b"{}", code, body=body)
             return
@@ -107,13 +117,17 @@ class FakeHub:
             return
         if path == api or path.startswith(f"{api}/revision/"):
             siblings = [{"rfilename": name, "size": len(data)} for name, data in self.files.items()]
-            record = {"id": "owner/name", "sha": _COMMIT, "siblings": siblings}
+            record = {"id": "owner/name", "sha": self.commit, "siblings": siblings}
             self._send(request, 200, json.dumps(record).encode(), {}, body=body)
             return
         name = path.removeprefix(files).partition("/")[2] if path.startswith(files) else ""
         if name in self.files:
             data = self.files[name]
-            headers = {"ETag": f'"{_digest(data)}"', "X-Repo-Commit": _COMMIT}
+            headers = {"ETag": f'"{_digest(data)}"', "X-Repo-Commit": self.commit}
+            part = request.headers.get("Range")
+            if body and self.ranges and part:
+                self._send_part(request, data, part)
+                return
             if body:
                 self.downloaded.append(name)
                 self.fetching += 1
@@ -122,6 +136,26 @@ class FakeHub:
             self.fetching -= body
             return
         self._send(request, 404, b"{}", {"X-Error-Code": "RepoNotFound"}, body=body)
+
+    def _send_part(self, request: BaseHTTPRequestHandler, data: bytes, part: str) -> None:
+        if self.busy:
+            self.busy -= 1
+            self._send(request, 503, b"", {"Retry-After": "0"}, body=True)
+            return
+        first, last = map(int, part.removeprefix("bytes=").split("-"))
+        wanted = data[first : last + 1]
+        request.send_response(206)
+        request.send_header("Content-Length", str(len(wanted)))
+        request.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+        request.end_headers()
+        sent = wanted if self.longest is None else wanted[: self.longest]
+        with contextlib.suppress(OSError):
+            for start in range(0, len(sent), 65536):
+                time.sleep(self.pause)
+                request.wfile.write(sent[start : start + 65536])
+                self.parts_served += len(sent[start : start + 65536])
+        if len(sent) < len(wanted):
+            request.close_connection = True
 
     def _send(
         self,
