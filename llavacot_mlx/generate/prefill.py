@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.generate.batch_decode import DecodeState
 from llavacot_mlx.generate.context import DecodeContext
+from llavacot_mlx.generate.decode_state import DecodeState
 from llavacot_mlx.model.kv_budget import KVBudget
 from llavacot_mlx.model.kv_cache import ImageKV, ImageSpan, KVCache, SelfAttentionCache
 from llavacot_mlx.model.mllama import Mllama
@@ -18,6 +19,9 @@ from llavacot_mlx.model.shared_prefix import KVPath, SharedPrefixCache
 from llavacot_mlx.prompt.image_processor import Tiles
 from llavacot_mlx.prompt.image_spans import Prompt, VisibleImages, visible_images
 from llavacot_mlx.usage import Timings, Usage
+
+if TYPE_CHECKING:
+    from llavacot_mlx.generate.shared_decoder import SharedDecoder
 
 _TOKENS_PER_PASS = 2048
 """Prompt tokens per forward pass, which bounds the memory of a long prompt."""
@@ -52,12 +56,13 @@ def prefill(
     timings: Timings,
     kv_budget: KVBudget | None = None,
     tokens_per_pass: int = _TOKENS_PER_PASS,
+    decoder: SharedDecoder | None = None,
 ) -> PrefilledPrompt:
     """Reads a prompt: encodes each image once, projects its K/V once, runs every token once.
 
     With `kv_budget.bits`, the images' K/V are quantized from the first token on, and a long
-    prompt's after it was read. Raises UserError when the prompt exceeds the model's context, or its
-    K/V exceed the budget.
+    prompt's after it was read. What follows is decoded by `decoder` if there is one. Raises
+    UserError when the prompt exceeds the model's context, or its K/V exceed the budget.
     """
     kv_budget = kv_budget or KVBudget(usage)
     length, limit = len(prompt.token_ids), model.config.text.max_position_embeddings
@@ -95,6 +100,7 @@ def prefill(
         kv_budget=kv_budget,
         cache=cache,
         logits=logits,
+        decoder=decoder,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from llavacot_mlx.model.attention import attend
+from llavacot_mlx.model.attention import attend, attend_to_all
 from llavacot_mlx.model.kv_budget import KVBudget
 from llavacot_mlx.model.quantized_kv import KV, QuantizedKV, kv_arrays, slice_tokens
 
@@ -94,6 +94,10 @@ class KVCache:
             self.length,
         )
 
+    def clear(self) -> None:
+        """Frees the buffers; nothing may be read or appended afterwards."""
+        self._keys, self._values = [], []
+
     def extend(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Appends K/V of new tokens, and returns the K/V of all tokens.
 
@@ -156,6 +160,30 @@ class ImageKV:
     """Tokens of each image, in the order of the prompt."""
 
     @property
+    def length(self) -> int:
+        """Tokens of all images together."""
+        return self.keys[0].shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(kv.nbytes for kv in (*self.keys, *self.values))
+
+    @property
+    def rows_with_image(self) -> mx.array | None:
+        """See `ImageAttention`: every row attends to these images."""
+        return None
+
+    def attend(self, layer: int, queries: mx.array) -> mx.array:
+        """Lets a whole batch attend to the same images: the batch is folded into the queries."""
+        batch, heads, tokens, head_dim = queries.shape
+        keys, values = self.keys[layer], self.values[layer]
+        if batch == 1:
+            return attend_to_all(queries, keys, values)
+        folded = queries.swapaxes(0, 1).reshape(1, heads, batch * tokens, head_dim)
+        outputs = attend_to_all(folded, keys, values)
+        return outputs.reshape(heads, batch, tokens, head_dim).swapaxes(0, 1)
+
+    @property
     def arrays(self) -> list[mx.array]:
         """All arrays of the K/V, to be evaluated together."""
         return [array for kv in (*self.keys, *self.values) for array in kv_arrays(kv)]
@@ -187,6 +215,20 @@ def _quantize_all(arrays: tuple[KV, ...], bits: int) -> tuple[KV, ...]:
     )
 
 
+class ImageAttention(Protocol):
+    """Lets the queries of a batch attend to images in the cross-attention layers."""
+
+    @property
+    def rows_with_image(self) -> mx.array | None:
+        """(batch, 1, 1), false where a row of the batch has no image; None if all rows have one."""
+
+    def attend(self, layer: int, queries: mx.array) -> mx.array:
+        """Maps queries (batch, heads, tokens, head_dim) to outputs of the same shape.
+
+        `layer` counts the cross-attention layers. Rows without an image get zeros.
+        """
+
+
 @dataclass(frozen=True)
 class ImageSpan:
     """Positions of a forward pass that attend to the same images."""
@@ -195,13 +237,13 @@ class ImageSpan:
     """First position, counted from the start of the pass."""
     stop: int
     """End (exclusive)."""
-    image_kv: ImageKV
+    image_kv: ImageAttention
     after_image: bool
     """False for positions before the first image. transformers masks such a position in full and
     then clears that mask, so it attends to every key, absent tiles included, while the output of
     its MLP is dropped. The weights were trained with it."""
 
 
-def span_of_all(image_kv: ImageKV | None, tokens: int) -> list[ImageSpan]:
+def span_of_all(image_kv: ImageAttention | None, tokens: int) -> list[ImageSpan]:
     """Lets all `tokens` new tokens attend to all images; empty without an image."""
     return [] if image_kv is None else [ImageSpan(0, tokens, image_kv, after_image=True)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from random_model import prompt, tiles, words
 
-from llavacot_mlx.generate.batch_decode import DecodeState
+from llavacot_mlx.generate.decode_state import DecodeState
 from llavacot_mlx.generate.prefill import prefill
 from llavacot_mlx.model.kv_cache import ImageKV, ImageSpan
 from llavacot_mlx.model.mllama import Mllama
