@@ -10,6 +10,7 @@ from typing import Unpack, overload
 
 from llavacot_mlx.answer import AnswerStream, LoadedModel
 from llavacot_mlx.batch.answer_batch import answer_all
+from llavacot_mlx.batch.size import default_batch_size
 from llavacot_mlx.checkpoint.adapters import load_adapter
 from llavacot_mlx.checkpoint.completeness import check_complete
 from llavacot_mlx.checkpoint.config_json import load_config
@@ -90,15 +91,26 @@ class Assistant:
         return self.stream(image, question, **options).result()
 
     def ask_many(
-        self, requests: Iterable[Request], *, batch_size: int = 16
+        self,
+        requests: Iterable[Request],
+        *,
+        batch_size: int | None = None,
+        kv_budget: int | None = None,
     ) -> Iterator[tuple[int, Trace | UserError]]:
         """Answers many requests together, each as it would be answered alone.
 
         Yields each request's index with its trace as it ends, or with the UserError that ended it;
-        the others go on. Requests are taken from the iterable as there is room for them. At most
-        `batch_size` rows are decoded at once; a search of n candidates is n rows.
+        the others go on. Requests are taken from the iterable as there is room for them.
+
+        At most `batch_size` rows are decoded at once; a search of n candidates is n rows. By
+        default it is `batch_size_for` the first request. All keys and values together stay within
+        `kv_budget` bytes, if it is given. Raises UserError for a batch size or budget below 1.
         """
-        return answer_all(self._loaded, requests, batch_size)
+        return answer_all(self._loaded, requests, batch_size, kv_budget)
+
+    def batch_size_for(self, request: Request, kv_budget: int | None = None) -> int:
+        """Returns how many rows like a request's fit into memory, and into `kv_budget` bytes."""
+        return default_batch_size(self._loaded, request, kv_budget)
 
     def replay(self, trace: Trace, image: ImageSource | None) -> Trace:
         """Asks a trace's question again, with its plan, seed and limits.

@@ -23,7 +23,7 @@ from llavacot_mlx.usage import Timings, Usage
 if TYPE_CHECKING:
     from llavacot_mlx.generate.shared_decoder import SharedDecoder
 
-_TOKENS_PER_PASS = 2048
+TOKENS_PER_PASS = 2048
 """Prompt tokens per forward pass, which bounds the memory of a long prompt."""
 
 
@@ -55,7 +55,7 @@ def prefill(
     usage: Usage,
     timings: Timings,
     kv_budget: KVBudget | None = None,
-    tokens_per_pass: int = _TOKENS_PER_PASS,
+    tokens_per_pass: int = TOKENS_PER_PASS,
     decoder: SharedDecoder | None = None,
 ) -> PrefilledPrompt:
     """Reads a prompt: encodes each image once, projects its K/V once, runs every token once.
@@ -65,11 +65,8 @@ def prefill(
     UserError when the prompt exceeds the model's context, or its K/V exceed the budget.
     """
     kv_budget = kv_budget or KVBudget(usage)
-    length, limit = len(prompt.token_ids), model.config.text.max_position_embeddings
-    if length >= limit:
-        raise UserError(
-            f"the question is too long: {length} tokens, and this model reads at most {limit - 1}"
-        )
+    check_length(model, prompt)
+    length = len(prompt.token_ids)
     runs = visible_images(prompt.token_ids, model.config.image_token_id)
     started = time.perf_counter()
     images = PromptImages.encode(model, prompt.images, usage, kv_budget)
@@ -102,6 +99,15 @@ def prefill(
         logits=logits,
         decoder=decoder,
     )
+
+
+def check_length(model: Mllama, prompt: Prompt) -> None:
+    """Raises UserError when a prompt exceeds the model's context."""
+    length, limit = len(prompt.token_ids), model.config.text.max_position_embeddings
+    if length >= limit:
+        raise UserError(
+            f"the question is too long: {length} tokens, and this model reads at most {limit - 1}"
+        )
 
 
 class PromptImages:

@@ -19,7 +19,8 @@ from llavacot_mlx.errors import UserError
 from llavacot_mlx.generate.context import DecodeContext
 from llavacot_mlx.generate.decode_state import CandidateStart, DecodeState
 from llavacot_mlx.generate.device import on_generation_stream
-from llavacot_mlx.generate.prefill import PrefilledPrompt, prefill
+from llavacot_mlx.generate.prefill import PrefilledPrompt
+from llavacot_mlx.generate.prefill_together import PrefillJob, prefill_together
 from llavacot_mlx.generate.sampling import log_probabilities, row_keys, sample
 from llavacot_mlx.generate.sampling_params import Sampling
 from llavacot_mlx.generate.waiting import WAITING, Waiting
@@ -104,19 +105,6 @@ class RowGroup:
             yield WAITING
 
 
-@dataclass
-class _PrefillJob:
-    """A prompt that waits to be read."""
-
-    prompt: Prompt
-    usage: Usage
-    timings: Timings
-    kv_budget: KVBudget
-    result: PrefilledPrompt | UserError | None = None
-    is_wanted: bool = True
-    """False once nobody waits for it any more."""
-
-
 _Row = tuple[RowGroup, int]
 """A group and the index of its candidate."""
 
@@ -137,7 +125,7 @@ class SharedDecoder:
 
     def __init__(self, model: Mllama) -> None:
         self._model = model
-        self._prompts: list[_PrefillJob] = []
+        self._prompts: list[PrefillJob] = []
         self._joining: list[RowGroup] = []
         self._groups: list[RowGroup] = []
         self._paths: _Block | None = None  # single paths of different prompts, without sharing
@@ -192,7 +180,7 @@ class SharedDecoder:
         self, prompt: Prompt, usage: Usage, timings: Timings, kv_budget: KVBudget
     ) -> Generator[Waiting, None, PrefilledPrompt]:
         """Reads a prompt in the next step. Raises UserError as `prefill` does."""
-        job = _PrefillJob(prompt, usage, timings, kv_budget)
+        job = PrefillJob(prompt, usage, timings, kv_budget)
         self._prompts.append(job)
         try:
             while job.result is None:
@@ -216,21 +204,8 @@ class SharedDecoder:
 
     def _read_prompts(self) -> None:
         jobs, self._prompts = self._prompts, []
-        for job in jobs:
-            if not job.is_wanted:
-                continue
-            try:
-                with on_generation_stream():
-                    job.result = prefill(
-                        self._model,
-                        job.prompt,
-                        job.usage,
-                        job.timings,
-                        job.kv_budget,
-                        decoder=self,
-                    )
-            except UserError as error:
-                job.result = error
+        with on_generation_stream():
+            prefill_together(self._model, [job for job in jobs if job.is_wanted], self)
 
     def _decode(self) -> None:
         with on_generation_stream():
@@ -338,6 +313,10 @@ class SharedDecoder:
         self._images = _images([group.context.image_kv for group, _ in rows])
         for group, _ in new:
             if not group.continues:
+                prefix = group.states[0].path.segments[0]
+                group.context.kv_budget.reserve(
+                    "prefixes", prefix.nbytes if prefix.is_quantized else 0
+                )
                 group.states = []
 
     def _reserve(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,7 +61,7 @@ class KVSegment:
 
 
 class KVCache:
-    """K/V of the text in the self-attention layers of one conversation.
+    """K/V of the text in the self-attention layers, of one conversation or of a batch of prompts.
 
     Buffers grow by whole steps, so that most tokens are written in place. Growth is reserved in the
     budget first, if there is one.
@@ -73,6 +74,14 @@ class KVCache:
         self._keys: list[mx.array | None] = [None] * num_layers
         self._values: list[mx.array | None] = [None] * num_layers
 
+    @classmethod
+    def of(cls, keys: Sequence[mx.array], values: Sequence[mx.array]) -> KVCache:
+        """Makes a cache from the K/V of tokens that were read already, one pair per layer."""
+        cache = cls(len(keys))
+        cache._keys, cache._values = list(keys), list(values)
+        cache.length = keys[0].shape[2]
+        return cache
+
     @property
     def offset(self) -> int:
         """The position of the next token."""
@@ -81,8 +90,8 @@ class KVCache:
     def attend(self, layer: int, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
         """Appends K/V of new tokens; each token's query attends to all tokens up to its own.
 
-        `keys` and `values` are (1, kv heads, new tokens, head_dim), `queries` and the result (1,
-        heads, new tokens, head_dim). Call `advance` after the last layer.
+        `keys` and `values` are (batch, kv heads, new tokens, head_dim), `queries` and the result
+        (batch, heads, new tokens, head_dim). Call `advance` after the last layer.
         """
         return attend(queries, *self.extend(layer, keys, values), mask="causal")
 
@@ -101,8 +110,8 @@ class KVCache:
     def extend(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Appends K/V of new tokens, and returns the K/V of all tokens.
 
-        `keys` and `values` are (1, kv heads, new tokens, head_dim); so are the results, with all
-        tokens. Call `advance` after the last layer.
+        `keys` and `values` are (batch, kv heads, new tokens, head_dim); so are the results, with
+        all tokens. Call `advance` after the last layer.
         """
         end = self.length + keys.shape[2]
         buffer = self._keys[layer]
@@ -117,6 +126,20 @@ class KVCache:
 
     def advance(self, tokens: int) -> None:
         self.length += tokens
+
+    def rows(self, lengths: Sequence[int]) -> list[KVCache]:
+        """Splits a batch into one cache per row, each with the first tokens of its row."""
+        return [
+            KVCache.of(
+                [keys[row : row + 1, :, :length] for keys in self._keys if keys is not None],
+                [
+                    values[row : row + 1, :, :length]
+                    for values in self._values
+                    if values is not None
+                ],
+            )
+            for row, length in enumerate(lengths)
+        ]
 
     def state(self) -> list[mx.array]:
         """Returns the buffers, to be evaluated together with a forward pass."""

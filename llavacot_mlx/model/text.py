@@ -185,6 +185,13 @@ class LanguageModel(nn.Module):
         elements = 2 * layers * config.num_key_value_heads * config.head_dim * tokens
         return kv_bytes(elements, config.head_dim, self.model.norm.weight.dtype, bits)
 
+    def text_kv_bytes(self, tokens: int) -> int:
+        """Returns the bytes of K/V of `tokens` text tokens of one path, as computed."""
+        config = self.model.config
+        layers = len(self.model.layers) - len(self.model.cross_layers)
+        elements = 2 * layers * config.num_key_value_heads * config.head_dim * tokens
+        return elements * self.model.norm.weight.dtype.size
+
     def project_image_kv(self, features: mx.array, image_lengths: tuple[int, ...]) -> ImageKV:
         """Projects image features (1, tokens, hidden) to the K/V of every cross layer."""
         pairs = [layer.cross_attn.project(features) for layer in self.model.cross_layers]
