@@ -38,7 +38,7 @@ trace       errors usage atomic checked prompt plan
 search      errors usage atomic checked model checkpoint prompt rows generate plan trace
 request     errors model plan
 answer      errors usage model prompt generate plan trace search request
-batch       errors generate request trace answer
+batch       errors model prompt generate request trace answer
 assistant   errors model checkpoint prompt plan trace search request answer batch
 demo        prompt search
 train       errors atomic checked model checkpoint prompt rows generate plan request answer

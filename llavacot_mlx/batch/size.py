@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from mlx.utils import tree_flatten
 
 from llavacot_mlx.answer import LoadedModel
+from llavacot_mlx.errors import UserError
 from llavacot_mlx.generate.device import available_memory
 from llavacot_mlx.prompt.tokenizer import Turn
 from llavacot_mlx.request import Request
@@ -44,8 +45,12 @@ def kv_bound(loaded: LoadedModel, request: Request) -> KVBound:
     plan = request.plan
     kept = 0 if plan.is_single_path else 1 + sum(step.keep for step in plan.steps)
     image_tokens = images * config.vision.max_num_tiles * config.vision.tokens_per_tile
+    try:
+        image_bytes = language_model.image_kv_bytes(image_tokens, request.limits.bits)
+    except UserError:  # K/V that cannot be quantized; the request fails when it is read
+        image_bytes = language_model.image_kv_bytes(image_tokens, None)
     return KVBound(
-        images=language_model.image_kv_bytes(image_tokens, request.limits.bits) if images else 0,
+        images=image_bytes,
         path=language_model.text_kv_bytes(-(-(tokens + 1) // _BUFFER_STEP) * _BUFFER_STEP),
         paths=plan.max_candidates + kept,
     )
