@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -29,14 +30,16 @@ from llavacot_mlx.model.joined_cache import JoinedCache
 from llavacot_mlx.model.kv_budget import KVBudget
 from llavacot_mlx.model.kv_cache import ImageAttention, ImageKV, capacity_for, span_of_all
 from llavacot_mlx.model.mllama import Mllama
-from llavacot_mlx.model.shared_prefix import KVPath, SharedPrefixCache
+from llavacot_mlx.model.shared_prefix import SharedPrefixCache
 from llavacot_mlx.prompt.image_spans import Prompt
 from llavacot_mlx.usage import Timings, Usage
 
 _CLEAR_CACHE_INTERVAL = 256
 """Number of passes after which MLX's buffer cache is cleared."""
+_COPIED_PREFIX = 256
+"""Tokens of the longest prefix that each candidate of a search gets a copy of."""
 _STEP = 64
-"""Tokens by which the K/V that a single path reserves grow."""
+"""Tokens by which the K/V that a path reserves grow."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class RowGroup:
         """The candidates that are still decoded, in the order of their rows."""
         self.position = 0
         """Number of tokens that each of them has."""
+        self.kept_bytes = 0
+        """Bytes of K/V that were taken along by rows that ended."""
         self._sampled: list[Sampled] | None = None
         self._error: UserError | None = None
 
@@ -128,8 +133,8 @@ class SharedDecoder:
         self._prompts: list[PrefillJob] = []
         self._joining: list[RowGroup] = []
         self._groups: list[RowGroup] = []
-        self._paths: _Block | None = None  # single paths of different prompts, without sharing
-        self._blocks: list[_Block] = []  # candidates that share a prefix, by group
+        self._paths: _Block | None = None  # paths of all prompts, each with all its K/V
+        self._blocks: list[_Block] = []  # groups whose paths share a prefix
         self._rows: list[_Row] = []  # of all blocks, in the order of the batch
         self._images: ImageAttention | None = None
         self._logits = mx.array(0)  # after the last tokens, (rows, vocabulary)
@@ -173,6 +178,7 @@ class SharedDecoder:
         with on_generation_stream():
             index = block.rows.index((group, candidate))
             segment = block.cache.segment(index, group.position)
+        group.kept_bytes += segment.nbytes
         path = group.states[candidate].path.extended_by(segment)
         return DecodeState(path, self._logits[row : row + 1])
 
@@ -246,7 +252,7 @@ class SharedDecoder:
         for group in joining:
             if not group.candidates:
                 continue
-            if not group.continues and not _is_quantized(group.states[0].path):
+            if self._copies_prefix(group):
                 paths.append(group)
                 continue
             try:
@@ -275,10 +281,25 @@ class SharedDecoder:
             self._rearrange(rows, before)
         self._groups = list(dict.fromkeys(group for group, _ in rows))
 
+    def _copies_prefix(self, group: RowGroup) -> bool:
+        """Whether each row of a group gets a copy of its prefix.
+
+        Then it is decoded in one cache with the rows of all other prompts. A single path's prefix
+        is freed after that. Of a search, only a short one is copied, and only where the decoder has
+        other prompts, too.
+        """
+        paths = [state.path for state in group.states]
+        if any(segment.is_quantized for path in paths for segment in path.segments):
+            return False
+        if not group.continues:
+            return True
+        is_shared = group.context.decoder is self
+        return is_shared and max(path.length for path in paths) <= _COPIED_PREFIX
+
     def _update_paths(self, joining: list[RowGroup]) -> None:
-        """Lets single paths leave and join; they have one buffer, in which each has all its K/V."""
-        new = [group.states[0].path for group in joining]
-        rows: list[_Row] = [(group, 0) for group in joining]
+        """Lets paths leave and join the block in which each path has all its K/V."""
+        new = [state.path for group in joining for state in group.states]
+        rows = [(group, candidate) for group in joining for candidate in group.candidates]
         if self._paths is None:
             if new:
                 self._paths = _Block(SharedPrefixCache(new, shares=False), rows)
@@ -322,29 +343,32 @@ class SharedDecoder:
     def _reserve(self) -> None:
         """Reserves what the next pass stores; groups beyond their budget end with an error."""
         failed = False
-        for block in self._all_blocks():
-            for (group, _), length in zip(block.rows, block.cache.lengths, strict=True):
-                try:
-                    if block is self._paths:
-                        columns = capacity_for(length + 1, _STEP)
-                        group.context.kv_budget.reserve(
-                            "candidates", columns * block.cache.column_bytes
-                        )
-                    else:
-                        block.cache.reserve(1)
-                except UserError as error:
-                    group.fail(error)
-                    failed = True
+        for group, reserve in [*self._path_reservations(), *self._block_reservations()]:
+            try:
+                reserve()
+            except UserError as error:
+                group.fail(error)
+                failed = True
         if failed:
             self._settle()
+
+    def _path_reservations(self) -> Iterator[tuple[RowGroup, Callable[[], None]]]:
+        if self._paths is None:
+            return
+        columns: dict[RowGroup, int] = defaultdict(int)
+        for (group, _), length in zip(self._paths.rows, self._paths.cache.lengths, strict=True):
+            columns[group] += capacity_for(length + 1, _STEP)
+        for group, count in columns.items():
+            total = count * self._paths.cache.column_bytes + group.kept_bytes
+            yield group, partial(group.context.kv_budget.reserve, "candidates", total)
+
+    def _block_reservations(self) -> Iterator[tuple[RowGroup, Callable[[], None]]]:
+        for block in self._blocks:
+            yield block.rows[0][0], partial(block.cache.reserve, 1)
 
 
 def _alive(rows: Sequence[_Row]) -> list[int]:
     return [index for index, (group, candidate) in enumerate(rows) if candidate in group.candidates]
-
-
-def _is_quantized(path: KVPath) -> bool:
-    return any(segment.is_quantized for segment in path.segments)
 
 
 def _images(by_row: Sequence[ImageKV | None]) -> ImageAttention | None:

@@ -14,9 +14,9 @@ from llavacot_mlx.model.kv_cache import ImageKV
 from llavacot_mlx.model.quantized_kv import KV, QuantizedKV
 
 STACKED_BYTES = 2**18
-"""Images whose arrays have at most this many bytes are stacked where they are equally long, and
-attended to in one call. One call per image costs more in overhead than in arithmetic there; above
-it, a call has enough to do, and a stack would be a second copy of large K/V."""
+"""Images whose arrays have at most this many bytes are copied into one stack for all rows with an
+image of that length, and attended to in one call. One call per image costs more in overhead than in
+arithmetic there. Above it, a call has enough to do, and rows about an image share its K/V."""
 
 
 class ImagesByRow:
@@ -24,21 +24,16 @@ class ImagesByRow:
 
     def __init__(self, by_row: Sequence[ImageKV | None]) -> None:
         """At least one row has an image."""
-        rows: dict[int, list[int]] = defaultdict(list)
-        images: dict[int, ImageKV] = {}
+        alike: dict[object, list[int]] = defaultdict(list)
         without: list[int] = []
         for row, image_kv in enumerate(by_row):
             if image_kv is None:
                 without.append(row)
             else:
-                rows[id(image_kv)].append(row)
-                images[id(image_kv)] = image_kv
-        alike: dict[object, list[int]] = defaultdict(list)
-        for name, image_kv in images.items():
-            alike[_stack_key(image_kv, len(rows[name]), name)].append(name)
+                alike[_part_key(image_kv)].append(row)
         self._parts = [
-            _Part.of([images[name] for name in names], [rows[name] for name in names])
-            for names in alike.values()
+            _Part.of(rows, [image_kv for row in rows if (image_kv := by_row[row]) is not None])
+            for rows in alike.values()
         ]
         self._blank_rows = len(without)
         order = [*itertools.chain(*(part.rows for part in self._parts)), *without]
@@ -67,50 +62,38 @@ class ImagesByRow:
 
 @dataclass(frozen=True)
 class _Part:
-    """Images of the same length that are attended to in one call, by equally many rows each."""
+    """Rows whose queries attend in one call."""
 
     rows: list[int]
-    """All rows of the first image, then those of the second, and so on."""
     index: mx.array
     image_kv: ImageKV | None
-    """The K/V of a single image; None for several."""
+    """The images of all these rows; None for a stack."""
     keys: tuple[mx.array, ...]
-    """Of several images, per layer: (images, kv heads, tokens, head_dim)."""
+    """The stack, per layer: (rows, kv heads, tokens, head_dim)."""
     values: tuple[mx.array, ...]
 
     @classmethod
-    def of(cls, images: list[ImageKV], rows: list[list[int]]) -> _Part:
-        together = list(itertools.chain(*rows))
-        if len(images) == 1:
-            return cls(together, mx.array(together), images[0], (), ())
+    def of(cls, rows: list[int], images: list[ImageKV]) -> _Part:
+        if all(image is images[0] for image in images):
+            return cls(rows, mx.array(rows), images[0], (), ())
         layers = range(len(images[0].keys))
-        keys, values = (
-            tuple(_stacked([pair[layer] for pair in kv]) for layer in layers)
-            for kv in ([image.keys for image in images], [image.values for image in images])
-        )
-        return cls(together, mx.array(together), None, keys, values)
+        keys = tuple(_stacked([image.keys[layer] for image in images]) for layer in layers)
+        values = tuple(_stacked([image.values[layer] for image in images]) for layer in layers)
+        return cls(rows, mx.array(rows), None, keys, values)
 
     def attend(self, layer: int, queries: mx.array) -> mx.array:
-        """`queries` are those of this part's rows, in the order of `rows`."""
+        """`queries` are those of this part's rows."""
         if self.image_kv is not None:
             return self.image_kv.attend(layer, queries)
-        keys, values = self.keys[layer], self.values[layer]
-        images, (rows, heads, tokens, head_dim) = keys.shape[0], queries.shape
-        each = rows // images
-        if each == 1:
-            return attend(queries, keys, values)
-        by_image = queries.reshape(images, each, heads, tokens, head_dim).swapaxes(1, 2)
-        folded = by_image.reshape(images, heads, each * tokens, head_dim)
-        outputs = attend(folded, keys, values).reshape(images, heads, each, tokens, head_dim)
-        return outputs.swapaxes(1, 2).reshape(queries.shape)
+        return attend(queries, self.keys[layer], self.values[layer])
 
 
-def _stack_key(image_kv: ImageKV, rows: int, name: int) -> object:
-    """Images with equal keys are stacked; `name` is equal for no two images."""
+def _part_key(image_kv: ImageKV) -> object:
+    """Rows with equal keys attend in one call."""
     largest = max(kv.nbytes for kv in (*image_kv.keys, *image_kv.values))
     if isinstance(image_kv.keys[0], QuantizedKV) or largest > STACKED_BYTES:
-        return name
-    return image_kv.length, rows
+        return id(image_kv), "shared"
+    return image_kv.length, "stacked"
 
 
 def _stacked(arrays: list[KV]) -> mx.array:
