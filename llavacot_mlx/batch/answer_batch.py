@@ -137,7 +137,8 @@ def _together(bounds: Sequence[KVBound]) -> int:
     paths = [bound for bound in bounds if bound.paths == 1]
     longest = max((bound.path for bound in paths), default=0)
     searches = sum(bound.paths * bound.path for bound in bounds if bound.paths > 1)
-    return sum(bound.images for bound in bounds) + len(paths) * longest + searches
+    read = sum(bound.images + bound.prompt for bound in bounds)
+    return read + len(paths) * longest + searches
 
 
 def answer_all(

@@ -9,6 +9,7 @@ from mlx.utils import tree_flatten
 from llavacot_mlx.answer import LoadedModel
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.generate.device import available_memory
+from llavacot_mlx.model.kv_cache import capacity_for
 from llavacot_mlx.prompt.tokenizer import Turn
 from llavacot_mlx.request import Request
 
@@ -17,8 +18,8 @@ MAX_BATCH_SIZE = 32
 in proportion to its rows."""
 _SHARE = 0.75
 """Share of the memory beside the weights that K/V may take; the rest is for everything else."""
-_BUFFER_STEP = 64
-"""Tokens by which buffers of K/V grow."""
+_PROMPT_STEP, _PATH_STEP = 256, 64
+"""Tokens by which the buffers of a prompt's and of a path's K/V grow."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class KVBound:
     """The most bytes of K/V that a request can take at one time."""
 
     images: int
+    prompt: int
+    """The prompt's text, from which all paths start."""
     path: int
     """One path's text: the prompt and an answer of the greatest length."""
     paths: int
@@ -33,7 +36,7 @@ class KVBound:
 
     @property
     def total(self) -> int:
-        return self.images + self.paths * self.path
+        return self.images + self.prompt + self.paths * self.path
 
 
 def kv_bound(loaded: LoadedModel, request: Request) -> KVBound:
@@ -51,7 +54,8 @@ def kv_bound(loaded: LoadedModel, request: Request) -> KVBound:
         image_bytes = language_model.image_kv_bytes(image_tokens, None)
     return KVBound(
         images=image_bytes,
-        path=language_model.text_kv_bytes(-(-(tokens + 1) // _BUFFER_STEP) * _BUFFER_STEP),
+        prompt=language_model.text_kv_bytes(capacity_for(len(prompt), _PROMPT_STEP)),
+        path=language_model.text_kv_bytes(capacity_for(tokens + 1, _PATH_STEP)),
         paths=plan.max_candidates + kept,
     )
 
