@@ -87,3 +87,13 @@ def _attend_to_all(queries: mx.array, keys: mx.array, values: mx.array, scale: f
     weights = mx.power(2.0, scores - mx.max(scores, axis=-1, keepdims=True))
     total = mx.sum(weights, axis=-1, keepdims=True)
     return ((weights.astype(values.dtype) @ values) / total).astype(values.dtype)
+
+
+def softmax(scores: mx.array) -> mx.array:
+    """Softmax over the last axis, computed in float32; the result has the scores' type."""
+    if kernels().fused_attention:
+        return mx.softmax(scores, axis=-1, precise=True)
+    # To the base 2, for the reason that `_attend_to_all` gives.
+    wide = scores.astype(mx.float32)
+    powers = mx.power(2.0, (wide - mx.max(wide, axis=-1, keepdims=True)) * math.log2(math.e))
+    return (powers / mx.sum(powers, axis=-1, keepdims=True)).astype(scores.dtype)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from llavacot_mlx.model.attention import softmax
 from llavacot_mlx.model.kernels import kernels
 from llavacot_mlx.model.kv_budget import KVBudget
 from llavacot_mlx.model.kv_cache import KVSegment, append_tokens, capacity_for
@@ -118,8 +119,7 @@ class SharedPrefixCache:
         ) + self._current_mask
         own_scores = own_scores.reshape(batch, kv_heads, group, end)
         if not self._shared:
-            own_weights = mx.softmax(own_scores, axis=-1, precise=True)
-            return (own_weights @ own_values).reshape(batch, heads, new, head_dim)
+            return (softmax(own_scores) @ own_values).reshape(batch, heads, new, head_dim)
         folded = grouped.swapaxes(0, 1).reshape(1, kv_heads, batch * group, head_dim)
         seen_scores = [
             attention_scores(folded, segment.keys[layer])
@@ -127,9 +127,7 @@ class SharedPrefixCache:
             .swapaxes(0, 1)
             for segment in self._shared
         ]
-        weights = mx.softmax(
-            mx.concatenate([*seen_scores, own_scores], axis=-1), axis=-1, precise=True
-        )
+        weights = softmax(mx.concatenate([*seen_scores, own_scores], axis=-1))
 
         ends = list(itertools.accumulate(segment.length for segment in self._shared))
         *shared_weights, own_weights = mx.split(weights, ends, axis=-1)
