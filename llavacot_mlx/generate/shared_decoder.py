@@ -137,7 +137,8 @@ class SharedDecoder:
         self._blocks: list[_Block] = []  # groups whose paths share a prefix
         self._rows: list[_Row] = []  # of all blocks, in the order of the batch
         self._images: ImageAttention | None = None
-        self._logits = mx.array(0)  # after the last tokens, (rows, vocabulary)
+        self._logits = mx.array(0)  # of the last pass, (its rows, vocabulary)
+        self._logits_row: dict[_Row, int] = {}  # rows may leave before they are asked for
         self._next = (mx.array(0), mx.array(0))  # ids and log-probabilities of the next tokens
         self._passes = 0
 
@@ -173,7 +174,7 @@ class SharedDecoder:
 
         To be called between the pass that returned the token and the next one.
         """
-        row = self._rows.index((group, candidate))
+        row = self._logits_row[group, candidate]
         block = next(block for block in self._all_blocks() if (group, candidate) in block.rows)
         with on_generation_stream():
             index = block.rows.index((group, candidate))
@@ -218,12 +219,14 @@ class SharedDecoder:
             self._settle()
             self._reserve()
             if not self._rows:
+                self._logits, self._logits_row = mx.array(0), {}
                 return
             token_ids, logprobs = self._next
             cache = JoinedCache([block.cache for block in self._all_blocks()])
             spans = span_of_all(self._images, 1)
             hidden = self._model.hidden(token_ids[:, None], cache, spans)
             self._logits = self._model.logits(hidden[:, -1])
+            self._logits_row = {row: index for index, row in enumerate(self._rows)}
             self._next = _sample(self._logits, self._rows, 1)
             mx.async_eval(*self._next)
         handed: dict[RowGroup, list[Sampled]] = defaultdict(list)
@@ -329,7 +332,6 @@ class SharedDecoder:
             self._next = (ids[order], logprobs[order])
         else:
             self._next = (mx.array(0), mx.array(0))
-        self._logits = mx.array(0)
         self._rows = rows
         self._images = _images([group.context.image_kv for group, _ in rows])
         for group, _ in new:
