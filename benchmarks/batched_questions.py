@@ -103,6 +103,7 @@ def _questions(count: int, sizes: Sequence[int], rounds: int) -> dict[str, objec
             began = time.perf_counter()
             traces = run()
             seconds[title].append(time.perf_counter() - began)
+            print(f"{title}: {seconds[title][-1]:.1f} s", flush=True)
             differing = sum(
                 one.token_ids != other.token_ids
                 for one, other in zip(expected, traces, strict=True)

@@ -113,9 +113,10 @@ def _prefill_group(model: Mllama, jobs: Sequence[PrefillJob], decoder: SharedDec
     hidden = model.hidden(mx.array(ids), cache, _joint_spans(encoded, longest))
     last = mx.array([length - 1 for length in lengths])
     logits = model.logits(hidden[mx.arange(len(encoded)), last])
-    mx.eval(logits, cache.state())
+    caches = cache.rows(lengths)
+    mx.eval(logits, [own.state() for own in caches])
     seconds = (time.perf_counter() - started) / len(encoded)
-    for row, (each, own) in enumerate(zip(encoded, cache.rows(lengths), strict=True)):
+    for row, (each, own) in enumerate(zip(encoded, caches, strict=True)):
         job = each.job
         job.timings.prefill_s += seconds
         job.usage.prefilled_tokens += each.length

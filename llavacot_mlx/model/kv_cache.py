@@ -128,15 +128,20 @@ class KVCache:
         self.length += tokens
 
     def rows(self, lengths: Sequence[int]) -> list[KVCache]:
-        """Splits a batch into one cache per row, each with the first tokens of its row."""
+        """Splits a batch into one cache per row, with a copy of the first tokens of its row.
+
+        A view would keep the K/V of the whole batch in memory as long as one of its rows.
+        """
+        pairs = [
+            [array for array in buffers if array is not None]
+            for buffers in (self._keys, self._values)
+        ]
         return [
             KVCache.of(
-                [keys[row : row + 1, :, :length] for keys in self._keys if keys is not None],
-                [
-                    values[row : row + 1, :, :length]
-                    for values in self._values
-                    if values is not None
-                ],
+                *(
+                    [mx.contiguous(array[row : row + 1, :, :length]) for array in buffers]
+                    for buffers in pairs
+                )
             )
             for row, length in enumerate(lengths)
         ]
