@@ -1,7 +1,8 @@
 """Measures many questions in one batch: `python -m benchmarks.batched_questions`.
 
 Questions a second on the demo world, answered one by one (`Assistant.ask`) and together
-(`Assistant.ask_many`) at several batch sizes, from the picture to the last token.
+(`Assistant.ask_many`) at several batch sizes, from the picture to the last token. Processor time is
+measured too: on cores that others use as well, seconds depend on them.
 
 Decoded tokens a second on a random checkpoint of a real picture's geometry with the real vocabulary
 (4 tiles of 560 px, 6404 image tokens), for one path alone and for paths about as many different
@@ -58,11 +59,11 @@ SAMPLINGS = {"greedy": Sampling(), "sampled": PUBLISHED_SAMPLING}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--questions", type=int, default=96, help="of the demo world, in a round")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16, 32])
+    parser.add_argument("--questions", type=int, default=200, help="of the demo world, in a round")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16, 32])
     parser.add_argument("--pictures", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--steps", type=int, default=24, help="decode steps of one run")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     result: dict[str, object] = {"machine": machine(), "rounds": arguments.rounds}
     print(json.dumps(result["machine"]))
@@ -97,25 +98,34 @@ def _questions(count: int, sizes: Sequence[int], rounds: int) -> dict[str, objec
     runs: dict[str, Callable[[], list[Trace]]] = {"one by one": one_by_one}
     runs |= {f"batch size {size}": partial(together, size) for size in sizes}
     seconds: dict[str, list[float]] = {title: [] for title in runs}
-    expected = one_by_one()
+    processor: dict[str, list[float]] = {title: [] for title in runs}
+    expected: list[Trace] = []
     for _ in range(rounds):
         for title, run in runs.items():
-            began = time.perf_counter()
+            began, began_processor = time.perf_counter(), time.process_time()
             traces = run()
             seconds[title].append(time.perf_counter() - began)
+            processor[title].append(time.process_time() - began_processor)
             print(f"{title}: {seconds[title][-1]:.1f} s", flush=True)
+            expected = expected or traces  # of the first run, one by one
             differing = sum(
                 one.token_ids != other.token_ids
                 for one, other in zip(expected, traces, strict=True)
             )
             assert not differing, f"{title}: {differing} answers differ"
     print(f"\n{count} questions of the demo world, every token equal")
-    print(f"{'':16}{'questions/s':>12}{'ratio':>8}")
+    print(f"{'':16}{'questions/s':>12}{'ratio':>8}{'ratio of processor time':>26}")
     summary: dict[str, object] = {"questions": count}
     for title, values in seconds.items():
         ratio = _median_ratio(seconds["one by one"], values)
-        summary[title] = {"seconds": values, "median_ratio": ratio}
-        print(f"{title:16}{count / statistics.median(values):12.2f}{ratio:8.2f}")
+        work = _median_ratio(processor["one by one"], processor[title])
+        summary[title] = {
+            "seconds": values,
+            "processor_seconds": processor[title],
+            "median_ratio": ratio,
+            "median_ratio_of_processor_seconds": work,
+        }
+        print(f"{title:16}{count / statistics.median(values):12.2f}{ratio:8.2f}{work:26.2f}")
     summary["shares of one by one"] = shares = _shares(expected)
     print("one by one: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
     return summary

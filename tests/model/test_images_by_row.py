@@ -68,10 +68,11 @@ def test_which_rows_have_an_image() -> None:
 
 def test_large_images_are_not_copied() -> None:
     """Rows about the same image read it from one place, however many they are."""
-    large = image(images_by_row.STACKED_BYTES // (2 * 32 * 4) + 1, 5)
-    mx.eval(large.arrays)
+    tokens = images_by_row.STACKED_BYTES // (2 * 32 * 4) + 1
+    large, other = image(tokens, 5), image(tokens, 6)
+    mx.eval(large.arrays, other.arrays)
     queries = noise(8, 6, 1, 32, seed=0)
     before = mx.get_active_memory()
-    images = ImagesByRow([large, A, large, large, A, large, None, None])
+    images = ImagesByRow([large, A, large, other, A, large, None, other])
     mx.eval(images.attend(0, queries), images.attend(1, queries))
     assert mx.get_active_memory() - before < large.nbytes / 4
