@@ -24,8 +24,9 @@ from pathlib import Path
 from benchmarks.search_tree import Planned, swires_rounds
 from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.checkpoint.weights import load_model
-from llavacot_mlx.generate.batch_decode import CandidateStart, DecodeState, Ended, decode_batch
+from llavacot_mlx.generate.batch_decode import Ended, decode_batch
 from llavacot_mlx.generate.decode import decode
+from llavacot_mlx.generate.decode_state import CandidateStart, DecodeState
 from llavacot_mlx.generate.prefill import prefill
 from llavacot_mlx.generate.sampling_params import Sampling
 from llavacot_mlx.prompt.image_processor import ImageProcessor

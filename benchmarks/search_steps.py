@@ -29,8 +29,9 @@ from benchmarks.machine import machine
 from benchmarks.sizes import CANDIDATES
 from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.checkpoint.weights import load_model
-from llavacot_mlx.generate.batch_decode import CandidateStart, DecodeState, Token, decode_batch
+from llavacot_mlx.generate.batch_decode import Token, decode_batch
 from llavacot_mlx.generate.decode import decode
+from llavacot_mlx.generate.decode_state import CandidateStart, DecodeState
 from llavacot_mlx.generate.prefill import PrefilledPrompt, prefill
 from llavacot_mlx.generate.sampling_params import PUBLISHED_SAMPLING
 from llavacot_mlx.model.kv_cache import span_of_all

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Generator, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -17,6 +18,8 @@ from llavacot_mlx.generate.device import on_generation_stream, wired_memory
 from llavacot_mlx.generate.ngram_draft import DraftMemory, NgramDraft
 from llavacot_mlx.generate.prefill import PrefilledPrompt, prefill
 from llavacot_mlx.generate.repetition import RepetitionDetector
+from llavacot_mlx.generate.shared_decoder import SharedDecoder
+from llavacot_mlx.generate.waiting import Waiting
 from llavacot_mlx.model.kv_budget import KVBudget
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.plan.plan import SELF, Plan
@@ -76,9 +79,14 @@ class AnswerStream:
     If you stop early, `so_far` has the record up to that point.
     """
 
-    def __init__(self, loaded: LoadedModel, request: Request) -> None:
-        """Raises UserError if the plan needs a calibration that the model does not have."""
-        self._loaded, self._request = loaded, request
+    def __init__(
+        self, loaded: LoadedModel, request: Request, decoder: SharedDecoder | None = None
+    ) -> None:
+        """With a `decoder` the answer is decoded together with others, see `until_waiting`.
+
+        Raises UserError if the plan needs a calibration that the model does not have.
+        """
+        self._loaded, self._request, self._decoder = loaded, request, decoder
         self._plan, self._notices = _resolve_threshold(request.plan, loaded)
         self._image_notices: tuple[str, ...] = ()
         self._usage, self._timings = Usage(), Timings(load_s=loaded.load_s)
@@ -96,9 +104,19 @@ class AnswerStream:
 
     def __next__(self) -> Event:
         event = next(self._events)
+        assert not isinstance(event, Waiting), "a shared decoder's answers are not iterated"
         if isinstance(event, LoggedEvent):
             self._log.add(event)
         return event
+
+    def until_waiting(self) -> Iterator[Event]:
+        """Yields the events that are possible before the shared decoder's next step."""
+        for event in self._events:
+            if isinstance(event, Waiting):
+                return
+            if isinstance(event, LoggedEvent):
+                self._log.add(event)
+            yield event
 
     def close(self) -> None:
         """Stops the answer; has no effect once it has ended."""
@@ -115,9 +133,10 @@ class AnswerStream:
         """Returns the record of an answer that is stopped now, with the stages of the best path."""
         return dataclasses.replace(self._trace(), interrupted=True, finish=Finish.INTERRUPTED)
 
-    def _run(self) -> Generator[Event, None, None]:
+    def _run(self) -> Generator[Event | Waiting, None, None]:
         request, loaded, plan = self._request, self._loaded, self._plan
-        mx.reset_peak_memory()
+        if self._decoder is None:
+            mx.reset_peak_memory()
         self._started = time.perf_counter()
         self._asked_at = datetime.now().astimezone().isoformat(timespec="seconds")
         for notice in self._notices:
@@ -131,10 +150,9 @@ class AnswerStream:
         # A prompt and its answer share the model's context.
         limit = min(request.max_tokens, loaded.model.config.text.max_position_embeddings - len(ids))
         kv_budget = KVBudget(self._usage, request.limits)
-        with wired_memory():
-            with on_generation_stream():
-                tokens = Prompt(tuple(ids), tiles)
-                prompt = prefill(loaded.model, tokens, self._usage, self._timings, kv_budget)
+        # Where answers are decoded together, memory stays wired for all of them.
+        with wired_memory() if self._decoder is None else nullcontext():
+            prompt = yield from self._prefill(Prompt(tuple(ids), tiles), kv_budget)
             yield Prepared(len(ids), sum(len(each.pixels) for each in tiles))
             if plan.is_single_path:
                 yield from self._decode_path(prompt, limit)
@@ -145,22 +163,34 @@ class AnswerStream:
             yield Noticed(note)  # here, so that it stands under the answer
         yield Answered(self._trace())
 
-    def _decode_path(self, prompt: PrefilledPrompt, limit: int) -> Iterator[Event]:
+    def _prefill(
+        self, prompt: Prompt, kv_budget: KVBudget
+    ) -> Generator[Waiting, None, PrefilledPrompt]:
+        """Reads the prompt, together with those of others if the decoder is shared."""
+        if self._decoder is None:
+            with on_generation_stream():
+                return prefill(self._loaded.model, prompt, self._usage, self._timings, kv_budget)
+        return (yield from self._decoder.prefill(prompt, self._usage, self._timings, kv_budget))
+
+    def _decode_path(self, prompt: PrefilledPrompt, limit: int) -> Iterator[Event | Waiting]:
         """Decodes a single path, stage by stage."""
         loaded, reader = self._loaded, self._reader
         sampling = self._plan.sampling_for(self._plan.steps[0])
         draft = NgramDraft(loaded.draft_memory, self._prompt_ids)
-        tokens = decode(
+        detector = RepetitionDetector()
+        finish = Finish.LENGTH
+        # No name holds the iterator, so a path that is stopped leaves a shared decoder at once.
+        for token_id in decode(
             prompt,
             sampling,
             self._request.seed,
             loaded.tokenizer.stop_ids,
             limit,
             draft if self._request.speculation else None,
-        )
-        detector = RepetitionDetector()
-        finish = Finish.LENGTH
-        for token_id in tokens:
+        ):
+            if isinstance(token_id, Waiting):
+                yield token_id
+                continue
             if not reader.token_ids:
                 self._first_token()
             yield from _stage_events(reader.push(token_id), reader)
@@ -174,7 +204,7 @@ class AnswerStream:
 
     def _run_search(
         self, prompt: PrefilledPrompt, limit: int, image: Image.Image | None
-    ) -> Iterator[Event]:
+    ) -> Iterator[Event | Waiting]:
         """Searches over many paths, as the plan says."""
         loaded = self._loaded
         context = SearchContext(
@@ -186,6 +216,7 @@ class AnswerStream:
             timings=self._timings,
             image=image,
             question=self._request.question,
+            decoder=self._decoder,
         )
         judges = {
             name: make_judge(name, context, loaded.external_judges) for name in self._plan.judges

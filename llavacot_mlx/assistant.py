@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Unpack, overload
 
 from llavacot_mlx.answer import AnswerStream, LoadedModel
+from llavacot_mlx.batch.answer_batch import answer_all
+from llavacot_mlx.batch.size import default_batch_size
 from llavacot_mlx.checkpoint.adapters import load_adapter
 from llavacot_mlx.checkpoint.completeness import check_complete
 from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.checkpoint.hub import find
 from llavacot_mlx.checkpoint.safetensors import weights_note
 from llavacot_mlx.checkpoint.weights import load_model
+from llavacot_mlx.errors import UserError
 from llavacot_mlx.generate.ngram_draft import DraftMemory
 from llavacot_mlx.model.kv_budget import KVLimits
 from llavacot_mlx.plan.plan_yaml import plan_from_dict
@@ -90,6 +94,28 @@ class Assistant:
         contradict each other, or keys and values beyond the limits.
         """
         return self.stream(image, question, **options).result()
+
+    def ask_many(
+        self,
+        requests: Iterable[Request],
+        *,
+        batch_size: int | None = None,
+        kv_budget: int | None = None,
+    ) -> Iterator[tuple[int, Trace | UserError]]:
+        """Answers many requests together, each as it would be answered alone.
+
+        Yields each request's index with its trace as it ends, or with the UserError that ended it;
+        the others go on. Requests are taken from the iterable as there is room for them.
+
+        At most `batch_size` rows are decoded at once; a search of n candidates is n rows. By
+        default it is `batch_size_for` the first request. All keys and values together stay within
+        `kv_budget` bytes, if it is given. Raises UserError for a batch size or budget below 1.
+        """
+        return answer_all(self._loaded, requests, batch_size, kv_budget)
+
+    def batch_size_for(self, request: Request, kv_budget: int | None = None) -> int:
+        """Returns how many rows like a request's fit into memory, and into `kv_budget` bytes."""
+        return default_batch_size(self._loaded, request, kv_budget)
 
     def replay(self, trace: Trace, image: ImageSource | None) -> Trace:
         """Asks a trace's question again, with its plan, seed and limits.

@@ -38,7 +38,8 @@ trace       errors usage atomic checked prompt plan
 search      errors usage atomic checked model checkpoint prompt rows generate plan trace
 request     errors model plan
 answer      errors usage model prompt generate plan trace search request
-assistant   model generate checkpoint prompt plan trace search request answer
+batch       errors model prompt generate request trace answer
+assistant   errors model generate checkpoint prompt plan trace search request answer batch
 demo        prompt search
 train       errors atomic checked model checkpoint prompt rows generate plan request answer
 convert     __init__ errors atomic checked model checkpoint prompt generate search

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from llavacot_mlx.model.kv_budget import KVBudget
 from llavacot_mlx.model.kv_cache import ImageKV
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.usage import Usage
+
+if TYPE_CHECKING:
+    from llavacot_mlx.generate.shared_decoder import SharedDecoder
 
 
 @dataclass(frozen=True)
@@ -21,3 +25,5 @@ class DecodeContext:
     """Counters, raised by the code that runs the model."""
     kv_budget: KVBudget
     """Reserves K/V before they are stored, and has the bits to quantize them to."""
+    decoder: SharedDecoder | None = field(default=None, kw_only=True)
+    """Decodes the paths together with those of other prompts; None for this prompt alone."""

@@ -8,11 +8,14 @@ from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 
+from llavacot_mlx.generate.decode_state import CandidateStart
 from llavacot_mlx.generate.device import on_generation_stream
 from llavacot_mlx.generate.ngram_draft import NgramDraft, PassCost
 from llavacot_mlx.generate.prefill import PrefilledPrompt
 from llavacot_mlx.generate.sampling import sample, token_keys
 from llavacot_mlx.generate.sampling_params import Sampling
+from llavacot_mlx.generate.shared_decoder import SharedDecoder
+from llavacot_mlx.generate.waiting import Waiting
 from llavacot_mlx.model.kv_cache import span_of_all
 
 _CLEAR_CACHE_INTERVAL = 256
@@ -26,14 +29,20 @@ def decode(
     stop_ids: frozenset[int],
     max_tokens: int,
     draft: NgramDraft | None = None,
-) -> Iterator[int]:
+) -> Iterator[int | Waiting]:
     """Yields at most `max_tokens` next tokens, including the stop token.
 
     Drafted tokens are verified together in one forward pass, and those are kept that would have
     been sampled anyway: randomness is keyed by position, so the tokens are the same as without a
     draft. Where nothing is drafted, the next token is queued before one is yielded, so that
     displaying a token costs no time. `prompt` cannot be used again.
+
+    With `prompt.decoder` the path is decoded together with those of other prompts, without drafts,
+    and Waiting is yielded before each token; the tokens are the same.
     """
+    if prompt.decoder is not None:
+        yield from _decode_together(prompt, prompt.decoder, sampling, seed, stop_ids, max_tokens)
+        return
     usage = prompt.usage
     path = _SinglePath(prompt, sampling, seed, PassCost() if draft is None else draft.cost)
     token = path.first_token()
@@ -141,3 +150,26 @@ class _SinglePath:
         self._position = positions.stop
         keys = mx.concatenate([token_keys(self._seed, ["0"], position) for position in positions])
         return sample(logits, self._sampling, keys)
+
+
+def _decode_together(
+    prompt: PrefilledPrompt,
+    decoder: SharedDecoder,
+    sampling: Sampling,
+    seed: int,
+    stop_ids: frozenset[int],
+    max_tokens: int,
+) -> Iterator[int | Waiting]:
+    start = CandidateStart(prompt.state(), "0", max_tokens)
+    prompt.cache.clear()
+    group = decoder.join(prompt, [start], sampling, seed, continues=False)
+    del start  # the decoder copies its K/V and then frees them
+    try:
+        for _ in range(max_tokens):
+            yield from group.wait()
+            (sampled,) = group.take()
+            yield sampled.token_id
+            if sampled.token_id in stop_ids:
+                return
+    finally:
+        decoder.leave(group)

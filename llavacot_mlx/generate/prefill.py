@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.generate.batch_decode import DecodeState
 from llavacot_mlx.generate.context import DecodeContext
+from llavacot_mlx.generate.decode_state import DecodeState
 from llavacot_mlx.model.kv_budget import KVBudget
-from llavacot_mlx.model.kv_cache import ImageKV, ImageSpan, KVCache, SelfAttentionCache
+from llavacot_mlx.model.kv_cache import ImageKV, ImageSpan, KVCache, RewindableCache
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.model.quantized_kv import KV, concatenate_tokens
 from llavacot_mlx.model.shared_prefix import KVPath, SharedPrefixCache
@@ -19,7 +20,10 @@ from llavacot_mlx.prompt.image_processor import Tiles
 from llavacot_mlx.prompt.image_spans import Prompt, VisibleImages, visible_images
 from llavacot_mlx.usage import Timings, Usage
 
-_TOKENS_PER_PASS = 2048
+if TYPE_CHECKING:
+    from llavacot_mlx.generate.shared_decoder import SharedDecoder
+
+TOKENS_PER_PASS = 2048
 """Prompt tokens per forward pass, which bounds the memory of a long prompt."""
 
 
@@ -36,7 +40,7 @@ class PrefilledPrompt(DecodeContext):
         path = KVPath((self.cache.segment(),)).quantized(self.kv_budget.bits)
         return DecodeState(path, self.logits)
 
-    def single_path_cache(self) -> SelfAttentionCache:
+    def single_path_cache(self) -> RewindableCache:
         """Returns the cache in which a single path continues, quantized if the budget says so."""
         path = self.state().path
         if not path.segments[0].is_quantized:
@@ -51,20 +55,18 @@ def prefill(
     usage: Usage,
     timings: Timings,
     kv_budget: KVBudget | None = None,
-    tokens_per_pass: int = _TOKENS_PER_PASS,
+    tokens_per_pass: int = TOKENS_PER_PASS,
+    decoder: SharedDecoder | None = None,
 ) -> PrefilledPrompt:
     """Reads a prompt: encodes each image once, projects its K/V once, runs every token once.
 
     With `kv_budget.bits`, the images' K/V are quantized from the first token on, and a long
-    prompt's after it was read. Raises UserError when the prompt exceeds the model's context, or its
-    K/V exceed the budget.
+    prompt's after it was read. What follows is decoded by `decoder` if there is one. Raises
+    UserError when the prompt exceeds the model's context, or its K/V exceed the budget.
     """
     kv_budget = kv_budget or KVBudget(usage)
-    length, limit = len(prompt.token_ids), model.config.text.max_position_embeddings
-    if length >= limit:
-        raise UserError(
-            f"the question is too long: {length} tokens, and this model reads at most {limit - 1}"
-        )
+    check_length(model, prompt)
+    length = len(prompt.token_ids)
     runs = visible_images(prompt.token_ids, model.config.image_token_id)
     started = time.perf_counter()
     images = PromptImages.encode(model, prompt.images, usage, kv_budget)
@@ -95,7 +97,17 @@ def prefill(
         kv_budget=kv_budget,
         cache=cache,
         logits=logits,
+        decoder=decoder,
     )
+
+
+def check_length(model: Mllama, prompt: Prompt) -> None:
+    """Raises UserError when a prompt exceeds the model's context."""
+    length, limit = len(prompt.token_ids), model.config.text.max_position_embeddings
+    if length >= limit:
+        raise UserError(
+            f"the question is too long: {length} tokens, and this model reads at most {limit - 1}"
+        )
 
 
 class PromptImages:

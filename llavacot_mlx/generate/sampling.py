@@ -21,7 +21,16 @@ def token_keys(seed: int, nodes: Sequence[str], position: int) -> mx.array:
     A key depends only on its own node, so a candidate's text is the same whatever is decoded beside
     it.
     """
-    return mx.array([_words(f"{seed}/{node}/{position}") for node in nodes], dtype=mx.uint32)
+    return row_keys([(seed, node, position) for node in nodes])
+
+
+def row_keys(rows: Sequence[tuple[int, str, int]]) -> mx.array:
+    """Returns the random keys of rows of different seeds at different positions: (rows, 2).
+
+    A row is a seed, a candidate's node and the position of its token.
+    """
+    names = (f"{seed}/{node}/{position}" for seed, node, position in rows)
+    return mx.array([_words(name) for name in names], dtype=mx.uint32)
 
 
 def sample(logits: mx.array, sampling: Sampling, keys: mx.array) -> mx.array:

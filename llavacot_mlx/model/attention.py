@@ -38,14 +38,14 @@ def attend(
 ) -> mx.array:
     """softmax(q kᵀ / √head_dim) v, with groups of query heads sharing a K/V head.
 
-    `queries` is (1, heads, n, head_dim), `keys` and `values` (1, kv heads, m, head_dim); the result
-    is like `queries`. With "causal", query i sees the keys up to m - n + i.
+    `queries` is (batch, heads, n, head_dim), `keys` and `values` (batch, kv heads, m, head_dim),
+    and the result is like `queries`. With "causal", query i sees the keys up to m - n + i.
 
     Without a fused kernel (`Kernels.fused_attention`) the queries are taken in blocks, so that
     memory stays bounded.
     """
     scale = queries.shape[-1] ** -0.5
-    _, heads, num_queries, head_dim = queries.shape
+    batch, heads, num_queries, head_dim = queries.shape
     kv_heads, columns = keys.shape[1], keys.shape[2]
     if kernels().fused_attention:
         return mx.fast.scaled_dot_product_attention(
@@ -53,10 +53,10 @@ def attend(
         )
     if heads > kv_heads and (mask is None or num_queries == 1):
         # Heads that share a K/V head become rows of one product, which reads the keys once.
-        grouped = queries.reshape(1, kv_heads, -1, head_dim)
+        grouped = queries.reshape(batch, kv_heads, -1, head_dim)
         return attend(grouped, keys, values).reshape(queries.shape)
     blocks = []
-    size = max(1, kernels().attention_scores_bytes // (4 * heads * columns))
+    size = max(1, kernels().attention_scores_bytes // (4 * batch * heads * columns))
     for start in range(0, num_queries, size):
         stop = min(start + size, num_queries)
         block = queries[:, :, start:stop]
@@ -87,3 +87,13 @@ def _attend_to_all(queries: mx.array, keys: mx.array, values: mx.array, scale: f
     weights = mx.power(2.0, scores - mx.max(scores, axis=-1, keepdims=True))
     total = mx.sum(weights, axis=-1, keepdims=True)
     return ((weights.astype(values.dtype) @ values) / total).astype(values.dtype)
+
+
+def softmax(scores: mx.array) -> mx.array:
+    """Softmax over the last axis, computed in float32; the result has the scores' type."""
+    if kernels().fused_attention:
+        return mx.softmax(scores, axis=-1, precise=True)
+    # To the base 2, for the reason that `_attend_to_all` gives.
+    wide = scores.astype(mx.float32)
+    powers = mx.power(2.0, (wide - mx.max(wide, axis=-1, keepdims=True)) * math.log2(math.e))
+    return (powers / mx.sum(powers, axis=-1, keepdims=True)).astype(scores.dtype)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import mlx.core as mx
 
-from llavacot_mlx.model.attention import attend
+from llavacot_mlx.model.attention import attend, attend_to_all
 from llavacot_mlx.model.kv_budget import KVBudget
 from llavacot_mlx.model.quantized_kv import KV, QuantizedKV, kv_arrays, slice_tokens
 
@@ -29,12 +30,16 @@ class SelfAttentionCache(Protocol):
     def advance(self, tokens: int) -> None:
         """Moves the offset past new tokens, once every layer has appended them."""
 
+
+class RewindableCache(SelfAttentionCache, Protocol):
+    """A cache whose last tokens can be taken back, as those of a draft that was wrong."""
+
     @property
     def room(self) -> int:
         """Number of tokens that can be appended before the buffers grow."""
 
     def rewind(self, tokens: int) -> None:
-        """Takes the last tokens back, of those that were appended one pass ago."""
+        """Takes the last tokens back, of those that the last pass appended."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class KVSegment:
 
 
 class KVCache:
-    """K/V of the text in the self-attention layers of one conversation.
+    """K/V of the text in the self-attention layers, of one conversation or of a batch of prompts.
 
     Buffers grow by whole steps, so that most tokens are written in place. Growth is reserved in the
     budget first, if there is one.
@@ -80,6 +85,14 @@ class KVCache:
         self._keys: list[mx.array | None] = [None] * num_layers
         self._values: list[mx.array | None] = [None] * num_layers
 
+    @classmethod
+    def of(cls, keys: Sequence[mx.array], values: Sequence[mx.array]) -> KVCache:
+        """Makes a cache from the K/V of tokens that were read already, one pair per layer."""
+        cache = cls(len(keys))
+        cache._keys, cache._values = list(keys), list(values)
+        cache.length = keys[0].shape[2]
+        return cache
+
     @property
     def offset(self) -> int:
         """The position of the next token."""
@@ -88,8 +101,8 @@ class KVCache:
     def attend(self, layer: int, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
         """Appends K/V of new tokens; each token's query attends to all tokens up to its own.
 
-        `keys` and `values` are (1, kv heads, new tokens, head_dim), `queries` and the result (1,
-        heads, new tokens, head_dim). Call `advance` after the last layer.
+        `keys` and `values` are (batch, kv heads, new tokens, head_dim), `queries` and the result
+        (batch, heads, new tokens, head_dim). Call `advance` after the last layer.
         """
         return attend(queries, *self.extend(layer, keys, values), mask="causal")
 
@@ -101,11 +114,15 @@ class KVCache:
             self.length,
         )
 
+    def clear(self) -> None:
+        """Frees the buffers; nothing may be read or appended afterwards."""
+        self._keys, self._values = [], []
+
     def extend(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Appends K/V of new tokens, and returns the K/V of all tokens.
 
-        `keys` and `values` are (1, kv heads, new tokens, head_dim); so are the results, with all
-        tokens. Call `advance` after the last layer.
+        `keys` and `values` are (batch, kv heads, new tokens, head_dim); so are the results, with
+        all tokens. Call `advance` after the last layer.
         """
         end = self.length + keys.shape[2]
         buffer = self._keys[layer]
@@ -128,6 +145,25 @@ class KVCache:
 
     def rewind(self, tokens: int) -> None:
         self.length -= tokens
+
+    def rows(self, lengths: Sequence[int]) -> list[KVCache]:
+        """Splits a batch into one cache per row, with a copy of the first tokens of its row.
+
+        A view would keep the K/V of the whole batch in memory as long as one of its rows.
+        """
+        pairs = [
+            [array for array in buffers if array is not None]
+            for buffers in (self._keys, self._values)
+        ]
+        return [
+            KVCache.of(
+                *(
+                    [mx.contiguous(array[row : row + 1, :, :length]) for array in buffers]
+                    for buffers in pairs
+                )
+            )
+            for row, length in enumerate(lengths)
+        ]
 
     def state(self) -> list[mx.array]:
         """Returns the buffers, to be evaluated together with a forward pass."""
@@ -171,6 +207,30 @@ class ImageKV:
     """Tokens of each image, in the order of the prompt."""
 
     @property
+    def length(self) -> int:
+        """Tokens of all images together."""
+        return self.keys[0].shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(kv.nbytes for kv in (*self.keys, *self.values))
+
+    @property
+    def rows_with_image(self) -> mx.array | None:
+        """See `ImageAttention`: every row attends to these images."""
+        return None
+
+    def attend(self, layer: int, queries: mx.array) -> mx.array:
+        """Lets a whole batch attend to the same images: the batch is folded into the queries."""
+        batch, heads, tokens, head_dim = queries.shape
+        keys, values = self.keys[layer], self.values[layer]
+        if batch == 1:
+            return attend_to_all(queries, keys, values)
+        folded = queries.swapaxes(0, 1).reshape(1, heads, batch * tokens, head_dim)
+        outputs = attend_to_all(folded, keys, values)
+        return outputs.reshape(heads, batch, tokens, head_dim).swapaxes(0, 1)
+
+    @property
     def arrays(self) -> list[mx.array]:
         """All arrays of the K/V, to be evaluated together."""
         return [array for kv in (*self.keys, *self.values) for array in kv_arrays(kv)]
@@ -202,6 +262,20 @@ def _quantize_all(arrays: tuple[KV, ...], bits: int) -> tuple[KV, ...]:
     )
 
 
+class ImageAttention(Protocol):
+    """Lets the queries of a batch attend to images in the cross-attention layers."""
+
+    @property
+    def rows_with_image(self) -> mx.array | None:
+        """(batch, 1, 1), false where a row of the batch has no image; None if all rows have one."""
+
+    def attend(self, layer: int, queries: mx.array) -> mx.array:
+        """Maps queries (batch, heads, tokens, head_dim) to outputs of the same shape.
+
+        `layer` counts the cross-attention layers. Rows without an image get zeros.
+        """
+
+
 @dataclass(frozen=True)
 class ImageSpan:
     """Positions of a forward pass that attend to the same images."""
@@ -210,13 +284,13 @@ class ImageSpan:
     """First position, counted from the start of the pass."""
     stop: int
     """End (exclusive)."""
-    image_kv: ImageKV
+    image_kv: ImageAttention
     after_image: bool
     """False for positions before the first image. transformers masks such a position in full and
     then clears that mask, so it attends to every key, absent tiles included, while the output of
     its MLP is dropped. The weights were trained with it."""
 
 
-def span_of_all(image_kv: ImageKV | None, tokens: int) -> list[ImageSpan]:
+def span_of_all(image_kv: ImageAttention | None, tokens: int) -> list[ImageSpan]:
     """Lets all `tokens` new tokens attend to all images; empty without an image."""
     return [] if image_kv is None else [ImageSpan(0, tokens, image_kv, after_image=True)]

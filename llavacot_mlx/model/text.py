@@ -13,12 +13,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from llavacot_mlx.model.activations import silu
-from llavacot_mlx.model.attention import attend_to_all
 from llavacot_mlx.model.config import Llama3Scaling, TextConfig
 from llavacot_mlx.model.kv_budget import KVBudget
 from llavacot_mlx.model.kv_cache import ImageKV, ImageSpan, KVCache, SelfAttentionCache
 from llavacot_mlx.model.linear import Linear
-from llavacot_mlx.model.quantized_kv import KV, kv_bytes
+from llavacot_mlx.model.quantized_kv import kv_bytes
 from llavacot_mlx.model.rope import Rotation
 
 
@@ -115,7 +114,8 @@ class CrossAttentionLayer(nn.Module):
         after_image: mx.array | None,
     ) -> mx.array:
         """`cross_attend` is the attention to images. `after_image`, (batch, tokens, 1), is false
-        at positions before the first image; None means true everywhere."""
+        at positions before the first image and in rows without one, whose attention is zero as
+        well, so that the layer leaves them as they are; None means true everywhere."""
         update = self.cross_attn(self.input_layernorm(x), cross_attend)
         x = x + mx.tanh(self.cross_attn_attn_gate) * update
         update = self.mlp(self.post_attention_layernorm(x))
@@ -150,15 +150,13 @@ class TextModel(nn.Module):
     def __call__(
         self, ids: mx.array, cache: SelfAttentionCache, spans: Sequence[ImageSpan]
     ) -> mx.array:
-        """(1, tokens) → (1, tokens, hidden), and appends the tokens' K/V to `cache`.
+        """(batch, tokens) → (batch, tokens, hidden), and appends the tokens' K/V to `cache`.
 
         Without spans there is no image, and the cross-attention layers are skipped.
         """
         x = self.embed_tokens(ids)
         rotation = self.rotation(cache.offset, ids.shape[1])
-        before = sum(span.stop - span.start for span in spans if not span.after_image)
-        # Positions before the first image come first.
-        after_image = mx.arange(ids.shape[1])[None, :, None] >= before if before else None
+        after_image = _after_image(spans, ids.shape[1])
         self_index = cross_index = 0
         for layer in self.layers:
             if isinstance(layer, CrossAttentionLayer):
@@ -187,6 +185,13 @@ class LanguageModel(nn.Module):
         elements = 2 * layers * config.num_key_value_heads * config.head_dim * tokens
         return kv_bytes(elements, config.head_dim, self.model.norm.weight.dtype, bits)
 
+    def text_kv_bytes(self, tokens: int) -> int:
+        """Returns the bytes of K/V of `tokens` text tokens of one path, as computed."""
+        config = self.model.config
+        layers = len(self.model.layers) - len(self.model.cross_layers)
+        elements = 2 * layers * config.num_key_value_heads * config.head_dim * tokens
+        return elements * self.model.norm.weight.dtype.size
+
     def project_image_kv(self, features: mx.array, image_lengths: tuple[int, ...]) -> ImageKV:
         """Projects image features (1, tokens, hidden) to the K/V of every cross layer."""
         pairs = [layer.cross_attn.project(features) for layer in self.model.cross_layers]
@@ -202,28 +207,21 @@ def _split_heads(x: mx.array, heads: int) -> mx.array:
 
 def _attend_to_images(spans: Sequence[ImageSpan], index: int, queries: mx.array) -> mx.array:
     """Attention of each span to its images; `index` counts the cross-attention layers."""
-    outputs = [
-        _attend_together(
-            queries[:, :, span.start : span.stop],
-            span.image_kv.keys[index],
-            span.image_kv.values[index],
-        )
-        for span in spans
-    ]
+    outputs = [span.image_kv.attend(index, queries[:, :, span.start : span.stop]) for span in spans]
     return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=2)
 
 
-def _attend_together(queries: mx.array, keys: KV, values: KV) -> mx.array:
-    """Lets a whole batch attend to the same K/V in one call: the batch is folded into the queries.
-
-    `queries` and the result are (batch, heads, tokens, head_dim); K/V have no batch.
-    """
-    batch, heads, tokens, head_dim = queries.shape
-    if batch == 1:
-        return attend_to_all(queries, keys, values)
-    folded = queries.swapaxes(0, 1).reshape(1, heads, batch * tokens, head_dim)
-    outputs = attend_to_all(folded, keys, values)
-    return outputs.reshape(heads, batch, tokens, head_dim).swapaxes(0, 1)
+def _after_image(spans: Sequence[ImageSpan], tokens: int) -> mx.array | None:
+    """Returns the mask of `CrossAttentionLayer`; None where it would be true everywhere."""
+    if not spans:
+        return None
+    before = sum(span.stop - span.start for span in spans if not span.after_image)
+    # Positions before the first image come first.
+    positions = mx.arange(tokens)[None, :, None] >= before if before else None
+    rows = spans[-1].image_kv.rows_with_image
+    if positions is None or rows is None:
+        return rows if positions is None else positions
+    return positions & rows
 
 
 def _merge_heads(x: mx.array) -> mx.array:

@@ -108,6 +108,11 @@ class Plan:
         """Whether the plan follows a single path, so that there is nothing to choose."""
         return all(step.candidates == 1 for step in self.steps)
 
+    @property
+    def max_candidates(self) -> int:
+        """The most candidates that are decoded together."""
+        return max(step.candidates for step in self.steps)
+
     def judge_for(self, step: Step) -> str:
         return step.judge or self.judge
 

@@ -13,14 +13,10 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from llavacot_mlx.generate.batch_decode import (
-    CandidateStart,
-    DecodeState,
-    Ended,
-    Token,
-    decode_batch,
-)
+from llavacot_mlx.generate.batch_decode import Ended, Token, decode_batch
+from llavacot_mlx.generate.decode_state import CandidateStart, DecodeState
 from llavacot_mlx.generate.repetition import RepetitionDetector
+from llavacot_mlx.generate.waiting import Waiting
 from llavacot_mlx.plan.plan import Plan, Retrace, Step, Unit
 from llavacot_mlx.plan.plan_yaml import plan_to_dict
 from llavacot_mlx.prompt.stages import Stage, StageRecord, ends_sentence
@@ -72,9 +68,10 @@ class Search:
         self._root: Node
         self._best: Node | None = None  # from the last choice; before any, the first candidate
 
-    def run(self, prompt: DecodeState) -> Iterator[SearchEvent]:
+    def run(self, prompt: DecodeState) -> Iterator[SearchEvent | Waiting]:
         """Runs the plan from a prefilled prompt.
 
+        Where the context has a shared decoder, Waiting is yielded before each of its passes.
         Raises UserError when K/V would exceed the budget.
         """
         # Step i extends frontiers[i], and what it keeps becomes frontiers[i + 1]. In swires:
@@ -160,7 +157,7 @@ class Search:
 
     def _expand(
         self, parents: Sequence[Node], step_index: int
-    ) -> Generator[SearchEvent, None, list[Node]]:
+    ) -> Generator[SearchEvent | Waiting, None, list[Node]]:
         """Decodes the step's candidates together; ended parents are returned unchanged."""
         step = self._plan.steps[step_index]
         sampling = self._plan.sampling_for(step)
@@ -184,7 +181,7 @@ class Search:
         yield from self._decode_nodes(new, step)
         return ended + new
 
-    def _decode_nodes(self, new: Sequence[Node], step: Step) -> Iterator[SearchEvent]:
+    def _decode_nodes(self, new: Sequence[Node], step: Step) -> Iterator[SearchEvent | Waiting]:
         """Decodes the new nodes together until each one has the unit that the step asks for."""
         context = self._context
         readers = [StageReader.after(context.tokenizer, node.path_ids) for node in new]
@@ -209,6 +206,9 @@ class Search:
         for event in decode_batch(
             context, starts, sampling, self._seed, lambda token: complete(token.candidate)
         ):
+            if isinstance(event, Waiting):
+                yield event
+                continue
             index = event.candidate
             node, reader = new[index], readers[index]
             if isinstance(event, Token):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from llavacot_mlx.generate.batch_decode import DecodeState
+from llavacot_mlx.generate.decode_state import DecodeState
 from llavacot_mlx.model.shared_prefix import KVPath
 from llavacot_mlx.prompt.stages import Stage, StageRecord, conclusion_among
 from llavacot_mlx.trace.finish import Finish

@@ -9,15 +9,10 @@ import mlx.core as mx
 import pytest
 from random_model import prompt, tiles, words
 
-from llavacot_mlx.generate.batch_decode import (
-    CandidateStart,
-    DecodeState,
-    Ended,
-    Token,
-    decode_batch,
-)
+from llavacot_mlx.generate.batch_decode import Ended, Token, decode_batch
 from llavacot_mlx.generate.context import DecodeContext
 from llavacot_mlx.generate.decode import decode
+from llavacot_mlx.generate.decode_state import CandidateStart, DecodeState
 from llavacot_mlx.generate.prefill import PrefilledPrompt, prefill
 from llavacot_mlx.generate.sampling_params import Sampling
 from llavacot_mlx.model.mllama import Mllama

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from llavacot_mlx.model.attention import attend
-from llavacot_mlx.model.kernels import CPU, use
+from llavacot_mlx.model.attention import attend, softmax
+from llavacot_mlx.model.kernels import CPU, GPU, use
 
 
 def by_definition(
@@ -54,6 +55,31 @@ def test_blocks_are_the_whole(causal: bool, rows: int, columns: int, block: int)
         got = attend(*map(mx.array, (queries, keys, values)), mask="causal" if causal else None)
     expected = by_definition(queries, keys, values, causal)
     assert np.abs(np.array(got) - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("mask", ["causal", None])
+@pytest.mark.parametrize("rows", [1, 9])
+def test_a_batch_is_its_rows(rows: int, mask: Literal["causal"] | None) -> None:
+    """Each row of a batch has keys and values of its own."""
+    parts = [random(6, 2, rows, 20) for row in range(3)]
+    parts = [[(row + 1) * array for array in part] for row, part in enumerate(parts)]
+    batch = [mx.array(np.concatenate(arrays)) for arrays in zip(*parts, strict=True)]
+    with use(replace(CPU, attention_scores_bytes=4 * 3 * 6 * 20 * 4)):
+        together = np.array(attend(batch[0], batch[1], batch[2], mask=mask))
+    for row, part in enumerate(parts):
+        queries, keys, values = map(mx.array, part)
+        alone = np.array(attend(queries, keys, values, mask=mask))
+        assert np.abs(together[row : row + 1] - alone).max() < 1e-5
+
+
+def test_softmax_is_its_definition() -> None:
+    """Also of rows with masked scores, and of scores far from 0."""
+    scores = np.array([[1e4, 1e4 - 1, -np.inf], [-3, 2.5, -1e30], [0, 0, 0]], dtype=np.float32)
+    powers = np.exp(scores.astype(np.float64) - scores.max(axis=-1, keepdims=True))
+    expected = powers / powers.sum(axis=-1, keepdims=True)
+    for chosen in (CPU, GPU):
+        with use(chosen):
+            np.testing.assert_allclose(np.array(softmax(mx.array(scores))), expected, atol=1e-6)
 
 
 def test_the_scores_of_a_large_picture_are_never_whole() -> None:

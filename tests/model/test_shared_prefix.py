@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from random_model import prompt, tiles, words
 
-from llavacot_mlx.generate.batch_decode import DecodeState
+from llavacot_mlx.generate.decode_state import DecodeState
 from llavacot_mlx.generate.prefill import prefill
-from llavacot_mlx.model.kv_cache import ImageKV, ImageSpan
+from llavacot_mlx.model.joined_cache import JoinedCache
+from llavacot_mlx.model.kernels import GPU, kernels, use
+from llavacot_mlx.model.kv_cache import ImageKV, ImageSpan, KVSegment, SelfAttentionCache
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.model.shared_prefix import KVPath, SharedPrefixCache
 from llavacot_mlx.usage import Timings, Usage
@@ -107,3 +109,84 @@ def test_the_length_of_a_branch(model: Mllama) -> None:
     longer = state.path.extended_by(batch.segment(0, 3))
     assert (state.path.length, longer.length) == (15, 18)
     assert isinstance(longer, KVPath)
+
+
+def segment_of(tokens: int, seed: int, bits: int | None = None) -> KVSegment:
+    """Random K/V of two layers, with 2 heads of 32."""
+    arrays = [
+        mx.random.normal((1, 2, tokens, 32), key=mx.random.key(10 * seed + number))
+        for number in range(4)
+    ]
+    return KVSegment(tuple(arrays[:2]), tuple(arrays[2:]), tokens).quantized(bits)
+
+
+def attended(cache: SelfAttentionCache, rows: int, seeds: list[int]) -> np.ndarray:
+    """Appends one token to every row, drawn with its seed, and attends in both layers."""
+    outputs = []
+    for layer in range(2):
+        new = [
+            mx.concatenate(
+                [
+                    mx.random.normal((1, heads, 1, 32), key=mx.random.key(1000 * seed + layer))
+                    for seed in seeds
+                ]
+            )
+            for heads in (6, 2, 2)
+        ]
+        outputs.append(np.array(cache.attend(layer, *new)))
+    cache.advance(1)
+    assert len(seeds) == rows
+    return np.stack(outputs)
+
+
+PATHS = {seed: KVPath((segment_of(5 + 13 * seed, seed),)) for seed in range(5)}
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["CPU", "fused"])
+def test_paths_of_different_prompts_join_and_leave(fused: bool) -> None:
+    """Each attends to its own tokens, wherever it stands and whoever came before."""
+    alone = {seed: SharedPrefixCache([path], shares=False) for seed, path in PATHS.items()}
+    with use(GPU if fused else kernels()):
+        cache = SharedPrefixCache([PATHS[0], PATHS[3]], shares=False)
+        seeds = [0, 3]
+        changes: list[tuple[list[int], list[int]]] = [
+            ([0, 1], []),
+            ([0, 1], [4, 1]),  # a longer one and a shorter one join
+            ([0, 1, 3], [2]),  # the longest leaves as another joins
+            ([3, 0], []),
+            ([], [4]),  # all leave
+        ]
+        for kept, joining in changes:
+            cache.update(kept, [PATHS[seed] for seed in joining])
+            seeds = [seeds[row] for row in kept] + joining
+            for seed in joining:
+                alone[seed] = SharedPrefixCache([PATHS[seed]], shares=False)
+            for _ in range(3):
+                together = attended(cache, len(seeds), seeds)
+                for row, seed in enumerate(seeds):
+                    own = attended(alone[seed], 1, [seed])
+                    np.testing.assert_allclose(together[:, row : row + 1], own, atol=1e-5)
+            longest = max(cache.lengths)
+            assert cache.arrays[0].shape[2] < longest + 64, "columns of paths that left are kept"
+
+
+def test_caches_are_joined_to_one_batch() -> None:
+    """Candidates of one prompt, of another whose K/V are quantized, and paths of others."""
+
+    def caches() -> list[SharedPrefixCache]:
+        quantized = KVPath((segment_of(70, 7, bits=8),))
+        return [
+            SharedPrefixCache([PATHS[1], PATHS[2]], shares=False),
+            SharedPrefixCache([quantized]),
+            SharedPrefixCache([PATHS[3]] * 3),
+        ]
+
+    apart, joined = caches(), JoinedCache(caches())
+    for _ in range(4):
+        assert joined.offset.tolist() == [n for cache in apart for n in cache.lengths]
+        together = attended(joined, 6, [0, 1, 2, 3, 4, 5])
+        expected = [
+            attended(cache, len(seeds), seeds)
+            for cache, seeds in zip(apart, ([0, 1], [2], [3, 4, 5]), strict=True)
+        ]
+        np.testing.assert_allclose(together, np.concatenate(expected, axis=1), atol=1e-5)

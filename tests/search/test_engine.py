@@ -17,7 +17,7 @@ from PIL import Image
 from llavacot_mlx import demo
 from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.convert.convert import convert
-from llavacot_mlx.generate.batch_decode import DecodeState
+from llavacot_mlx.generate.decode_state import DecodeState
 from llavacot_mlx.generate.prefill import prefill
 from llavacot_mlx.generate.sampling_params import Sampling
 from llavacot_mlx.model.config import Quantization

@@ -19,7 +19,7 @@ from random_model import prompt, tiles, words
 from llavacot_mlx import demo
 from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.generate.batch_decode import DecodeState
+from llavacot_mlx.generate.decode_state import DecodeState
 from llavacot_mlx.generate.prefill import prefill
 from llavacot_mlx.model.kv_budget import KVBudget
 from llavacot_mlx.model.kv_cache import KVSegment
