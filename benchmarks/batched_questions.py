@@ -1,13 +1,13 @@
-"""Measures many questions in one batch: `python -m benchmarks.batched_questions`.
+"""Measures many questions in one batch: `python -m benchmarks.batched_questions questions|steps`.
 
-Questions a second on the demo world, answered one by one (`Assistant.ask`) and together
-(`Assistant.ask_many`) at several batch sizes, from the picture to the last token. Processor time is
-measured too: on cores that others use as well, seconds depend on them.
+`questions`: questions a second on the demo world, answered one by one (`Assistant.ask`) and
+together (`Assistant.ask_many`) at several batch sizes, from the picture to the last token.
+Processor time is measured too: on cores that others use as well, seconds depend on them.
 
-Decoded tokens a second on a random checkpoint of a real picture's geometry with the real vocabulary
-(4 tiles of 560 px, 6404 image tokens), for one path alone and for paths about as many different
-pictures, with what the parts of a step cost. A picture is random features here: the vision tower
-takes no part in decoding.
+`steps`: decoded tokens a second on a random checkpoint of a real picture's geometry (4 tiles of 560
+px, 6404 image tokens) with the real vocabulary, for one path alone and for paths about as many
+different pictures, with what the parts of a step cost. A picture is random features here: the
+vision tower takes no part in decoding.
 
 All ways take turns, and a ratio is the median of the rounds' ratios. Everything is printed and
 written to `benchmarks/results/`.
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import random
 import statistics
 import tempfile
@@ -59,17 +60,25 @@ SAMPLINGS = {"greedy": Sampling(), "sampled": PUBLISHED_SAMPLING}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=("questions", "steps"))
     parser.add_argument("--questions", type=int, default=200, help="of the demo world, in a round")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16, 32])
     parser.add_argument("--pictures", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--steps", type=int, default=24, help="decode steps of one run")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    result: dict[str, object] = {"machine": machine(), "rounds": arguments.rounds}
+    result: dict[str, object] = {
+        "machine": machine(),
+        "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", ""),
+        "load average before": os.getloadavg(),
+        "rounds": arguments.rounds,
+    }
     print(json.dumps(result["machine"]))
-    result["demo world"] = _questions(arguments.questions, arguments.batch_sizes, arguments.rounds)
-    with tempfile.TemporaryDirectory() as scratch:
-        model, read = _read_pictures(Path(scratch), max(arguments.pictures))
+    if arguments.part == "questions":
+        result |= _questions(arguments.questions, arguments.batch_sizes, arguments.rounds)
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            model, read = _read_pictures(Path(scratch), max(arguments.pictures))
         for title, sampling in SAMPLINGS.items():
             result[f"seconds of a step, {title}"] = _steps(
                 read, arguments.pictures, sampling, arguments.rounds, arguments.steps, title
@@ -78,7 +87,7 @@ def main() -> None:
             model, read, arguments.pictures, arguments.rounds, arguments.steps
         )
     RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / "batched_questions.json"
+    file = RESULTS / f"batched_{arguments.part}.json"
     file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(f"written to {file}")
 
