@@ -17,6 +17,7 @@ from llavacot_mlx.checkpoint import hub
 from llavacot_mlx.checkpoint.model_name import parse_model_name
 from llavacot_mlx.checkpoint.safetensors import weights_note
 from llavacot_mlx.cli.defaults import default_model
+from llavacot_mlx.cli.printable import short_line
 from llavacot_mlx.cli.units import format_bytes
 from llavacot_mlx.errors import UserError
 
@@ -65,7 +66,7 @@ def resolve_model(name: str | None, revision: str | None = None) -> ResolvedMode
     parsed = parse_model_name(name, revision)
     folder = ensure_downloaded(str(parsed))
     if note := weights_note(folder):
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {short_line(note)}", file=sys.stderr)
         warnings.filterwarnings("ignore", re.escape(note))  # as `Assistant.load` says it
     return ResolvedModel(str(parsed), folder)
 
@@ -91,7 +92,7 @@ def resolve_adapted_model(
             raise
         raise UserError(f"the base of {adapter}: {problem}; or name it with --model") from None
     if note := config.check_base(adapter, model.folder):
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {short_line(note)}", file=sys.stderr)
     return dataclasses.replace(model, adapter=adapter)
 
 

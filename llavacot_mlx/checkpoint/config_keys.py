@@ -17,7 +17,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from llavacot_mlx.checked import shown
+from llavacot_mlx.checked import brief, shown
 from llavacot_mlx.errors import UserError
 
 # What transformers itself writes into every configuration, in some version: bookkeeping, training
@@ -122,7 +122,8 @@ def _is_effectless(
                 return True
             if not section:  # the top may say only what the section says
                 raise UserError(
-                    f"{key} is {shown(value)}, but {other}.{key} is {shown(there[key])}"
+                    f"{brief(key)} is {shown(value)}, but {other}.{brief(key)} is "
+                    f"{shown(there[key])}"
                 )
     return _is_bookkeeping(key)
 

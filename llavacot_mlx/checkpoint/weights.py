@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from llavacot_mlx.checked import brief, quoted, shown
 from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.checkpoint.dtypes import FLOATS, mlx_dtype, named_dtype
 from llavacot_mlx.checkpoint.safetensors import TensorEntry, list_tensors, weights_note
@@ -109,7 +110,9 @@ def named_tensors(entries: Mapping[str, TensorEntry], where: Path) -> dict[str, 
         if name is None:
             continue
         if name in tensors:
-            raise UserError(f"{where}: {tensors[name].entry.name!r} and {theirs!r} are the same")
+            raise UserError(
+                f"{where}: {quoted(tensors[name].entry.name)} and {quoted(theirs)} are the same"
+            )
         transpose = name == PATCH_EMBEDDING and is_channels_first(theirs) and len(entry.shape) == 4
         tensors[name] = SourceTensor(name, entry, transpose)
     return tensors
@@ -157,10 +160,10 @@ def check_tree(model: nn.Module, tensors: Mapping[str, SourceTensor], folder: Pa
         if name not in tensors:
             raise UserError(f"{folder}: the weight {name} is missing{_why_missing(folder)}")
     for name, tensor in tensors.items():
+        weight = f"the weight {brief(tensor.entry.name)} in {tensor.entry.file.name}"
         if name not in expected:
             raise UserError(
-                f"{folder}: the weight {tensor.entry.name} in {tensor.entry.file.name} belongs to "
-                "no part of an Mllama with this config.json"
+                f"{folder}: {weight} belongs to no part of an Mllama with this config.json"
             )
         if name in (EMBEDDING, HEAD) and tensor.shape[:1] != tuple(expected[name].shape[:1]):
             rows = {each: tensors[each].shape[0] for each in (EMBEDDING, HEAD) if each in tensors}
@@ -173,14 +176,14 @@ def check_tree(model: nn.Module, tensors: Mapping[str, SourceTensor], folder: Pa
             )
         if tensor.shape != tuple(expected[name].shape):
             raise UserError(
-                f"{folder}: the weight {tensor.entry.name} in {tensor.entry.file.name} has the "
-                f"shape {list(tensor.shape)}; config.json asks for {list(expected[name].shape)}"
+                f"{folder}: {weight} has the shape {shown(tensor.shape)}; config.json asks for "
+                f"{list(expected[name].shape)}"
             )
         readable = _readable_types(expected[name].dtype)
         if tensor.entry.dtype not in readable:
             raise UserError(
-                f"{folder}: the weight {tensor.entry.name} in {tensor.entry.file.name} is stored "
-                f"as {tensor.entry.dtype}; {', '.join(sorted(readable))} can be read"
+                f"{folder}: {weight} is stored as {tensor.entry.dtype}; "
+                f"{', '.join(sorted(readable))} can be read"
             )
 
 
