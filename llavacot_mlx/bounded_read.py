@@ -32,17 +32,19 @@ class TooLargeError(OSError):
 
 
 def open_regular(file: Path) -> BinaryIO:
-    """Opens a regular file, or a pipe that the shell opened for the command, for reading.
+    """Opens a regular file, /dev/null, or a pipe that the shell opened for the command.
 
     Never waits for somebody to write. Raises OSError, and ValueError for a name with a NUL.
     """
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        mode = os.fstat(descriptor).st_mode
+        status = os.fstat(descriptor)
+        mode = status.st_mode
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
         is_open_pipe = stat.S_ISFIFO(mode) and str(file).startswith(_OPEN_PIPES)
-        if not stat.S_ISREG(mode) and not is_open_pipe:
+        is_empty = stat.S_ISCHR(mode) and status.st_rdev == Path(os.devnull).stat().st_rdev
+        if not (stat.S_ISREG(mode) or is_open_pipe or is_empty):
             raise NotRegularError(errno.EINVAL, "not a regular file", str(file))
         os.set_blocking(descriptor, True)
         return os.fdopen(descriptor, "rb")

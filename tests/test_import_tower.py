@@ -31,7 +31,7 @@ bounded_read
 checked     errors file_kinds bounded_read
 model       errors usage
 checkpoint  errors file_kinds bounded_read atomic checked model
-prompt      errors file_kinds checked model
+prompt      errors file_kinds bounded_read checked model
 rows        errors file_kinds checked prompt
 generate    errors usage model prompt
 plan        errors checked prompt generate

@@ -16,9 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes
 
+from llavacot_mlx.bounded_read import NotRegularError, TooLargeError, read_file
+from llavacot_mlx.checked import quoted
 from llavacot_mlx.errors import UserError
 
-_MAX_FILE_BYTES = 500 * 10**6
+MAX_IMAGE_BYTES = 500 * 10**6
 """Maximum size of a file: many times the largest image, and far from filling a memory."""
 _MAX_SHOWN = 200  # characters of a name that an error shows
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/", re.ASCII)  # of one letter it is a drive
@@ -72,23 +74,25 @@ def image_name(name: str | Path) -> str:
     return text
 
 
-def read_image_file(path: Path, max_bytes: int = _MAX_FILE_BYTES) -> bytes:
+def read_image_file(path: Path, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
     """Reads the bytes of a file. Raises UserError when it cannot be read."""
     name = image_name(path)
     try:
-        with path.open("rb") as stream:
-            data = stream.read(max_bytes + 1)
+        return read_file(path, max_bytes)
     except FileNotFoundError:
         raise UserError(f"{name}: there is no such picture") from None
     except IsADirectoryError:
         raise UserError(f"{name} is a folder, not a picture") from None
+    except NotRegularError as problem:
+        raise UserError(f"{name} is no picture: it is {problem.strerror}") from None
+    except TooLargeError:
+        raise UserError(
+            f"{name} is no picture: it holds more than {max_bytes // 10**6} MB"
+        ) from None
     except OSError as problem:
         raise UserError(f"{name} cannot be read: {problem.strerror}") from None
     except ValueError:  # a NUL in the name
-        raise UserError(f"{name!r}: no file can have this name") from None
-    if len(data) > max_bytes:
-        raise UserError(f"{name} is no picture: it holds more than {max_bytes // 10**6} MB")
-    return data
+        raise UserError(f"{quoted(name)}: no file can have this name") from None
 
 
 def is_inline(name: str) -> bool:
