@@ -53,6 +53,13 @@ ImagesOption = Annotated[
         help="The folder that image paths are relative to. [default: the folder of the data]",
     ),
 ]
+ImagesAnywhereOption = Annotated[
+    bool,
+    typer.Option(
+        "--images-anywhere",
+        help="Accept images outside of that folder, by their paths or by links.",
+    ),
+]
 MaxTokensOption = Annotated[
     int, typer.Option("--max-tokens", metavar="N", help="Maximum number of tokens per answer.")
 ]

@@ -20,7 +20,7 @@ from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.plan.plan import SELF, Plan
 from llavacot_mlx.plan.plan_yaml import plan_to_dict
 from llavacot_mlx.prompt.image_processor import ImageProcessor
-from llavacot_mlx.prompt.image_source import image_name
+from llavacot_mlx.prompt.image_source import RefusedImage, image_name
 from llavacot_mlx.prompt.image_spans import Prompt
 from llavacot_mlx.prompt.images import ImageSource, OpenedImage, open_with_notes
 from llavacot_mlx.prompt.stages import Closed, Opened, Stage, StageEvent, StageRecord
@@ -279,4 +279,4 @@ def _image_name(image: ImageSource | None) -> str | None:
         return "-"
     if isinstance(image, Image.Image):
         return getattr(image, "filename", None) or "image"
-    return image_name(image)
+    return image_name(image.name if isinstance(image, RefusedImage) else image)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 # Pipes that a shell opened for the command, as in `llavacot trace <(zcat search.json.gz)`.
 _OPEN_PIPES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
@@ -31,7 +32,7 @@ class TooLargeError(OSError):
         super().__init__(errno.EFBIG, f"too large: more than {max_bytes // 10**6} MB")
 
 
-def open_regular(file: Path) -> BinaryIO:
+def open_regular(file: Path) -> BufferedReader:
     """Opens a regular file, /dev/null, or a pipe that the shell opened for the command.
 
     Never waits for somebody to write. Raises OSError, and ValueError for a name with a NUL.

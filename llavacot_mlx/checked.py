@@ -34,6 +34,7 @@ from llavacot_mlx.file_kinds import foreign_kind
 
 MAX_JSON_BYTES = 100_000_000
 """Of a JSON file; a tokenizer.json has 17 MB."""
+_MAX_JSON_VALUES = 5_000_000  # a tokenizer.json has a million; each takes up to 200 bytes
 _MAX_YAML_BYTES = 200_000  # files written by hand have a few hundred bytes
 _MAX_YAML_VALUES = 100_000  # with every alias written out
 _MAX_DIGITS = 300  # of a whole number, so that it is a float, too
@@ -376,6 +377,8 @@ def parse_json(text: str, *, constants: bool = True) -> Any:
 
     Raises ValueError, also for a whole number of hundreds of digits, and RecursionError.
     """
+    if text.count(",") + text.count("[") + text.count("{") > _MAX_JSON_VALUES:
+        raise ValueError(f"more than {_MAX_JSON_VALUES} values")
     constant = None if constants else _refuse_constant
     return json.loads(text, parse_int=_parse_int, parse_constant=constant)
 

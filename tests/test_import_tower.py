@@ -32,7 +32,7 @@ checked     errors file_kinds bounded_read
 model       errors usage
 checkpoint  errors file_kinds bounded_read atomic checked model
 prompt      errors file_kinds bounded_read checked model
-rows        errors file_kinds checked prompt
+rows        errors file_kinds bounded_read checked prompt
 generate    errors usage model prompt
 plan        errors checked prompt generate
 trace       errors usage atomic checked prompt plan

@@ -13,6 +13,7 @@ import re
 import shlex
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes
 
@@ -40,24 +41,51 @@ def read_named_image(name: str | Path) -> bytes:
     return read_image_file(_find_file(str(name), Path())) if inline is None else inline
 
 
-def find_image(name: str, folder: Path) -> Path | str:
+@dataclass(frozen=True)
+class RefusedImage:
+    """An image that a row names and that is not read."""
+
+    name: str
+    reason: str
+
+
+LocatedImage = Path | str | RefusedImage
+"""The path of an image, its name where that is the image itself, or why it is not read."""
+
+
+def find_image(name: str, folder: Path, *, anywhere: bool = False) -> Path | str:
     """Finds the image that a row names: its path, or the name itself where that is the image.
 
-    `folder` is where relative names begin. Raises UserError when there is no such file, or several.
+    `folder` is where relative names begin. Without `anywhere` the image has to be in it: rows come
+    from anybody, and could name any file of the person who reads them. Raises UserError when there
+    is no such file, or several.
     """
-    return name if _inline_bytes(name) is not None else _find_file(name, folder)
+    if _inline_bytes(name) is not None:
+        return name
+    return _find_file(name, folder, bound=None if anywhere else folder)
 
 
-def locate_image(name: str, folder: Path) -> Path | str:
-    """As `find_image`, but returns a name that was not found; opening it raises the error."""
+def locate_image(name: str, folder: Path, *, anywhere: bool = False) -> LocatedImage:
+    """As `find_image`, but returns what was not found or is refused; opening it raises the error.
+
+    Nothing is looked for outside of the folder, so that no error tells what is there.
+    """
     try:
-        return find_image(name, folder)
+        return find_image(name, folder, anywhere=anywhere)
+    except OutsideError as problem:
+        return RefusedImage(name, str(problem))
     except UserError:
         return name if is_inline(name) or _SCHEME.match(name) else folder / name
 
 
-def is_there(image: Path | str) -> bool:
+class OutsideError(UserError):
+    """A row names an image outside of the images' folder."""
+
+
+def is_there(image: LocatedImage) -> bool:
     """Whether `locate_image` found it, readable or not."""
+    if isinstance(image, RefusedImage):
+        return True
     return is_inline(image) if isinstance(image, str) else _exists(image)
 
 
@@ -140,17 +168,27 @@ def _decoded(data: bytes, name: str) -> bytes:
         raise UserError(f"{name}: its data is not whole base64; was it cut off?") from None
 
 
-def _find_file(name: str, folder: Path) -> Path:
-    """The file that a name means. Raises UserError when there is none, or several."""
-    for path in _paths(name, folder):
+def _find_file(name: str, folder: Path, bound: Path | None = None) -> Path:
+    """The file that a name means, within the folder `bound` if there is one.
+
+    Raises UserError when there is none, or several, and OutsideError.
+    """
+    paths = list(_paths(name, folder))
+    inside = [path for path in paths if bound is None or _is_inside(path, bound)]
+    for path in inside:
         if _exists(path):
             return path
     bare = name.strip().strip("'\"")
     if (scheme := _SCHEME.match(bare)) and scheme[1].lower() != "file":
         raise UserError(_address(bare, scheme[1].lower()))
-    for path in _paths(name, folder):
+    if len(inside) < len(paths):
+        raise OutsideError(
+            f"{image_name(name)}: lies outside of the images' folder {bound}, or is a link that "
+            "leads out of it; if you trust the rows, add --images-anywhere"
+        )
+    for path in paths:
         found = list(_alike(path))
-        if len(found) == 1:
+        if len(found) == 1 and (bound is None or _is_inside(found[0], bound)):
             return found[0]
         if found:
             both = " and ".join(ascii(str(each)) for each in found)
@@ -161,6 +199,14 @@ def _find_file(name: str, folder: Path) -> Path:
     url_path = _path_of_url(name.strip())
     shown = folder / (name if url_path is None else unquote(url_path))
     raise UserError(f"{image_name(shown)}: there is no such picture")
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path, with all links followed, lies in a folder, whether or not it is there."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a loop of links, or a NUL
+        return False
 
 
 def _paths(name: str, folder: Path) -> Iterator[Path]:

@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from llavacot_mlx.checked import brief
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.file_kinds import foreign_kind
-from llavacot_mlx.prompt.image_source import image_name, read_named_image
+from llavacot_mlx.prompt.image_source import RefusedImage, image_name, read_named_image
 from llavacot_mlx.prompt.shrink import MAX_PIXELS, decode_smaller, shrunk
 
 
@@ -40,8 +40,9 @@ class OpenedImage:
         return self.notes if late is None else (*self.notes, late)
 
 
-ImageSource = str | Path | bytes | Image.Image | OpenedImage
-"""A path, a `data:` or `file:` URI, the bytes of a file, a PIL image, or an image opened before."""
+ImageSource = str | Path | bytes | Image.Image | OpenedImage | RefusedImage
+"""A path, a `data:` or `file:` URI, the bytes of a file, a PIL image, an image opened before, or
+one that is not to be opened."""
 
 _MAX_TRIED_FRAMES = 50  # of an animation, until one is not blank
 _MAX_TRIED_PIXELS = 200_000_000  # of all of these together
@@ -79,6 +80,8 @@ def open_with_notes(source: ImageSource, name: str = "the picture") -> OpenedIma
     """
     if isinstance(source, OpenedImage):
         return source
+    if isinstance(source, RefusedImage):
+        raise UserError(source.reason)
     if isinstance(source, Image.Image):
         with _decoding(name):
             return _seen(source, name, given=True)

@@ -16,7 +16,7 @@ from llavacot_mlx.model.config import ModelConfig
 from llavacot_mlx.prompt.tokenizer_file import STAGE_TAGS, library_errors, read_tokenizer
 
 _FORMAT_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-_MAX_CHARACTERS = 1_000_000
+MAX_CHARACTERS = 1_000_000
 """Of a text: many times what a context of 131,072 tokens holds. The library panics on runs of some
 million spaces, and takes forty bytes for each character."""
 _STOP_TOKENS = ("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")
@@ -89,9 +89,9 @@ class Tokenizer:
 
         Raises UserError for a text that is too long, or that the library cannot encode.
         """
-        if len(text) > _MAX_CHARACTERS:
+        if len(text) > MAX_CHARACTERS:
             raise UserError(
-                f"too long: a text of {len(text)} characters, and {_MAX_CHARACTERS} are the most"
+                f"too long: a text of {len(text)} characters, and {MAX_CHARACTERS} are the most"
             )
         with named("this text cannot be encoded"), library_errors():
             return self._tokenizer.encode(text, add_special_tokens=False).ids

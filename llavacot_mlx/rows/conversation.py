@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
+from llavacot_mlx.checked import parse_json, quoted
 from llavacot_mlx.prompt.image_source import is_inline
 from llavacot_mlx.prompt.tokenizer import Turn
 from llavacot_mlx.rows.problem import ProblemKind, RowError
@@ -109,8 +109,10 @@ def is_row(row: dict[str, Any]) -> bool:
 
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line.strip())
-    except (ValueError, RecursionError) as problem:
+        row = parse_json(line.strip())
+    except RecursionError:
+        raise RowError(where, ProblemKind.NOT_JSON, "not JSON: nested too deep") from None
+    except ValueError as problem:
         raise RowError(where, ProblemKind.NOT_JSON, f"not JSON: {problem}") from None
     if not isinstance(row, dict):
         said = "expected an object with conversations or messages, or an image and a question"
@@ -194,7 +196,7 @@ def _pair(row: dict[str, Any], found: list[str]) -> list[tuple[str, str]]:
         if text is None:
             continue
         if role == "assistant" and isinstance(text, int) and not isinstance(text, bool):
-            text = str(text)
+            text = str(text)  # of at most 300 digits, see `parse_json`
         if not isinstance(text, str) and role == "user":
             raise _WrongError("the question is missing or empty")
         if not isinstance(text, str):
@@ -221,7 +223,7 @@ def _entries(
         role = _ROLES.get(name.casefold()) if isinstance(name, str) else None
         if role is None:
             raise _WrongError(
-                f"{where}: {role_key} must be one of {', '.join(_ROLES)}, not {name!r}"
+                f"{where}: {role_key} must be one of {', '.join(_ROLES)}, not {quoted(name)}"
             )
         text = _text(content, f"{where}: {text_key}", role, found)
         if not _is_encodable(text):

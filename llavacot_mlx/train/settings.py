@@ -140,6 +140,13 @@ class TrainSettings:
             free_on_resume=True,
         ),
     ] = None
+    images_anywhere: Annotated[
+        bool,
+        About(
+            "Accept images outside of that folder, by their paths or by links.",
+            free_on_resume=True,
+        ),
+    ] = False
     adapter_path: Annotated[
         str,
         About(
