@@ -13,6 +13,8 @@ import typer
 
 from llavacot_mlx import demo
 from llavacot_mlx.atomic import check_can_write
+from llavacot_mlx.checked import brief
+from llavacot_mlx.checkpoint.hub import find_here
 from llavacot_mlx.cli.exit_codes import check_usage, handle_errors
 from llavacot_mlx.cli.gpu_advice import Work
 from llavacot_mlx.cli.load_assistant import load_assistant
@@ -273,7 +275,10 @@ def ask(
             repetition_stop=repetition_stop,
         )
         for name in filter(is_model, plan.judges):
-            ensure_downloaded(name, any_type=True)
+            if plan_file is None:
+                ensure_downloaded(name, any_type=True)
+            else:
+                find_here(name, plan_file, f"fetch it first: hf download {brief(name)}")
         if as_json or answer_only:
             view = status_view(sys.stderr)
         else:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from llavacot_mlx.atomic import check_can_write, write_file
+from llavacot_mlx.checked import brief, shown
 from llavacot_mlx.cli.exit_codes import check_usage, handle_errors
 from llavacot_mlx.cli.gpu_advice import Work
 from llavacot_mlx.cli.load_assistant import load_assistant
@@ -131,7 +132,10 @@ def _show(trace: Trace, show: ShowLevel, *, plain: bool) -> None:
 
 def _replay(stored: StoredTrace, file: str, model: str | None) -> None:
     """Asks again. Raises UserError if the answer differs from the saved one."""
+    from llavacot_mlx.checkpoint.hub import find_here
     from llavacot_mlx.cli.resolve_model import resolve_adapted_model
+    from llavacot_mlx.plan.plan_yaml import plan_from_dict
+    from llavacot_mlx.search.judges.plugins import is_model
 
     before = stored.trace
     if before.image is not None and stored.image_bytes is None:
@@ -139,7 +143,10 @@ def _replay(stored: StoredTrace, file: str, model: str | None) -> None:
     if before.interrupted:
         raise UserError(f"{file}: that answer was stopped, so there is no end to compare with")
     adapter = None if before.adapter is None else Path(before.adapter)
-    chosen = resolve_adapted_model(model or before.model, adapter)
+    named_in = file if model is None else None
+    chosen = resolve_adapted_model(model or before.model, adapter, named_in=named_in)
+    for judge in filter(is_model, plan_from_dict(before.search.plan).judges):
+        find_here(judge, file, f"fetch it first: hf download {brief(judge)}")
     assistant = load_assistant(chosen)
     now = assistant.replay(before, stored.image_bytes)
     if now.token_ids != before.token_ids:
@@ -148,7 +155,7 @@ def _replay(stored: StoredTrace, file: str, model: str | None) -> None:
         shorter = min(len(now.token_ids), len(before.token_ids))
         index = shorter if same is None else same
         raise UserError(
-            f"{file}: the answer is different now, from token {index} on: {now.answer!r}"
+            f"{file}: the answer is different now, from token {index} on: {shown(now.answer)}"
         )
     print(f"the same answer, token for token ({len(now.token_ids)} tokens)")
 

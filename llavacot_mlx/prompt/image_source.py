@@ -183,8 +183,8 @@ def _find_file(name: str, folder: Path, bound: Path | None = None) -> Path:
         raise UserError(_address(bare, scheme[1].lower()))
     if len(inside) < len(paths):
         raise OutsideError(
-            f"{image_name(name)}: lies outside of the images' folder {bound}, or is a link that "
-            "leads out of it; if you trust the rows, add --images-anywhere"
+            f"{image_name(name)}: is not in the images' folder {bound}, or a link leads out of it; "
+            "if you trust the rows, add --images-anywhere"
         )
     for path in paths:
         found = list(_alike(path))
