@@ -178,6 +178,15 @@ def quoted(name: object) -> str:
     return repr(name) if name is None or isinstance(name, bool) else shown(name)
 
 
+def is_text(text: str) -> bool:
+    """Whether a string is text: JSON can spell half of a surrogate pair, which is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @functools.cache
 def known_keys(kind: Any) -> frozenset[str]:
     """Returns the keys that a dataclass is read from."""
@@ -225,6 +234,8 @@ def _union(options: tuple[Any, ...], value: Any, rules: KeyRules, path: str) -> 
     if value is None and type(None) in options:
         return None
     options = tuple(option for option in options if option is not type(None))
+    if rules.float_texts and float in options and str not in options:
+        value = _number(value)
     fitting = [option for option in options if _fits(option, value)] or options
     if len(options) > 1 and fitting == options:
         raise _unexpected(Union[options], value, path)  # noqa: UP007

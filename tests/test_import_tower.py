@@ -35,16 +35,16 @@ prompt      errors file_kinds bounded_read checked model
 rows        errors file_kinds bounded_read checked prompt
 generate    errors usage model prompt
 plan        errors checked prompt generate
-trace       errors usage atomic checked prompt plan
+trace       errors usage bounded_read atomic checked prompt plan
 search      errors usage atomic checked model checkpoint prompt rows generate plan trace
-request     errors model plan
+request     errors checked model plan
 answer      errors usage model prompt generate plan trace search request
 assistant   model checkpoint prompt plan trace search request answer
 demo        prompt search
 train       errors atomic checked model checkpoint prompt rows generate plan request answer
 convert     __init__ errors atomic checked model checkpoint prompt generate search
-cli         __init__ errors atomic checked model checkpoint prompt generate plan trace search
-            request assistant demo train convert
+cli         __init__ errors bounded_read atomic checked model checkpoint prompt generate plan
+            trace search request assistant demo train convert
 __main__    cli
 """
 TOWER = {

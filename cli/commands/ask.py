@@ -31,9 +31,11 @@ from llavacot_mlx.cli.options import (
     ShowOption,
     check_judge,
     check_positive,
+    check_seed,
 )
 from llavacot_mlx.cli.printable import printable
 from llavacot_mlx.cli.resolve_model import ResolvedModel, ensure_downloaded, resolve_adapted_model
+from llavacot_mlx.cli.stdin import read_stdin
 from llavacot_mlx.cli.units import parse_bytes
 from llavacot_mlx.cli.usage_errors import check_order
 from llavacot_mlx.cli.views.answer_view import AnswerView, ShowLevel
@@ -79,6 +81,7 @@ llavacot ask answers a question about an image in four stages: a summary of the
 question, a caption of the image, the reasoning and the conclusion.
 """
 
+_MAX_QUESTION_BYTES = 4_000_000  # a million characters, the longest text that is encoded
 _NO_QUESTION = 'QUESTION is empty; ask something, such as "What does the image show?"'
 
 
@@ -243,6 +246,7 @@ def ask(
             plan = _plan(settings) if plan_file is None else None
             limits = _limits(kv_bits, kv_budget)
             check_positive("--max-tokens", max_tokens)
+            check_seed(seed)
             _check_output(show, as_json=as_json, answer_only=answer_only)
             _check_words(image, question)
             if plan_file is not None and (flags := _as_flags(settings)):
@@ -399,7 +403,7 @@ def _read_image(image: str) -> tuple[OpenedImage, bytes]:
 
     It is decoded here, so that a damaged file is reported before a model is loaded.
     """
-    from llavacot_mlx.prompt.image_source import image_name, read_named_image
+    from llavacot_mlx.prompt.image_source import MAX_IMAGE_BYTES, image_name, read_named_image
     from llavacot_mlx.prompt.images import open_with_notes
 
     if image != "-":
@@ -409,7 +413,7 @@ def _read_image(image: str) -> tuple[OpenedImage, bytes]:
         raise UserError(
             "IMAGE is -, but nothing is piped in; llavacot ask - QUESTION < picture.png"
         )
-    data = sys.stdin.buffer.read()
+    data = read_stdin("the picture", MAX_IMAGE_BYTES)
     return open_with_notes(data), data
 
 
@@ -422,7 +426,8 @@ def _demo_warning(image: Image.Image) -> str | None:
 
 def _read_question(question: str) -> str:
     if question == "-":
-        question = sys.stdin.buffer.read().decode(errors="surrogateescape").rstrip("\r\n")
+        data = read_stdin("QUESTION", _MAX_QUESTION_BYTES)
+        question = data.decode(errors="surrogateescape").rstrip("\r\n")
     if not question.strip():
         raise UserError(_NO_QUESTION)
     try:

@@ -26,6 +26,7 @@ from llavacot_mlx.cli.options import (
     SeedOption,
     check_judge,
     check_positive,
+    check_seed,
 )
 from llavacot_mlx.cli.resolve_model import ResolvedModel, ensure_downloaded, resolve_adapted_model
 from llavacot_mlx.errors import UserError
@@ -108,6 +109,7 @@ def calibrate(
         check_judge(judge)
         check_positive("--limit", limit)
         check_positive("--max-tokens", max_tokens)
+        check_seed(seed)
         questions = read_questions(file, images or file.parent, images_anywhere=images_anywhere)
         rows = list(itertools.islice(questions, limit))
         if not rows:

@@ -16,6 +16,7 @@ from llavacot_mlx.cli.load_assistant import load_assistant
 from llavacot_mlx.cli.next_steps import first_command
 from llavacot_mlx.cli.options import DebugOption, PlainOption, ShowOption
 from llavacot_mlx.cli.printable import printable, printable_line
+from llavacot_mlx.cli.stdin import read_stdin
 from llavacot_mlx.cli.units import format_bytes
 from llavacot_mlx.cli.views.answer_view import ShowLevel
 from llavacot_mlx.cli.views.choose_view import choose_view
@@ -23,7 +24,7 @@ from llavacot_mlx.cli.views.ending import no_conclusion
 from llavacot_mlx.cli.views.search_view import unit_of
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.trace.answer_events import trace_events
-from llavacot_mlx.trace.file import StoredTrace, parse_trace, read_trace
+from llavacot_mlx.trace.file import MAX_TRACE_BYTES, StoredTrace, parse_trace, read_trace
 from llavacot_mlx.trace.record import Trace
 
 HELP = """\
@@ -114,7 +115,7 @@ def _read(file: str) -> StoredTrace:
         return read_trace(Path(file))
     if sys.stdin.isatty():
         raise UserError("FILE is -, but nothing is piped in; llavacot trace - < search.json")
-    return parse_trace(sys.stdin.buffer.read(), "stdin")
+    return parse_trace(read_stdin("the trace", MAX_TRACE_BYTES), "stdin")
 
 
 def _show(trace: Trace, show: ShowLevel, *, plain: bool) -> None:

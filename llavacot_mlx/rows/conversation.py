@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from llavacot_mlx.checked import parse_json, quoted
+from llavacot_mlx.checked import is_text, parse_json, quoted
 from llavacot_mlx.prompt.image_source import is_inline
 from llavacot_mlx.prompt.tokenizer import Turn
 from llavacot_mlx.rows.problem import ProblemKind, RowError
@@ -139,7 +139,7 @@ def _image(row: dict[str, Any], found: list[str]) -> str | None:
     if images and in_parts and in_parts != images:
         raise _WrongError("the row and its parts name different pictures")
     images = images or in_parts
-    if any("\0" in image or not _is_encodable(image) for image in images):
+    if any("\0" in image or not is_text(image) for image in images):
         raise _WrongError("image: no file can have this name")
     if len(images) > 1:
         raise _WrongError(
@@ -201,7 +201,7 @@ def _pair(row: dict[str, Any], found: list[str]) -> list[tuple[str, str]]:
             raise _WrongError("the question is missing or empty")
         if not isinstance(text, str):
             raise _WrongError(f"{key} must be a text")
-        if not _is_encodable(text):
+        if not is_text(text):
             raise _WrongError(f"{key}: holds half of a character (a lone surrogate)")
         messages.append((role, text))
     return messages or [("user", "")]
@@ -226,7 +226,7 @@ def _entries(
                 f"{where}: {role_key} must be one of {', '.join(_ROLES)}, not {quoted(name)}"
             )
         text = _text(content, f"{where}: {text_key}", role, found)
-        if not _is_encodable(text):
+        if not is_text(text):
             raise _WrongError(f"{where}: holds half of a character (a lone surrogate)")
         messages.append((role, text))
     return messages
@@ -282,12 +282,3 @@ def _turns(messages: list[tuple[str, str]], image: str | None) -> tuple[Turn, ..
     if turns[-1].role != "assistant":
         raise _WrongError("it ends without an answer")
     return tuple(turns)
-
-
-def _is_encodable(text: str) -> bool:
-    """Whether a string is valid text: JSON can spell half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

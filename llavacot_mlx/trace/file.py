@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from llavacot_mlx.atomic import write_file
-from llavacot_mlx.checked import checked
+from llavacot_mlx.bounded_read import NotRegularError, TooLargeError, read_file
+from llavacot_mlx.checked import checked, decode_text, parse_json
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.prompt.stages import Closed, Stage, StageParser
 from llavacot_mlx.trace.events import (
@@ -31,7 +32,9 @@ from llavacot_mlx.trace.events import (
 )
 from llavacot_mlx.trace.record import RULES, SearchRecord, Trace
 
-_MAX_BYTES = 10**9  # far more than any search, and more than nearly any picture
+MAX_TRACE_BYTES = 200_000_000
+"""Of a trace file: far more than any search, and than nearly any picture. Read, it takes some times
+as much."""
 
 _MEDIA_TYPES = {  # by the first bytes of a file; `?` is any byte
     b"\x89PNG": "image/png",
@@ -82,12 +85,13 @@ def write_trace(file: Path, trace: Trace, image_bytes: bytes | None) -> None:
 def read_trace(file: Path) -> StoredTrace:
     """Reads a trace file. Raises UserError that names the file, and the key that is wrong."""
     try:
-        with file.expanduser().open("rb") as stream:
-            data = stream.read(_MAX_BYTES + 1)
+        data = read_file(file.expanduser(), MAX_TRACE_BYTES)
     except FileNotFoundError:
         raise UserError(f"{file}: there is no such trace") from None
     except IsADirectoryError:
         raise UserError(f"{file}: a folder, not a trace") from None
+    except (NotRegularError, TooLargeError) as problem:
+        raise UserError(f"{file}: {problem.strerror}, so not a trace") from None
     except (OSError, RuntimeError, ValueError) as problem:  # such as ~nobody, or a NUL
         said = getattr(problem, "strerror", None) or problem
         raise UserError(f"{file}: cannot be read: {said}") from None
@@ -96,12 +100,10 @@ def read_trace(file: Path) -> StoredTrace:
 
 def parse_trace(data: bytes, name: str) -> StoredTrace:
     """Parses the bytes of a trace file. Raises UserError that starts with `name`."""
-    if len(data) > _MAX_BYTES:
-        raise UserError(f"{name}: too large for a trace, over {_MAX_BYTES // 10**6} MB")
     if not data.strip():
         raise UserError(f"{name}: empty")
     try:
-        value = json.loads(data, parse_constant=_reject_constant)
+        value = parse_json(decode_text(data), constants=False)
     except RecursionError:
         raise UserError(f"{name}: not a trace: nested too deep") from None
     except ValueError as problem:
@@ -196,7 +198,3 @@ def _pop_image(value: Any) -> bytes | None:
         return base64.b64decode(stored.base64, validate=True)
     except ValueError as problem:
         raise UserError(f"picture.base64: {problem}") from None
-
-
-def _reject_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number in JSON")
