@@ -15,9 +15,13 @@ from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.checkpoint.dtypes import FLOATS, mlx_dtype, named_dtype
 from llavacot_mlx.checkpoint.safetensors import TensorEntry, list_tensors, weights_note
 from llavacot_mlx.checkpoint.weight_names import (
+    CLASS_EMBEDDING,
     EMBEDDING,
     HEAD,
+    NORM,
     PATCH_EMBEDDING,
+    POSITIONS,
+    TILES,
     canonical_name,
     is_channels_first,
 )
@@ -87,6 +91,7 @@ def model_of(config: ModelConfig, tensors: Mapping[str, SourceTensor], where: Pa
 
     Raises UserError, which names `where`, when a name, a shape or a type is not the model's.
     """
+    _check_sizes(config, tensors, where)
     model = Mllama(config)
     if config.quantization is not None:
         quantize_modules(model, config.quantization, tensors)
@@ -151,6 +156,29 @@ def quantize_modules(
         nn.quantize(model, class_predicate=settings)
     except ValueError as problem:
         raise UserError(f"config.json: the quantization cannot be run: {problem}") from None
+
+
+def _check_sizes(config: ModelConfig, tensors: Mapping[str, SourceTensor], where: Path) -> None:
+    """Raises UserError where config.json's sizes are not those of the weights.
+
+    `check_tree` compares all shapes, once the model is constructed: of impossible sizes, that takes
+    minutes and gigabytes. These weights are never quantized, and decide how large the rest is.
+    """
+    text, vision = config.text, config.vision
+    for name, shape in (
+        (NORM, (text.hidden_size,)),
+        (CLASS_EMBEDDING, (vision.hidden_size,)),
+        (POSITIONS, (vision.tokens_per_tile, vision.hidden_size)),
+        (TILES, (vision.num_aspect_ratios + 1, vision.max_num_tiles * vision.hidden_size)),
+    ):
+        tensor = tensors.get(name)
+        if tensor is None:
+            raise UserError(f"{where}: the weight {name} is missing{_why_missing(where)}")
+        if tensor.shape != shape:
+            raise UserError(
+                f"{where}: the weight {brief(tensor.entry.name)} in {tensor.entry.file.name} has "
+                f"the shape {shown(tensor.shape)}; config.json asks for {list(shape)}"
+            )
 
 
 def check_tree(model: nn.Module, tensors: Mapping[str, SourceTensor], folder: Path) -> None:

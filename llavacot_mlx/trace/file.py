@@ -8,9 +8,10 @@ given. What `--json` printed is read as well; it has no picture.
 from __future__ import annotations
 
 import base64
+import copy
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -130,30 +131,37 @@ def events_of_old_trace(trace: Trace) -> Iterator[LoggedEvent]:
         yield from trace.stage_events()
         return
     search, choices = trace.search, trace.search.choices
+    stages = _stages_after(search)
     for choice, following in itertools.zip_longest(choices, choices[1:]):
         # Where candidates were dropped, a judge was asked, even if it came to no verdict.
         dropped = not set(choice.nodes) <= set(choice.kept)
-        yield from _events_of_old_round(search, choice.nodes, judged=dropped)
+        yield from _events_of_old_round(search, stages, choice.nodes, judged=dropped)
         yield CandidatesKept(choice.kept)
         next_round = choice.round if following is None else following.round
         if choice.back_to is not None or next_round > choice.round:
             yield Retraced(choice.back_to, choice.round + 1)
     chosen_from = sum(len(choice.nodes) for choice in choices)
     open_round = tuple(range(chosen_from, len(search.nodes)))
-    yield from _events_of_old_round(search, open_round, stopped=True)
+    yield from _events_of_old_round(search, stages, open_round, stopped=True)
 
 
 def _events_of_old_round(
-    search: SearchRecord, numbers: tuple[int, ...], *, judged: bool = False, stopped: bool = False
+    search: SearchRecord,
+    stages: Sequence[Stage | None],
+    numbers: tuple[int, ...],
+    *,
+    judged: bool = False,
+    stopped: bool = False,
 ) -> Iterator[LoggedEvent]:
     """Yields the events of the candidates `numbers` up to their scores.
 
-    With `judged`, candidates without a score have an event, too. With `stopped`, some may not have
-    ended.
+    `stages` are those of `_stages_after`. With `judged`, candidates without a score have an event,
+    too. With `stopped`, some may not have ended.
     """
     nodes = [search.nodes[number] for number in numbers]
     for node in nodes:
-        yield CandidateStarted(node.id, node.parent, _next_stage(search, node.parent), node.round)
+        stage = Stage.SUMMARY if node.parent is None else stages[node.parent]
+        yield CandidateStarted(node.id, node.parent, stage, node.round)
     for node in nodes:
         if node.text:
             yield CandidateText(node.id, node.text)
@@ -167,17 +175,23 @@ def _events_of_old_round(
             yield CandidateScored(node.id, node.score)
 
 
-def _next_stage(search: SearchRecord, parent: int | None) -> Stage | None:
-    """Returns the stage that a node's children write: the open one of its path, or the next."""
-    path = ""
-    while parent is not None:
-        path = search.nodes[parent].text + path
-        parent = search.nodes[parent].parent
-    parser = StageParser(exact=True)
-    closed = [event.stage for event in parser.feed(path) if isinstance(event, Closed)]
-    if parser.stage is not None:
-        return parser.stage
-    return closed[-1].following if closed else Stage.SUMMARY
+def _stages_after(search: SearchRecord) -> list[Stage | None]:
+    """The stage that each node's children write: the open one of its path, or the next."""
+    ends: list[tuple[StageParser, Stage | None]] = []  # of each path, its last closed stage, too
+    found: list[Stage | None] = []
+    for node in search.nodes:
+        if node.parent is None:
+            parser, closed = StageParser(exact=True), None
+        else:
+            before, closed = ends[node.parent]
+            parser = copy.deepcopy(before)
+        for event in parser.feed(node.text):
+            if isinstance(event, Closed):
+                closed = event.stage
+        ends.append((parser, closed))
+        following = Stage.SUMMARY if closed is None else closed.following
+        found.append(parser.stage or following)
+    return found
 
 
 def media_type(image_bytes: bytes) -> str:
