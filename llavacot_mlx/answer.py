@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
@@ -251,6 +252,11 @@ def _resolve_threshold(plan: Plan, loaded: LoadedModel) -> tuple[Plan, tuple[str
         raise UserError(
             f"the judge {judge} is not calibrated for this model, so nobody knows which of its "
             "scores are good: give a threshold, or run llavacot calibrate"
+        )
+    if not math.isfinite(threshold):
+        raise UserError(
+            f"the threshold of judge {judge} is {threshold}: its calibration or the plan's "
+            "deviations are beyond all scores; give a threshold, or run llavacot calibrate"
         )
     filled = dataclasses.replace(retrace, threshold=threshold)
     return dataclasses.replace(plan, retrace=filled), notices

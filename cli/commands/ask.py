@@ -36,7 +36,7 @@ from llavacot_mlx.cli.options import (
 from llavacot_mlx.cli.printable import printable
 from llavacot_mlx.cli.resolve_model import ResolvedModel, ensure_downloaded, resolve_adapted_model
 from llavacot_mlx.cli.stdin import read_stdin
-from llavacot_mlx.cli.units import parse_bytes
+from llavacot_mlx.cli.units import format_bytes, parse_bytes
 from llavacot_mlx.cli.usage_errors import check_order
 from llavacot_mlx.cli.views.answer_view import AnswerView, ShowLevel
 from llavacot_mlx.cli.views.choose_view import choose_view, status_view
@@ -49,7 +49,7 @@ from llavacot_mlx.plan.plan_yaml import read_plan
 from llavacot_mlx.request import Request
 from llavacot_mlx.search.judges.plugins import check_judge_name, is_model
 from llavacot_mlx.trace.answer_events import Answered, Interrupted
-from llavacot_mlx.trace.file import write_trace
+from llavacot_mlx.trace.file import MAX_TRACED_IMAGE, write_trace
 from llavacot_mlx.trace.record import Trace
 
 if TYPE_CHECKING:
@@ -265,6 +265,11 @@ def ask(
             check_can_write(trace_file)
         question = _read_question(question)
         opened, image_bytes = _read_image(image)
+        if trace_file is not None and len(image_bytes) > MAX_TRACED_IMAGE:
+            raise UserError(
+                f"--trace: the picture holds {format_bytes(len(image_bytes))}, and a trace at most "
+                f"{format_bytes(MAX_TRACED_IMAGE)}; scale it down first"
+            )
         resolved = resolve_adapted_model(model, adapter_path, revision)
         is_demo = demo.is_packaged(resolved.folder) and resolved.adapter is None
         if is_demo and model is None:

@@ -36,6 +36,8 @@ from llavacot_mlx.trace.record import RULES, SearchRecord, Trace
 MAX_TRACE_BYTES = 200_000_000
 """Of a trace file: far more than any search, and than nearly any picture. Read, it takes some times
 as much."""
+MAX_TRACED_IMAGE = 140_000_000
+"""Bytes of a picture in a trace, where they take a third more, beside the search."""
 
 _MEDIA_TYPES = {  # by the first bytes of a file; `?` is any byte
     b"\x89PNG": "image/png",
