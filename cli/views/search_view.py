@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from llavacot_mlx.cli.printable import printable_line
 from llavacot_mlx.plan.plan import Unit
@@ -28,6 +29,8 @@ from llavacot_mlx.trace.events import (
 )
 from llavacot_mlx.trace.finish import Finish
 from llavacot_mlx.trace.record import Trace
+
+T = TypeVar("T")
 
 _PLURALS = {
     Stage.SUMMARY: "summaries",
@@ -140,6 +143,9 @@ class Round:
     """The numbers of the candidates kept, the best first; they may be of earlier rounds."""
     changes: int = 0
     """Increases whenever there is something new to draw."""
+    _known: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What was computed from all candidates; each of them asks for it."""
+    _known_at: tuple[int, int] = (0, 0)
 
     @property
     def title(self) -> str:
@@ -167,6 +173,9 @@ class Round:
     @property
     def identical(self) -> bool:
         """Whether all candidates have ended and wrote the same; False if there is only one."""
+        return self._once("identical", self._are_identical)
+
+    def _are_identical(self) -> bool:
         if len(self.candidates) < 2 or not self.ended:
             return False
         return len({candidate.text for candidate in self.candidates}) == 1
@@ -181,7 +190,8 @@ class Round:
     @property
     def forked(self) -> bool:
         """Whether the candidates continue different parents."""
-        return len({candidate.parent for candidate in self.candidates}) > 1
+        parents = self._once("parents", lambda: {each.parent for each in self.candidates})
+        return len(parents) > 1
 
     @property
     def kept_from_before(self) -> list[int]:
@@ -201,11 +211,20 @@ class Round:
 
     def distinct_gist(self, candidate: CandidateProgress) -> str:
         """The gist from the word where those of this round differ: for where space is short."""
-        shared = self._shared_length
+        shared = self._once("shared", self._shared_length)
         gist = self.gist(candidate)
         return f"…{gist[shared:]}" if shared else gist
 
-    @property
+    def _once(self, name: str, compute: Callable[[], T]) -> T:
+        """The value of `compute`, kept until a candidate changes or starts."""
+        now = (self.changes, len(self.candidates))
+        if self._known_at != now:
+            self._known, self._known_at = {}, now
+        if name not in self._known:
+            self._known[name] = compute()
+        found: T = self._known[name]
+        return found
+
     def _shared_length(self) -> int:
         """The number of characters with which all gists begin, up to a word's end."""
         if len(self.candidates) < 2 or not self.ended:

@@ -10,6 +10,7 @@ from typing import Any
 
 from llavacot_mlx.checked import KeyRules, checked
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.plan.plan import MAX_CANDIDATES
 from llavacot_mlx.plan.plan_yaml import plan_from_dict
 from llavacot_mlx.prompt.stages import (
     Closed,
@@ -201,8 +202,9 @@ class Trace:
         return trace
 
 
-_MAX_NODES = 60_000  # 100 retraces of 256 captions and 256 reasonings make 51,713
+_MAX_NODES = 30_000  # 58 retraces of 256 captions and 256 reasonings
 _MAX_EVENTS = 8 * _MAX_NODES
+_MAX_CHARACTERS = 2_000_000  # of an answer: 131,072 tokens are a third of it
 
 
 def _check_size(value: dict[str, Any]) -> None:
@@ -218,6 +220,18 @@ def _check_size(value: dict[str, Any]) -> None:
     ):
         if isinstance(found, list) and len(found) > most:
             raise UserError(f"{name}: {len(found)} of them, and {most} are the most")
+    if isinstance(choices, list):
+        chosen = [each.get("nodes") for each in choices if isinstance(each, dict)]
+        rounds = [len(each) for each in chosen if isinstance(each, list)]
+        rounds.append(len(nodes) - sum(rounds) if isinstance(nodes, list) else 0)
+        if max(rounds) > MAX_CANDIDATES:
+            raise UserError(
+                f"search.choices: a round of {max(rounds)} candidates, and {MAX_CANDIDATES} are "
+                "the most"
+            )
+    text = value.get("text")
+    if isinstance(text, str) and len(text) > _MAX_CHARACTERS:
+        raise UserError(f"text: {len(text)} characters, and {_MAX_CHARACTERS} are the most")
 
 
 def _completed(value: dict[str, Any]) -> dict[str, Any]:
