@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import typer
 
 from llavacot_mlx.cli.gpu_advice import Work, gpu_line
-from llavacot_mlx.cli.printable import printable_line
+from llavacot_mlx.cli.printable import short_line
 from llavacot_mlx.errors import UserError
 
 FAILURE = 1
@@ -75,7 +75,7 @@ def _print_error(line: str, *, debug: bool) -> None:
         import traceback
 
         traceback.print_exc()
-    print(f"error: {printable_line(line)}", file=sys.stderr)
+    print(f"error: {short_line(line)}", file=sys.stderr)
 
 
 def _drop_unwritten_output() -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from llavacot_mlx.checked import brief
 from llavacot_mlx.cli.exit_codes import UsageError, check_usage
 from llavacot_mlx.cli.views.answer_view import ShowLevel
 from llavacot_mlx.search.judges.plugins import check_judge_name
@@ -51,6 +52,13 @@ ImagesOption = Annotated[
         "--images",
         metavar="DIR",
         help="The folder that image paths are relative to. [default: the folder of the data]",
+    ),
+]
+ImagesAnywhereOption = Annotated[
+    bool,
+    typer.Option(
+        "--images-anywhere",
+        help="Accept images outside of that folder, by their paths or by links.",
     ),
 ]
 MaxTokensOption = Annotated[
@@ -102,9 +110,15 @@ def check_judge(name: str) -> None:
             check_judge_name(name)
 
 
+def check_seed(seed: int) -> None:
+    """Raises UsageError for a seed that is negative, or that a trace could not hold."""
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"--seed {brief(seed)}: must be 0 or more, and below 2^63")
+
+
 def check_positive(flag: str, number: int | None) -> None:
     """Raises UsageError if the flag was given a number below 1, or one that overflows."""
     if number is not None and number < 1:
-        raise UsageError(f"{flag} {number}: must be 1 or more")
+        raise UsageError(f"{flag} {brief(number)}: must be 1 or more")
     if number is not None and number > _MAX_NUMBER:
-        raise UsageError(f"{flag} {number}: must be at most {_MAX_NUMBER}")
+        raise UsageError(f"{flag} {brief(number)}: must be at most {_MAX_NUMBER}")

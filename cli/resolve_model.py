@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llavacot_mlx import demo
-from llavacot_mlx.checked import named
+from llavacot_mlx.checked import brief, named
 from llavacot_mlx.checkpoint import hub
 from llavacot_mlx.checkpoint.model_name import parse_model_name
 from llavacot_mlx.checkpoint.safetensors import weights_note
 from llavacot_mlx.cli.defaults import default_model
+from llavacot_mlx.cli.printable import short_line
 from llavacot_mlx.cli.units import format_bytes
 from llavacot_mlx.errors import UserError
 
@@ -44,11 +45,14 @@ class ResolvedModel:
         return self.folder.resolve().name if Path(self.name).is_dir() else self.name
 
 
-def resolve_model(name: str | None, revision: str | None = None) -> ResolvedModel:
+def resolve_model(
+    name: str | None, revision: str | None = None, *, named_in: Path | str | None = None
+) -> ResolvedModel:
     """The model of `--model`; without a name, the default one, or else the demo model.
 
     The demo model comes with a notice on stderr. A hub id that is not on the disk yet is
-    downloaded, which is reported on stderr.
+    downloaded, which is reported on stderr; unless the name comes from the content of the file or
+    folder `named_in`, which is an error then.
     """
     if name is None and (default := default_model()):
         name, origin = default
@@ -63,36 +67,51 @@ def resolve_model(name: str | None, revision: str | None = None) -> ResolvedMode
         print(_DEMO_NOTICE, file=sys.stderr)
         return ResolvedModel(str(folder), folder)
     parsed = parse_model_name(name, revision)
-    folder = ensure_downloaded(str(parsed))
+    if named_in is None:
+        folder = ensure_downloaded(str(parsed))
+    else:
+        folder = hub.find_here(str(parsed), named_in, f"give --model {brief(parsed)}")
     if note := weights_note(folder):
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {short_line(note)}", file=sys.stderr)
         warnings.filterwarnings("ignore", re.escape(note))  # as `Assistant.load` says it
     return ResolvedModel(str(parsed), folder)
 
 
 def resolve_adapted_model(
-    name: str | None, adapter: Path | None, revision: str | None = None
+    name: str | None,
+    adapter: Path | None,
+    revision: str | None = None,
+    *,
+    named_in: Path | str | None = None,
 ) -> ResolvedModel:
     """The model of `--model` with the adapter of `--adapter-path`; by default, the adapter's base.
 
-    A note on stderr says if the model is the base in another quantization. Raises UserError if
-    there is no such adapter, or if it was trained on another model.
+    `named_in` is as for `resolve_model`. A note on stderr says if the model is the base in another
+    quantization. Raises UserError if there is no such adapter, or if it was trained on another
+    model.
     """
     if adapter is None:
-        return resolve_model(name, revision)
+        return resolve_model(name, revision, named_in=named_in)
     from llavacot_mlx.checkpoint.adapter_config import AdapterConfig
 
     adapter = Path(str(adapter).strip()).expanduser()
     config = AdapterConfig.read(adapter)
-    try:
-        model = resolve_model(config.base.model if name is None else name, revision)
-    except UserError as problem:
-        if name is not None:
-            raise
-        raise UserError(f"the base of {adapter}: {problem}; or name it with --model") from None
+    if name is None:
+        with named(f"the base of {adapter}"):
+            model = _resolve_base(config.base.model, revision)
+    else:
+        model = resolve_model(name, revision, named_in=named_in)
     if note := config.check_base(adapter, model.folder):
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {short_line(note)}", file=sys.stderr)
     return dataclasses.replace(model, adapter=adapter)
+
+
+def _resolve_base(name: str, revision: str | None) -> ResolvedModel:
+    try:
+        return resolve_model(name, revision, named_in="its adapter_config.json")
+    except UserError as problem:
+        said = str(problem)
+        raise UserError(said if "--model" in said else f"{said}; name it with --model") from None
 
 
 def ensure_downloaded(name: str, *, any_type: bool = False) -> Path:

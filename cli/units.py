@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from llavacot_mlx.checked import quoted
 from llavacot_mlx.errors import UserError
 
 _BYTE_UNITS = {
@@ -23,8 +24,11 @@ def parse_bytes(text: str) -> int:
     typed = _TYPED_BYTES.fullmatch(text)
     unit = typed and _BYTE_UNITS.get(typed[2].upper())
     if not typed or unit is None:
-        raise UserError(f"{text!r} is not a number of bytes; type it like 2GB or 500MB")
-    return round(float(typed[1]) * unit)
+        raise UserError(f"{quoted(text)} is not a number of bytes; type it like 2GB or 500MB")
+    size = float(typed[1]) * unit
+    if not size < 2**63:
+        raise UserError(f"{quoted(text)} is more bytes than any machine has")
+    return round(size)
 
 
 def format_bytes(count: int) -> str:

@@ -9,14 +9,24 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import mlx.core as mx
 
-from llavacot_mlx.checked import KeyRules, PositiveInt, checked, named, read_json, shown
+from llavacot_mlx.checked import (
+    KeyRules,
+    PositiveInt,
+    brief,
+    checked,
+    named,
+    quoted,
+    read_json,
+    shown,
+)
 from llavacot_mlx.checkpoint.adapter_config import (
     CONFIG_NAME,
     AdapterConfig,
@@ -36,6 +46,7 @@ from llavacot_mlx.checkpoint.weight_files import PEFT_WEIGHTS_NAME
 from llavacot_mlx.checkpoint.weight_names import canonical_name, name_in_memory
 from llavacot_mlx.checkpoint.weights import read_tensors
 from llavacot_mlx.convert.merge import dequantize_stored
+from llavacot_mlx.convert.module_patterns import ModulePatterns
 from llavacot_mlx.convert.output_folder import OutputFolder
 from llavacot_mlx.convert.source import SourceCheckpoint
 from llavacot_mlx.errors import UserError
@@ -108,6 +119,8 @@ def read_peft(folder: Path, output: OutputFolder, base: str, base_folder: Path) 
     source = SourceCheckpoint.open(base_folder)
     config = _Config.read(folder / CONFIG_NAME)
     file = folder / PEFT_WEIGHTS_NAME
+    with named(folder / CONFIG_NAME):
+        config.check_patterns()
     layers = _layers(file, config, source)
     lora = LoRAParameters(
         rank=max(layer.a.shape[1] for layer in layers.values()),
@@ -182,39 +195,40 @@ class _Config:
             raise UserError(f"{file}: expected an object, not {shown(value)}")
         if value.get("peft_type") != "LORA":
             raise UserError(
-                f"{file}: peft_type is {value.get('peft_type')!r}; only 'LORA' can be read"
+                f"{file}: peft_type is {quoted(value.get('peft_type'))}; only 'LORA' can be read"
             )
         for key, setting in value.items():
             if setting and key not in _READ and not (key == "bias" and setting == "none"):
                 raise UserError(
-                    f"{file}: {key} is {setting!r}, which an adapter here cannot do; merge the "
-                    "adapter with PEFT's merge_and_unload, and convert the result"
+                    f"{file}: {brief(key)} is {quoted(setting)}, which an adapter here cannot do; "
+                    "merge the adapter with PEFT's merge_and_unload, and convert the result"
                 )
         beginning = value.get("init_lora_weights")
         if beginning not in _BEGINNINGS:
             raise UserError(
-                f"{file}: init_lora_weights is {beginning!r}, which changed the base too; merge "
-                "the adapter with PEFT's merge_and_unload, and convert the result"
+                f"{file}: init_lora_weights is {quoted(beginning)}, which changed the base too; "
+                "merge the adapter with PEFT's merge_and_unload, and convert the result"
             )
         with named(file):
             return checked(cls, value, KeyRules(unknown=None, null_is_missing=True))
 
+    def check_patterns(self) -> None:
+        """Raises UserError for a pattern of modules that is not read here."""
+        _ = self._ranks, self._alphas
+
+    @cached_property
+    def _ranks(self) -> ModulePatterns[int]:
+        return ModulePatterns(self.rank_pattern)
+
+    @cached_property
+    def _alphas(self) -> ModulePatterns[float]:
+        return ModulePatterns(self.alpha_pattern)
+
     def scale_of(self, module: str) -> float:
         """The scale of a module by PEFT's name for it; the default scale for an empty name."""
-        rank = _by_pattern(self.rank_pattern, module, self.r)
-        alpha = _by_pattern(self.alpha_pattern, module, self.lora_alpha)
+        rank = self._ranks.value_for(module, self.r)
+        alpha = self._alphas.value_for(module, self.lora_alpha)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
-
-
-_T = TypeVar("_T")
-
-
-def _by_pattern(patterns: Mapping[str, _T], module: str, otherwise: _T) -> _T:
-    """The value of the first pattern that matches the end of the module's name, as in PEFT."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return otherwise
 
 
 def _layers(file: Path, config: _Config, base: SourceCheckpoint) -> dict[str, LowRank]:
@@ -236,8 +250,8 @@ def _layers(file: Path, config: _Config, base: SourceCheckpoint) -> dict[str, Lo
         if tensor.ndim != (1 if part == "m" else 2):
             raise UserError(f"{file}: {name} of shape {list(tensor.shape)} is of no linear layer")
         path = full_path(module)
-        if part == "lora_b" and config.scale_of(module) != scale:
-            tensor = tensor * (config.scale_of(module) / scale)
+        if part == "lora_b" and (own := config.scale_of(module)) != scale:
+            tensor = tensor * (own / scale)
         parts.setdefault(path, {})[part] = tensor
     layers = {}
     for path, found in parts.items():

@@ -14,7 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from llavacot_mlx.checked import OneOf, PositiveInt, checked, named, nearest, read_yaml, shown
+from llavacot_mlx.checked import (
+    OneOf,
+    PositiveInt,
+    brief,
+    checked,
+    named,
+    nearest,
+    quoted,
+    read_yaml,
+    shown,
+)
 from llavacot_mlx.checkpoint.dtypes import FLOAT_NAMES, FloatName
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.config import Quantization
@@ -135,7 +145,7 @@ def read_recipe(file: Path) -> Recipe:
     with named(file):
         for pattern, value in values.items():
             if not isinstance(pattern, str):
-                raise UserError(f"{pattern!r} is not a pattern; put it in quotes")
+                raise UserError(f"{quoted(pattern)} is not a pattern; put it in quotes")
             rules.append((pattern, _choice(pattern, value)))
     return Recipe(file.name, tuple(rules))
 
@@ -154,10 +164,10 @@ def _choice(pattern: str, value: Any) -> Choice:
         return SCHEMES[value]
     if not isinstance(value, dict):
         raise UserError(
-            f"{pattern}: {shown(value)} is not a scheme; there are {', '.join(SCHEMES)}, or a "
-            "mapping with bits, group_size and mode"
+            f"{brief(pattern)}: {shown(value)} is not a scheme; there are {', '.join(SCHEMES)}, "
+            "or a mapping with bits, group_size and mode"
         )
-    scheme = checked(_Scheme, value, path=pattern)
+    scheme = checked(_Scheme, value, path=brief(pattern))
     usual = DEFAULTS[scheme.mode]
     return Quantization(
         scheme.group_size or usual.group_size, scheme.bits or usual.bits, scheme.mode

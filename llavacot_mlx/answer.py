@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import nullcontext
@@ -25,7 +26,7 @@ from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.plan.plan import SELF, Plan
 from llavacot_mlx.plan.plan_yaml import plan_to_dict
 from llavacot_mlx.prompt.image_processor import ImageProcessor
-from llavacot_mlx.prompt.image_source import image_name
+from llavacot_mlx.prompt.image_source import RefusedImage, image_name
 from llavacot_mlx.prompt.image_spans import Prompt
 from llavacot_mlx.prompt.images import ImageSource, OpenedImage, open_with_notes
 from llavacot_mlx.prompt.stages import Closed, Opened, Stage, StageEvent, StageRecord
@@ -299,6 +300,11 @@ def _resolve_threshold(plan: Plan, loaded: LoadedModel) -> tuple[Plan, tuple[str
             f"the judge {judge} is not calibrated for this model, so nobody knows which of its "
             "scores are good: give a threshold, or run llavacot calibrate"
         )
+    if not math.isfinite(threshold):
+        raise UserError(
+            f"the threshold of judge {judge} is {threshold}: its calibration or the plan's "
+            "deviations are beyond all scores; give a threshold, or run llavacot calibrate"
+        )
     filled = dataclasses.replace(retrace, threshold=threshold)
     return dataclasses.replace(plan, retrace=filled), notices
 
@@ -326,4 +332,4 @@ def _image_name(image: ImageSource | None) -> str | None:
         return "-"
     if isinstance(image, Image.Image):
         return getattr(image, "filename", None) or "image"
-    return image_name(image)
+    return image_name(image.name if isinstance(image, RefusedImage) else image)

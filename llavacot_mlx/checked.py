@@ -28,12 +28,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from llavacot_mlx.bounded_read import NotRegularError, TooLargeError, read_file
 from llavacot_mlx.errors import MissingFileError, UserError
 from llavacot_mlx.file_kinds import foreign_kind
 
-_MAX_JSON_BYTES = 100_000_000  # a tokenizer.json has 17 MB
-_MAX_YAML_BYTES = 1_000_000  # files written by hand have a few hundred bytes
+MAX_JSON_BYTES = 100_000_000
+"""Of a JSON file; a tokenizer.json has 17 MB."""
+_MAX_JSON_VALUES = 5_000_000  # a tokenizer.json has a million; each takes up to 200 bytes
+_MAX_YAML_BYTES = 200_000  # files written by hand have a few hundred bytes
+_MAX_YAML_VALUES = 100_000  # with every alias written out
+_MAX_DIGITS = 300  # of a whole number, so that it is a float, too
 _MAX_SHOWN = 40  # characters of a wrong value that an error repeats
+_MAX_NAME = 80  # characters of a key or a name that an error repeats
+_INT_LIMIT = 2**63  # what every library takes
+
+# No text: half of a character. Those from DC80 to DCFF stand for bytes of a file's name.
+_LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
@@ -143,7 +153,9 @@ def nearest(name: str, known: Collection[str]) -> str | None:
 
 
 def shown(value: Any) -> str:
-    """A value as JSON, truncated to 40 characters: a small YAML file can hold a billion values."""
+    """A value as JSON, truncated to 40 characters: it may be as large as a file."""
+    if isinstance(value, str):
+        value = value[: _MAX_SHOWN + 1]
     encoder = json.JSONEncoder(ensure_ascii=False, default=str, skipkeys=True, check_circular=False)
     text = ""
     for piece in encoder.iterencode(value):
@@ -151,6 +163,28 @@ def shown(value: Any) -> str:
         if len(text) > _MAX_SHOWN:
             return f"{text[:_MAX_SHOWN]}…"
     return text
+
+
+def brief(name: object) -> str:
+    """A key or another name from a file, truncated to 80 characters."""
+    text = str(name)
+    return text if len(text) <= _MAX_NAME else f"{text[:_MAX_NAME]}…"
+
+
+def quoted(name: object) -> str:
+    """A name from a file as Python writes it, truncated to 80 characters; else as `shown`."""
+    if isinstance(name, str):
+        return repr(brief(name))
+    return repr(name) if name is None or isinstance(name, bool) else shown(name)
+
+
+def is_text(text: str) -> bool:
+    """Whether a string is text: JSON can spell half of a surrogate pair, which is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @functools.cache
@@ -188,8 +222,8 @@ def _value(kind: Any, value: Any, rules: KeyRules, path: str) -> Any:
     if origin is dict:
         before = f"{path}." if path else ""
         return {
-            _value(arguments[0], key, rules, f"{before}{key}"): _value(
-                arguments[1], each, rules, f"{before}{key}"
+            _value(arguments[0], key, rules, f"{before}{brief(key)}"): _value(
+                arguments[1], each, rules, f"{before}{brief(key)}"
             )
             for key, each in value.items()
         }
@@ -200,6 +234,8 @@ def _union(options: tuple[Any, ...], value: Any, rules: KeyRules, path: str) -> 
     if value is None and type(None) in options:
         return None
     options = tuple(option for option in options if option is not type(None))
+    if rules.float_texts and float in options and str not in options:
+        value = _number(value)
     fitting = [option for option in options if _fits(option, value)] or options
     if len(options) > 1 and fitting == options:
         raise _unexpected(Union[options], value, path)  # noqa: UP007
@@ -227,8 +263,19 @@ def _fits(kind: Any, value: Any) -> bool:
     if issubclass(kind, enum.Enum):
         return value in list(kind)
     if kind is float:
-        return type(value) in (int, float) and abs(value) < math.inf
+        return type(value) in (int, float) and _is_finite(value)
+    if kind is int:
+        return type(value) is int and -_INT_LIMIT <= value < _INT_LIMIT
+    if kind is str:
+        return type(value) is str and not _LONE_SURROGATE.search(value)
     return type(value) is kind
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
 def _object(kind: Any, value: dict[Any, Any], rules: KeyRules, path: str) -> Any:
@@ -239,7 +286,9 @@ def _object(kind: Any, value: dict[Any, Any], rules: KeyRules, path: str) -> Any
     if rules.unknown is not None:
         for key, each in value.items():
             if key not in known_keys(kind) and not (each is None and rules.null_is_missing):
-                raise UserError(f"{before}{key}: unknown key{rules.unknown or _hint(key, fields)}")
+                raise UserError(
+                    f"{before}{brief(key)}: unknown key{rules.unknown or _hint(key, fields)}"
+                )
     found = {}
     for field in fields:
         given = [
@@ -262,7 +311,7 @@ def _object(kind: Any, value: dict[Any, Any], rules: KeyRules, path: str) -> Any
 
 def _hint(key: Any, fields: tuple[_Field, ...]) -> str:
     names = [field.keys[0] for field in fields]
-    close = nearest(str(key), names)
+    close = nearest(brief(key), names)
     return f"; did you mean {close}?" if close else f"; there are {', '.join(names)}"
 
 
@@ -323,25 +372,95 @@ def read_json(file: Path, hint: str = "") -> Any:
 
     Raises UserError when the file cannot be read, is too large, or is not JSON in UTF-8.
     """
-    data = _read_bytes(file, _MAX_JSON_BYTES, hint)
-    return _parsed(file, "JSON", json.loads, data)
+    return _parsed(file, "JSON", parse_json, read_bytes(file, MAX_JSON_BYTES, hint))
 
 
 def read_yaml(file: Path) -> Any:
-    """Reads a YAML file.
+    """Reads a YAML file, of which only the types that JSON has are accepted.
 
     Raises UserError when the file cannot be read, is too large, or is not YAML in UTF-8.
     """
-    return _parsed(file, "YAML", _parse_yaml, _read_bytes(file, _MAX_YAML_BYTES, ""))
+    return _parsed(file, "YAML", _parse_yaml, read_bytes(file, _MAX_YAML_BYTES, ""))
+
+
+def parse_json(text: str, *, constants: bool = True) -> Any:
+    """Parses JSON; without `constants`, NaN and Infinity are errors, as the standard has it.
+
+    Raises ValueError, also for a whole number of hundreds of digits, and RecursionError.
+    """
+    if text.count(",") + text.count("[") + text.count("{") > _MAX_JSON_VALUES:
+        raise ValueError(f"more than {_MAX_JSON_VALUES} values")
+    constant = None if constants else _refuse_constant
+    return json.loads(text, parse_int=_parse_int, parse_constant=constant)
+
+
+def _parse_int(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def _parse_yaml(text: str) -> Any:
     import yaml  # slow to import, and most commands read no YAML
 
     try:
-        return yaml.safe_load(text)
+        loader = _yaml_loader()(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _expanded(node, {}) > _MAX_YAML_VALUES:
+            raise ValueError(f"its aliases make more than {_MAX_YAML_VALUES} values")
+        return loader.construct_document(node)
     except yaml.YAMLError as problem:
         raise ValueError(problem) from None
+    except (KeyError, IndexError, AttributeError):  # what PyYAML stumbles over
+        raise ValueError("a tag that its value does not fit") from None
+
+
+@functools.cache
+def _yaml_loader() -> Any:
+    """PyYAML's safe loader, reduced to JSON's types: a date is a text, and no set or bytes are
+    made."""
+    import yaml
+
+    names = ("null", "bool", "int", "float", "str", "seq", "map", "merge")
+    kept = {f"tag:yaml.org,2002:{name}" for name in names}
+    base: Any = yaml.SafeLoader
+
+    class JSONTypesLoader(base):
+        yaml_implicit_resolvers = {  # noqa: RUF012
+            first: [(tag, pattern) for tag, pattern in resolvers if tag in kept]
+            for first, resolvers in base.yaml_implicit_resolvers.items()
+        }
+        yaml_constructors = {  # noqa: RUF012
+            tag: make for tag, make in base.yaml_constructors.items() if tag in kept or tag is None
+        }
+
+        def construct_yaml_int(self, node: Any) -> int:
+            if len(digits := self.construct_scalar(node)) > _MAX_DIGITS:
+                raise ValueError(f"a number of {len(digits)} digits")
+            return super().construct_yaml_int(node)
+
+    JSONTypesLoader.add_constructor("tag:yaml.org,2002:int", JSONTypesLoader.construct_yaml_int)
+    return JSONTypesLoader
+
+
+def _expanded(node: Any, known: dict[int, float]) -> float:
+    """The number of values below a YAML node, with every alias written out; infinite in a loop."""
+    if id(node) in known:
+        return known[id(node)]
+    known[id(node)] = math.inf  # while it is being counted
+    count = 1.0
+    if isinstance(node.value, list):
+        for each in node.value:  # a mapping has pairs
+            parts = each if isinstance(each, tuple) else (each,)
+            count += sum(_expanded(part, known) for part in parts)
+    known[id(node)] = count
+    return count
 
 
 def decode_text(data: bytes) -> str:
@@ -388,18 +507,20 @@ def _parsed(file: Path, language: str, parse: Callable[[str], Any], data: bytes)
     raise UserError(f"{file} is not valid {language}: {reason}")
 
 
-def _read_bytes(file: Path, max_bytes: int, hint: str) -> bytes:
+def read_bytes(file: Path, max_bytes: int, hint: str = "") -> bytes:
+    """Reads a file of a limited size; `hint` ends the error when it is missing.
+
+    Raises UserError when it cannot be read or is too large, and MissingFileError.
+    """
     try:
-        with file.open("rb") as stream:
-            data = stream.read(max_bytes + 1)
+        return read_file(file, max_bytes)
     except FileNotFoundError:
         raise MissingFileError(f"{file} is missing{hint and ': '}{hint}") from None
     except IsADirectoryError:
         raise UserError(f"{file} is a folder, not a file") from None
+    except (NotRegularError, TooLargeError) as problem:
+        raise UserError(f"{file} is {problem.strerror}") from None
     except OSError as problem:
         raise UserError(f"{file} cannot be read: {problem.strerror}") from None
     except ValueError as problem:  # a NUL in the name
         raise UserError(f"{file}: {problem}") from None
-    if len(data) > max_bytes:
-        raise UserError(f"{file} is too large: more than {max_bytes // 10**6} MB")
-    return data

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
+from llavacot_mlx.checked import brief, is_text
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.kv_budget import NO_LIMITS, KVLimits
 from llavacot_mlx.plan.plan import Plan, Settings, make_plan
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 class Request:
     """One question about an image, and how to answer it.
 
-    Raises UserError for an empty question and for a `max_tokens` below 1.
+    Raises UserError for a question that is empty or no text, a `max_tokens` below 1, and a seed
+    that is negative or has more than 63 bits.
     """
 
     image: ImageSource | None
@@ -36,8 +38,12 @@ class Request:
     def __post_init__(self) -> None:
         if not self.question.strip():
             raise UserError("the question is empty")
+        if not is_text(self.question):
+            raise UserError("the question holds half of a character (a lone surrogate)")
         if self.max_tokens < 1:
             raise UserError(f"max_tokens must be at least 1, not {self.max_tokens}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed must be 0 or more, and below 2^63, not {brief(self.seed)}")
 
 
 class AskOptions(TypedDict, total=False):

@@ -151,7 +151,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pat
             pytest.skip("Llama 3.2's own tokenizer: not in LLAVACOT_LLAMA_TOKENIZER or ../shared")
         else:
             folder, image = real, llama_vocabulary.REAL_IMAGE_TOKEN_ID
-        return folder, Tokenizer.load(folder, replace(CONFIG, image_token_id=image))
+        text = replace(CONFIG.text, vocab_size=image)
+        return folder, Tokenizer.load(folder, replace(CONFIG, text=text, image_token_id=image))
 
     return loaded
 

@@ -18,8 +18,10 @@ from llavacot_mlx.checked import (
     PositiveInt,
     Range,
     checked,
+    quoted,
     read_json,
     read_yaml,
+    shown,
 )
 from llavacot_mlx.errors import UserError
 
@@ -198,3 +200,87 @@ def test_a_file_that_is_none_is_named(read: Callable[[Path], Any], tmp_path: Pat
     for file, said in ((tmp_path, "is a folder"), (tmp_path / "no", "is missing")):
         with pytest.raises(UserError, match=rf"^{file} {said}"):
             read(file)
+
+
+def bomb(levels: int) -> str:
+    """YAML of 10^levels values in a few characters for each level."""
+    text = "&a0 [x,x,x,x,x,x,x,x,x]"
+    for level in range(1, levels):
+        text = f"&a{level} [{text}" + f",*a{level - 1}" * 9 + "]"
+    return text
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (f"a: {bomb(10)}", "its aliases make more than"),
+        ("a: &a [*a]", "its aliases make more than"),
+        ("a: &a {b: 1}\nb: &b {<<: [*a" + ", *a" * 200_000 + "]}", "too large"),
+        ("a: !!binary x", "could not determine a constructor"),
+        ("a: !!bool x", "a tag that its value does not fit"),
+        ("a: !!int ''", "a tag that its value does not fit"),
+        (f"a: {'9' * 301}", "a number of 301 digits"),
+        (f"a: 0x{'f' * 5000}", "a number of 5002 digits"),
+    ],
+)
+def test_yaml_that_would_never_end(text: str, says: str, tmp_path: Path) -> None:
+    """A few hundred bytes of aliases once hung whatever showed, compared or copied them."""
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=says):
+        read_yaml(file)
+
+
+def test_yaml_has_the_types_of_json(tmp_path: Path) -> None:
+    """A day that no month has was an internal error; a date is a text."""
+    file = tmp_path / "a.yaml"
+    file.write_text("{a: 2024-13-45, b: 2024-01-01, c: [1, 2.5, true, null], d: =}")
+    assert read_yaml(file) == {
+        "a": "2024-13-45",
+        "b": "2024-01-01",
+        "c": [1, 2.5, True, None],
+        "d": "=",
+    }
+    file.write_text("a: &a {x: 1}\nb: [*a, *a]\nc: {<<: *a, y: 2}")  # a few aliases are fine
+    assert read_yaml(file)["c"] == {"x": 1, "y": 2}
+
+
+@pytest.mark.parametrize("kind", [int, float, PositiveInt, int | None])
+@pytest.mark.parametrize("value", [10**299, -(10**299), 2**63])
+def test_numbers_that_no_library_takes(kind: Any, value: int) -> None:
+    """Whole numbers of hundreds of digits were an OverflowError where a float is meant."""
+    if kind is float:
+        assert checked(kind, value) == float(value)
+        with pytest.raises(UserError, match="expected a number"):
+            checked(float, value * 10**20 * 10**290)
+        return
+    with pytest.raises(UserError, match=r"expected a whole number.*, not .{41,43}$|, not 9"):
+        checked(kind, value)
+
+
+def test_json_of_too_much(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text("[" + "9" * 301 + "]")
+    with pytest.raises(UserError, match="a number of 301 digits"):
+        read_json(file)
+    file.write_text("[" + "[]," * 5_000_000 + "1]")
+    with pytest.raises(UserError, match="more than 5000000 values"):
+        read_json(file)
+
+
+def test_half_a_character_is_no_text() -> None:
+    for text in ("\ud800", "a\udfff", "\udc00"):
+        with pytest.raises(UserError, match="expected a text"):
+            checked(str, text)
+    assert checked(str, "a\udc80") == "a\udc80"  # a byte of a file's name that is no UTF-8
+
+
+def test_an_error_repeats_little() -> None:
+    """Keys and values of a file once made lines of 100,000 characters."""
+    long = "x" * 100_000
+    for value in ({long: 1}, {"name": [long]}, {"name": {long: [long]}}, long, [long] * 9):
+        with pytest.raises(UserError) as problem:
+            checked(Outer, value)
+        assert len(str(problem.value)) < 250
+    assert len(shown({"a": long})) < 60
+    assert len(quoted(long)) < 100

@@ -13,6 +13,8 @@ import typer
 
 from llavacot_mlx import demo
 from llavacot_mlx.atomic import check_can_write
+from llavacot_mlx.checked import brief
+from llavacot_mlx.checkpoint.hub import find_here
 from llavacot_mlx.cli.exit_codes import check_usage, handle_errors
 from llavacot_mlx.cli.gpu_advice import Work
 from llavacot_mlx.cli.load_assistant import load_assistant
@@ -29,11 +31,13 @@ from llavacot_mlx.cli.options import (
     ShowOption,
     check_judge,
     check_positive,
+    check_seed,
 )
 from llavacot_mlx.cli.printable import printable
 from llavacot_mlx.cli.resolve_model import ResolvedModel, ensure_downloaded, resolve_adapted_model
 from llavacot_mlx.cli.started import seconds_since_start
-from llavacot_mlx.cli.units import parse_bytes
+from llavacot_mlx.cli.stdin import read_stdin
+from llavacot_mlx.cli.units import format_bytes, parse_bytes
 from llavacot_mlx.cli.usage_errors import check_order
 from llavacot_mlx.cli.views.answer_view import AnswerView, ShowLevel
 from llavacot_mlx.cli.views.choose_view import choose_view, status_view
@@ -46,7 +50,7 @@ from llavacot_mlx.plan.plan_yaml import read_plan
 from llavacot_mlx.request import Request
 from llavacot_mlx.search.judges.plugins import check_judge_name, is_model
 from llavacot_mlx.trace.answer_events import Answered, Interrupted
-from llavacot_mlx.trace.file import write_trace
+from llavacot_mlx.trace.file import MAX_TRACED_IMAGE, write_trace
 from llavacot_mlx.trace.record import Trace
 
 if TYPE_CHECKING:
@@ -78,6 +82,7 @@ llavacot ask answers a question about an image in four stages: a summary of the
 question, a caption of the image, the reasoning and the conclusion.
 """
 
+_MAX_QUESTION_BYTES = 4_000_000  # a million characters, the longest text that is encoded
 _NO_QUESTION = 'QUESTION is empty; ask something, such as "What does the image show?"'
 
 
@@ -249,6 +254,7 @@ def ask(
             plan = _plan(settings) if plan_file is None else None
             limits = _limits(kv_bits, kv_budget)
             check_positive("--max-tokens", max_tokens)
+            check_seed(seed)
             _check_output(show, as_json=as_json, answer_only=answer_only)
             _check_words(image, question)
             if plan_file is not None and (flags := _as_flags(settings)):
@@ -267,6 +273,11 @@ def ask(
             check_can_write(trace_file)
         question = _read_question(question)
         opened, image_bytes = _read_image(image)
+        if trace_file is not None and len(image_bytes) > MAX_TRACED_IMAGE:
+            raise UserError(
+                f"--trace: the picture holds {format_bytes(len(image_bytes))}, and a trace at most "
+                f"{format_bytes(MAX_TRACED_IMAGE)}; scale it down first"
+            )
         resolved = resolve_adapted_model(model, adapter_path, revision)
         is_demo = demo.is_packaged(resolved.folder) and resolved.adapter is None
         if is_demo and model is None:
@@ -282,7 +293,10 @@ def ask(
             speculation=speculation,
         )
         for name in filter(is_model, plan.judges):
-            ensure_downloaded(name, any_type=True)
+            if plan_file is None:
+                ensure_downloaded(name, any_type=True)
+            else:
+                find_here(name, plan_file, f"fetch it first: hf download {brief(name)}")
         if as_json or answer_only:
             view = status_view(sys.stderr)
         else:
@@ -409,7 +423,7 @@ def _read_image(image: str) -> tuple[OpenedImage, bytes]:
 
     It is decoded here, so that a damaged file is reported before a model is loaded.
     """
-    from llavacot_mlx.prompt.image_source import image_name, read_named_image
+    from llavacot_mlx.prompt.image_source import MAX_IMAGE_BYTES, image_name, read_named_image
     from llavacot_mlx.prompt.images import open_with_notes
 
     if image != "-":
@@ -419,7 +433,7 @@ def _read_image(image: str) -> tuple[OpenedImage, bytes]:
         raise UserError(
             "IMAGE is -, but nothing is piped in; llavacot ask - QUESTION < picture.png"
         )
-    data = sys.stdin.buffer.read()
+    data = read_stdin("the picture", MAX_IMAGE_BYTES)
     return open_with_notes(data), data
 
 
@@ -432,7 +446,8 @@ def _demo_warning(image: Image.Image) -> str | None:
 
 def _read_question(question: str) -> str:
     if question == "-":
-        question = sys.stdin.buffer.read().decode(errors="surrogateescape").rstrip("\r\n")
+        data = read_stdin("QUESTION", _MAX_QUESTION_BYTES)
+        question = data.decode(errors="surrogateescape").rstrip("\r\n")
     if not question.strip():
         raise UserError(_NO_QUESTION)
     try:

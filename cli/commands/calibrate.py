@@ -18,6 +18,7 @@ from llavacot_mlx.cli.load_assistant import load_assistant
 from llavacot_mlx.cli.options import (
     AdapterOption,
     DebugOption,
+    ImagesAnywhereOption,
     ImagesOption,
     MaxTokensOption,
     ModelOption,
@@ -25,6 +26,7 @@ from llavacot_mlx.cli.options import (
     SeedOption,
     check_judge,
     check_positive,
+    check_seed,
 )
 from llavacot_mlx.cli.resolve_model import ResolvedModel, ensure_downloaded, resolve_adapted_model
 from llavacot_mlx.errors import UserError
@@ -77,6 +79,7 @@ def calibrate(
         Path, typer.Argument(metavar="FILE", help="A JSONL file with one question per line.")
     ],
     images: ImagesOption = None,
+    images_anywhere: ImagesAnywhereOption = False,
     model: ModelOption = None,
     revision: RevisionOption = None,
     adapter_path: AdapterOption = None,
@@ -106,7 +109,9 @@ def calibrate(
         check_judge(judge)
         check_positive("--limit", limit)
         check_positive("--max-tokens", max_tokens)
-        rows = list(itertools.islice(read_questions(file, images or file.parent), limit))
+        check_seed(seed)
+        questions = read_questions(file, images or file.parent, images_anywhere=images_anywhere)
+        rows = list(itertools.islice(questions, limit))
         if not rows:
             raise UserError(f"{file}: contains no questions")
         resolved = resolve_adapted_model(model, adapter_path, revision)

@@ -272,6 +272,7 @@ def _convert_adapter(folder: Path, mlx_path: Path, model: str | None, force: boo
     from llavacot_mlx.convert.peft import base_of, read_peft
 
     name = model or base_of(folder)
+    named_in = folder if model is None else None
     if name is None:
         raise UserError(f"{folder} does not name its base model; give --model")
     output = OutputFolder(mlx_path, "--mlx-path", force, marker=CONFIG_NAME)
@@ -279,7 +280,7 @@ def _convert_adapter(folder: Path, mlx_path: Path, model: str | None, force: boo
     if program is None:
         raise UserError(f"{folder} is an adapter of ours already: use it with --adapter-path")
     read = read_peft if program == "PEFT" else read_mlx_adapter
-    resolved = resolve_model(name)
+    resolved = resolve_model(name, named_in=named_in)
     written = read(folder, output, resolved.name, resolved.folder)
     print(wrote_line(written, next_command(adapter=written)))
 

@@ -16,6 +16,7 @@ from llavacot_mlx.cli.command import TYPER_SETTINGS, Group, introduced_by
 from llavacot_mlx.cli.exit_codes import FAILURE, handle_errors
 from llavacot_mlx.cli.options import (
     DebugOption,
+    ImagesAnywhereOption,
     ImagesOption,
     JsonOption,
     ModelOption,
@@ -94,6 +95,7 @@ def data(context: typer.Context) -> None:
 def check(
     file: FileArgument,
     images: ImagesOption = None,
+    images_anywhere: ImagesAnywhereOption = False,
     model: ModelOption = None,
     max_seq_length: Annotated[
         int | None,
@@ -113,7 +115,7 @@ def check(
 
         if report is not None:
             check_can_write(report)
-        reading = _Reading.of(file, images, model, max_seq_length)
+        reading = _Reading.of(file, images, images_anywhere, model, max_seq_length)
         found = Checked.of(reading.rows())
         text = json.dumps(_report(reading, found), ensure_ascii=False)
         if report is not None:
@@ -130,6 +132,7 @@ def check(
 def stats(
     file: FileArgument,
     images: ImagesOption = None,
+    images_anywhere: ImagesAnywhereOption = False,
     model: ModelOption = None,
     png: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the statistics as a PNG file.")
@@ -143,7 +146,7 @@ def stats(
 
         if png is not None:
             check_can_draw(png)
-        reading = _Reading.of(file, images, model, None)
+        reading = _Reading.of(file, images, images_anywhere, model, None)
         found = Stats.of(reading.rows())
         if not found.rows:
             raise UserError(
@@ -170,7 +173,12 @@ class _Reading:
 
     @classmethod
     def of(
-        cls, file: Path, images: Path | None, model: str | None, max_seq_length: int | None
+        cls,
+        file: Path,
+        images: Path | None,
+        images_anywhere: bool,
+        model: str | None,
+        max_seq_length: int | None,
     ) -> _Reading:
         check_positive("--max-seq-length", max_seq_length)
         from llavacot_mlx.checkpoint.config_json import load_config
@@ -178,7 +186,7 @@ class _Reading:
         from llavacot_mlx.prompt.tokenizer import Tokenizer
         from llavacot_mlx.train.data.dataset import Dataset
 
-        dataset = Dataset.open(file, images)
+        dataset = Dataset.open(file, images, images_anywhere=images_anywhere)
         chosen = resolve_model(model)
         config = load_config(chosen.folder)
         context = config.text.max_position_embeddings

@@ -19,7 +19,7 @@ from llavacot_mlx.cli.options import (
     RevisionOption,
     check_positive,
 )
-from llavacot_mlx.cli.printable import printable_line
+from llavacot_mlx.cli.printable import printable_line, short_line
 from llavacot_mlx.cli.units import format_bytes
 from llavacot_mlx.errors import UserError
 
@@ -194,7 +194,7 @@ def _read_headers(name: ModelName) -> tuple[ModelConfig, dict[str, SourceTensor]
     here = name.folder or hub.downloaded(name)
     if here is not None:
         if note := weights_note(here):
-            print(f"note: {note}", file=sys.stderr)
+            print(f"note: {short_line(note)}", file=sys.stderr)
         config, tensors = load_config(here), source_tensors(here)
     else:
         from llavacot_mlx.checkpoint.hub_headers import fetch_headers

@@ -74,8 +74,9 @@ def lora_train(
     with handle_errors(debug=debug, work=Work.TRAIN):
         values = {} if config is None else _file_settings(config)
         with check_usage():
-            settings = _settings(values, given_settings(flags))
-        _run(settings, resume=resume)
+            given = given_settings(flags)
+            settings = _settings(values, given)
+        _run(settings, resume=resume, named_in=None if "model" in given else config)
 
 
 def _file_settings(config: Path) -> dict[str, Any]:
@@ -101,7 +102,8 @@ def _settings(values: dict[str, Any], given: dict[str, Any]) -> TrainSettings:
     return settings
 
 
-def _run(settings: TrainSettings, *, resume: bool) -> None:
+def _run(settings: TrainSettings, *, resume: bool, named_in: Path | None) -> None:
+    """`named_in` is the YAML file that names the model; None if a flag does."""
     from llavacot_mlx.cli.openblas import load_fast_blas
 
     load_fast_blas()  # before the first of the following imports MLX
@@ -114,7 +116,7 @@ def _run(settings: TrainSettings, *, resume: bool) -> None:
     view = TrainingView(
         sys.stdout, steps_per_report=settings.steps_per_report, quiet=not workers.is_main
     )
-    model = resolve_model(settings.model)
+    model = resolve_model(settings.model, named_in=named_in)
     try:
         prepared = prepare(
             settings,

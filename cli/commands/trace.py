@@ -9,12 +9,14 @@ from typing import Annotated
 import typer
 
 from llavacot_mlx.atomic import check_can_write, write_file
+from llavacot_mlx.checked import brief, shown
 from llavacot_mlx.cli.exit_codes import check_usage, handle_errors
 from llavacot_mlx.cli.gpu_advice import Work
 from llavacot_mlx.cli.load_assistant import load_assistant
 from llavacot_mlx.cli.next_steps import first_command
 from llavacot_mlx.cli.options import DebugOption, PlainOption, ShowOption
 from llavacot_mlx.cli.printable import printable, printable_line
+from llavacot_mlx.cli.stdin import read_stdin
 from llavacot_mlx.cli.units import format_bytes
 from llavacot_mlx.cli.views.answer_view import ShowLevel
 from llavacot_mlx.cli.views.choose_view import choose_view
@@ -22,7 +24,7 @@ from llavacot_mlx.cli.views.ending import no_conclusion
 from llavacot_mlx.cli.views.search_view import unit_of
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.trace.answer_events import trace_events
-from llavacot_mlx.trace.file import StoredTrace, parse_trace, read_trace
+from llavacot_mlx.trace.file import MAX_TRACE_BYTES, StoredTrace, parse_trace, read_trace
 from llavacot_mlx.trace.record import Trace
 
 HELP = """\
@@ -113,7 +115,7 @@ def _read(file: str) -> StoredTrace:
         return read_trace(Path(file))
     if sys.stdin.isatty():
         raise UserError("FILE is -, but nothing is piped in; llavacot trace - < search.json")
-    return parse_trace(sys.stdin.buffer.read(), "stdin")
+    return parse_trace(read_stdin("the trace", MAX_TRACE_BYTES), "stdin")
 
 
 def _show(trace: Trace, show: ShowLevel, *, plain: bool) -> None:
@@ -131,7 +133,10 @@ def _show(trace: Trace, show: ShowLevel, *, plain: bool) -> None:
 
 def _replay(stored: StoredTrace, file: str, model: str | None) -> None:
     """Asks again. Raises UserError if the answer differs from the saved one."""
+    from llavacot_mlx.checkpoint.hub import find_here
     from llavacot_mlx.cli.resolve_model import resolve_adapted_model
+    from llavacot_mlx.plan.plan_yaml import plan_from_dict
+    from llavacot_mlx.search.judges.plugins import is_model
 
     before = stored.trace
     if before.image is not None and stored.image_bytes is None:
@@ -139,7 +144,10 @@ def _replay(stored: StoredTrace, file: str, model: str | None) -> None:
     if before.interrupted:
         raise UserError(f"{file}: that answer was stopped, so there is no end to compare with")
     adapter = None if before.adapter is None else Path(before.adapter)
-    chosen = resolve_adapted_model(model or before.model, adapter)
+    named_in = file if model is None else None
+    chosen = resolve_adapted_model(model or before.model, adapter, named_in=named_in)
+    for judge in filter(is_model, plan_from_dict(before.search.plan).judges):
+        find_here(judge, file, f"fetch it first: hf download {brief(judge)}")
     assistant = load_assistant(chosen)
     now = assistant.replay(before, stored.image_bytes)
     if now.token_ids != before.token_ids:
@@ -148,7 +156,7 @@ def _replay(stored: StoredTrace, file: str, model: str | None) -> None:
         shorter = min(len(now.token_ids), len(before.token_ids))
         index = shorter if same is None else same
         raise UserError(
-            f"{file}: the answer is different now, from token {index} on: {now.answer!r}"
+            f"{file}: the answer is different now, from token {index} on: {shown(now.answer)}"
         )
     print(f"the same answer, token for token ({len(now.token_ids)} tokens)")
 

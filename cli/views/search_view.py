@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from llavacot_mlx.cli.printable import printable_line
 from llavacot_mlx.plan.plan import LOGPROB, MAJORITY, PAIRWISE, SELF, Unit
@@ -29,6 +30,8 @@ from llavacot_mlx.trace.events import (
 )
 from llavacot_mlx.trace.finish import Finish
 from llavacot_mlx.trace.record import Trace
+
+T = TypeVar("T")
 
 _PLURALS = {
     Stage.SUMMARY: "summaries",
@@ -151,6 +154,9 @@ class Round:
     """The numbers of the candidates kept, the best first; they may be of earlier rounds."""
     changes: int = 0
     """Increases whenever there is something new to draw."""
+    _known: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What was computed from all candidates; each of them asks for it."""
+    _known_at: tuple[int, int] = (0, 0)
 
     @property
     def title(self) -> str:
@@ -178,6 +184,9 @@ class Round:
     @property
     def identical(self) -> bool:
         """Whether all candidates have ended and wrote the same; False if there is only one."""
+        return self._once("identical", self._are_identical)
+
+    def _are_identical(self) -> bool:
         if len(self.candidates) < 2 or not self.ended:
             return False
         return len({candidate.text for candidate in self.candidates}) == 1
@@ -192,7 +201,8 @@ class Round:
     @property
     def forked(self) -> bool:
         """Whether the candidates continue different parents."""
-        return len({candidate.parent for candidate in self.candidates}) > 1
+        parents = self._once("parents", lambda: {each.parent for each in self.candidates})
+        return len(parents) > 1
 
     @property
     def kept_from_before(self) -> list[int]:
@@ -218,11 +228,20 @@ class Round:
 
     def distinct_gist(self, candidate: CandidateProgress) -> str:
         """The gist from the word where those of this round differ: for where space is short."""
-        shared = self._shared_length
+        shared = self._once("shared", self._shared_length)
         gist = self.gist(candidate)
         return f"…{gist[shared:]}" if shared else gist
 
-    @property
+    def _once(self, name: str, compute: Callable[[], T]) -> T:
+        """The value of `compute`, kept until a candidate changes or starts."""
+        now = (self.changes, len(self.candidates))
+        if self._known_at != now:
+            self._known, self._known_at = {}, now
+        if name not in self._known:
+            self._known[name] = compute()
+        found: T = self._known[name]
+        return found
+
     def _shared_length(self) -> int:
         """The number of characters with which all gists begin, up to a word's end."""
         if len(self.candidates) < 2 or not self.ended:

@@ -17,6 +17,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from llavacot_mlx.atomic import replace_file
+from llavacot_mlx.checked import brief
 from llavacot_mlx.checkpoint.adapter_config import (
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -117,21 +118,21 @@ def _layers(
         part = name.rpartition(".")[2]
         if part not in parts or tensor.ndim != parts[part]:
             raise UserError(
-                f"{file}: {name} of shape {list(tensor.shape)} is not part of a "
+                f"{file}: {brief(name)} of shape {list(tensor.shape)} is not part of a "
                 f"{kind.value} adapter"
             )
     layers = {}
     for path in sorted({name.rpartition(".")[0] for name in tensors}):
         for part in parts:
             if f"{path}.{part}" not in tensors:
-                raise UserError(f"{file}: {path}.{part} is missing")
+                raise UserError(f"{file}: {brief(path)}.{part} is missing")
         layer = LowRank(
             tensors[f"{path}.lora_a"], tensors[f"{path}.lora_b"], tensors.get(f"{path}.m")
         )
         if not layer.a.shape[1] == layer.b.shape[0] == rank:
             raise UserError(
-                f"{file}: {path} has rank {layer.a.shape[1]} in lora_a and {layer.b.shape[0]} in "
-                f"lora_b; {CONFIG_NAME} says {rank}"
+                f"{file}: {brief(path)} has rank {layer.a.shape[1]} in lora_a and "
+                f"{layer.b.shape[0]} in lora_b; {CONFIG_NAME} says {rank}"
             )
         layers[path] = layer
     return layers
@@ -158,13 +159,15 @@ def _float_entries(file: Path) -> dict[str, TensorEntry]:
         raise UserError(f"{file}: there are no tensors in it")
     for name, entry in header.items():
         if entry.dtype not in FLOATS:
-            raise UserError(f"{file}: {name} is stored as {entry.dtype}, which no adapter is")
+            raise UserError(
+                f"{file}: {brief(name)} is stored as {entry.dtype}, which no adapter is"
+            )
     return header
 
 
 def _check_finite(file: Path, name: str, tensor: mx.array) -> None:
     if not is_finite(tensor).item():
-        raise UserError(f"{file}: {name} holds NaN or infinite values; train it again")
+        raise UserError(f"{file}: {brief(name)} holds NaN or infinite values; train it again")
 
 
 def load_adapter(model: Mllama, folder: Path, base: Path) -> AdapterConfig:
@@ -223,12 +226,12 @@ def check_fits(adapter: Adapter, model: Mllama, file: Path) -> None:
     modules = dict(model.named_modules())
     for name, weight in adapter.weights.items():
         if name not in parameters:
-            raise UserError(f"{file}: {name} belongs to no part of this model")
+            raise UserError(f"{file}: {brief(name)} belongs to no part of this model")
         _check_shape(file, name, weight.shape, parameters[name])
     for path, layer in adapter.layers.items():
         linear = modules.get(path)
         if not isinstance(linear, nn.Linear | nn.QuantizedLinear):
-            raise UserError(f"{file}: {path} is not a linear layer of this model")
+            raise UserError(f"{file}: {brief(path)} is not a linear layer of this model")
         outputs, inputs = dims_of(linear)
         _check_shape(file, f"{path}.lora_a", layer.a.shape, (inputs, layer.a.shape[1]))
         _check_shape(file, f"{path}.lora_b", layer.b.shape, (layer.b.shape[0], outputs))
@@ -239,5 +242,5 @@ def check_fits(adapter: Adapter, model: Mllama, file: Path) -> None:
 def _check_shape(file: Path, name: str, shape: Sequence[int], wanted: Sequence[int]) -> None:
     if tuple(shape) != tuple(wanted):
         raise UserError(
-            f"{file}: {name} has the shape {list(shape)}; this model asks for {list(wanted)}"
+            f"{file}: {brief(name)} has the shape {list(shape)}; this model asks for {list(wanted)}"
         )

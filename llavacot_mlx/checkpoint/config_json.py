@@ -18,9 +18,11 @@ from llavacot_mlx.checked import (
     PositiveFloat,
     PositiveInt,
     Range,
+    brief,
     checked,
     known_keys,
     named,
+    quoted,
     read_json,
     shown,
 )
@@ -143,15 +145,15 @@ def parse_config(values: Any, file: Path) -> ModelConfig:
     with named(file):
         if isinstance(values, dict) and values.get("model_type") != "mllama":
             raise UserError(
-                f"the model is of type {values.get('model_type')!r}; this program runs 'mllama' "
-                "(Llama 3.2 Vision and LLaVA-CoT)"
+                f"the model is of type {quoted(values.get('model_type'))}; this program "
+                "runs 'mllama' (Llama 3.2 Vision and LLaVA-CoT)"
             )
         if isinstance(values, dict):
             values = without_effectless_keys(values, _KNOWN)
         found = checked(_ConfigFile, values, _RULES)
         text, vision = _text_config(found.text_config), _vision_config(found.vision_config)
         image_token_id = found.image_token_id
-        if not text.vocab_size <= image_token_id < text.vocab_size + 8:
+        if not text.vocab_size <= image_token_id < text.embedding_rows:
             raise UserError(
                 f"the vocabulary was resized: {_rows(file.parent)}the config says "
                 f"{text.vocab_size}, but image_token_index: {image_token_id} has to be one of "
@@ -279,12 +281,12 @@ def _quantization(found: _ConfigFile) -> QuantizationMap | None:
     if not isinstance(values, dict) or "quant_method" in values:
         method = values.get("quant_method") if isinstance(values, dict) else values
         raise UserError(
-            f"quantization_config says {method!r}, which MLX cannot read: start from the "
+            f"quantization_config says {quoted(method)}, which MLX cannot read: start from the "
             "unquantized checkpoint"
         )
     shared = {key: value for key, value in values.items() if not isinstance(value, dict | bool)}
     overrides = {
-        module: _one_quantization(value, f"quantization.{module}")
+        module: _one_quantization(value, f"quantization.{brief(module)}")
         for module, value in values.items()
         if isinstance(value, dict)
     }

@@ -17,7 +17,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from llavacot_mlx.checked import shown
+from llavacot_mlx.checked import brief, shown
 from llavacot_mlx.errors import UserError
 
 # What transformers itself writes into every configuration, in some version: bookkeeping, training
@@ -75,6 +75,7 @@ _ARCHITECTURE = frozenset({
     "softcapping", "softmax", "sparse", "state", "stride", "tanh", "theta", "tile", "tiles",
     "value", "video", "vision", "vocab", "vocabulary", "width", "window",
 })  # fmt: skip
+_MAX_KEYS = 1000  # of a section
 # Of these, one is none.
 _UNITS = ("factor", "multiplier", "scale", "scaling", "tp", "degree", "parallel_size", "ratio")
 
@@ -93,6 +94,11 @@ def without_effectless_keys(
         for name in known
         if isinstance(section := values.get(name) if name else values, Mapping)
     }
+    for name, section in sections.items():
+        if len(section) > _MAX_KEYS:
+            raise UserError(
+                f"{name or 'it'}: has {len(section)} keys, and {_MAX_KEYS} are the most"
+            )
     kept: dict[str, Any] = {}
     for name, section in sections.items():
         mine = {
@@ -122,7 +128,8 @@ def _is_effectless(
                 return True
             if not section:  # the top may say only what the section says
                 raise UserError(
-                    f"{key} is {shown(value)}, but {other}.{key} is {shown(there[key])}"
+                    f"{brief(key)} is {shown(value)}, but {other}.{brief(key)} is "
+                    f"{shown(there[key])}"
                 )
     return _is_bookkeeping(key)
 

@@ -13,7 +13,8 @@ def files_in(folder: Path, *endings: str) -> list[Path]:
     Hidden files are left out: macOS writes `.DS_Store`, and on disks that are not its own beside
     every file a `._` one of the same name and ending; hubs and Git write `.gitattributes`.
 
-    Raises UserError when the folder cannot be read.
+    Raises UserError when the folder cannot be read, or has a device or a pipe in it: opened as a
+    file, it would never end.
     """
     try:
         found = sorted(folder.iterdir())
@@ -21,13 +22,17 @@ def files_in(folder: Path, *endings: str) -> list[Path]:
         raise UserError(f"{folder} is not a folder") from None
     except OSError as problem:
         raise UserError(f"{folder} cannot be read: {problem.strerror}") from None
-    return [
+    files = [
         file
         for file in found
         if is_visible(file.name)
         and (not endings or file.name.endswith(endings))
         and not file.is_dir()
     ]
+    for file in files:
+        if file.exists() and not file.is_file():
+            raise UserError(f"{file} is not a regular file")
+    return files
 
 
 def is_visible(name: str) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llavacot_mlx.checked import named, read_json
+from llavacot_mlx.checked import brief, named, read_json
 from llavacot_mlx.checkpoint.completeness import check_names
 from llavacot_mlx.checkpoint.config_json import parse_config
 from llavacot_mlx.checkpoint.folder_files import files_in, is_visible
@@ -89,6 +89,24 @@ def find(
     if name.folder is not None:
         return name.folder
     return downloaded(name) or _download(name, report, any_type)
+
+
+def find_here(model: str, where: object, instead: str) -> Path:
+    """The folder of a model that a file names, without a network.
+
+    `where` is what names it, such as `search.json`. A file from anybody must not start a download;
+    only a person does. Raises UserError, which ends with `instead`, what the person can do, when
+    the model is not on this machine.
+    """
+    with named(where):
+        name = parse_model_name(model)
+    folder = name.folder or downloaded(name)
+    if folder is None:
+        raise UserError(
+            f"{where} names the model {brief(name)}, which is not on this machine, and nothing is "
+            f"downloaded that only a file names: {instead}"
+        )
+    return folder
 
 
 def downloaded(name: ModelName) -> Path | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from llavacot_mlx.checked import brief, quoted
 from llavacot_mlx.errors import UserError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
@@ -43,10 +44,17 @@ def parse_model_name(text: str, revision: str | None = None) -> ModelName:
 
     Raises UserError when it is none of these.
     """
+    try:
+        return _parsed(text, revision)
+    except ValueError:  # of urllib, for what is no address
+        raise UserError(f"{brief(text)}: is no name of a model") from None
+
+
+def _parsed(text: str, revision: str | None) -> ModelName:
     if folder := _folder(text):
         if revision is not None:
             raise UserError(
-                f"--revision {revision}: goes with an id on the hub; {text} is a folder"
+                f"--revision {revision}: goes with an id on the hub; {brief(text)} is a folder"
             )
         return ModelName(folder=folder)
     name = text.strip().strip("'\"").strip()
@@ -55,13 +63,18 @@ def parse_model_name(text: str, revision: str | None = None) -> ModelName:
     found = _addressed(name) or _named(name)
     if found is None:
         raise UserError(
-            f"{text}: no such folder; a model is a folder, or an id like owner/name on the hub"
+            f"{brief(text)}: no such folder; a model is a folder, or an id like owner/name on the "
+            "hub"
         )
     given = [each for each in (found.revision, revision) if each is not None]
     if len(set(given)) > 1:
-        raise UserError(f"{text} names the revision {given[0]}, and --revision says {given[1]}")
+        raise UserError(
+            f"{brief(text)} names the revision {brief(given[0])}, and --revision says {given[1]}"
+        )
     if given and not _REVISION.fullmatch(given[0]):
-        raise UserError(f"{given[0]!r} is no name of a revision: give a branch, a tag or a commit")
+        raise UserError(
+            f"{quoted(given[0])} is no name of a revision: give a branch, a tag or a commit"
+        )
     return ModelName(id=found.id, revision=given[0] if given else None)
 
 
@@ -90,7 +103,8 @@ def _folder(text: str) -> Path | None:
                 beside = folder.parent
                 hint = f": give its folder, {beside}" if (beside / "config.json").exists() else ""
                 raise UserError(
-                    f"{text}: a file; a model is a folder with config.json and *.safetensors{hint}"
+                    f"{brief(text)}: a file; a model is a folder with config.json and "
+                    f"*.safetensors{hint}"
                 )
         except (OSError, ValueError, RuntimeError):  # too long, a NUL, an unknown ~user
             continue
@@ -126,8 +140,8 @@ def _addressed(name: str) -> ModelName | None:
     if parts.netloc.lower() not in hosts:
         if parts.scheme in ("http", "https") and "://" in name:
             raise UserError(
-                f"{name}: {parts.netloc} is not the Hugging Face hub: give an id like owner/name, "
-                "or set HF_ENDPOINT to its address"
+                f"{brief(name)}: {brief(parts.netloc)} is not the Hugging Face hub: give an id "
+                "like owner/name, or set HF_ENDPOINT to its address"
             )
         return None
     return _in_path(name, parts.path.split("/"))
@@ -136,12 +150,12 @@ def _addressed(name: str) -> ModelName | None:
 def _in_path(name: str, parts: list[str]) -> ModelName:
     steps = [unquote(step) for step in parts if step]
     if steps and steps[0] in _OTHER_KINDS:
-        raise UserError(f"{name} is the address of {_OTHER_KINDS[steps[0]]}, not of a model")
+        raise UserError(f"{brief(name)} is the address of {_OTHER_KINDS[steps[0]]}, not of a model")
     if steps[:1] == ["models"]:
         del steps[0]
     found = _named("/".join(steps[:2]).removesuffix(".git")) if len(steps) > 1 else None
     if found is None:
-        raise UserError(f"{name}: names no model; its address ends in owner/name")
+        raise UserError(f"{brief(name)}: names no model; its address ends in owner/name")
     if len(steps) > 3 and steps[2] in _IN_A_REPOSITORY:
         length = 3 if steps[3] == "refs" else 1
         return ModelName(id=found.id, revision="/".join(steps[3 : 3 + length]))

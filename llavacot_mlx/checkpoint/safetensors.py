@@ -6,15 +6,27 @@ wrong index gives one clear error instead of a crash or a wrong tensor.
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from llavacot_mlx.checked import KeyRules, Range, checked, named, read_json
+from llavacot_mlx.bounded_read import open_regular
+from llavacot_mlx.checked import (
+    KeyRules,
+    Range,
+    brief,
+    checked,
+    decode_text,
+    named,
+    parse_json,
+    quoted,
+    read_json,
+    shown,
+)
 from llavacot_mlx.checkpoint.dtypes import ELEMENT_TYPES
 from llavacot_mlx.checkpoint.folder_files import files_in
 from llavacot_mlx.checkpoint.weight_files import (
@@ -28,7 +40,8 @@ from llavacot_mlx.errors import UserError
 from llavacot_mlx.file_kinds import foreign_kind
 
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-_KIND_BYTES = 512
+_KIND_BYTES = 520
+_MAX_DIMENSIONS = 8  # no weight has more than four
 
 
 @dataclass(frozen=True)
@@ -51,27 +64,27 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     of tensors, or when an entry's bytes do not match its shape, lie outside the file or overlap.
     """
     try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            start = stream.read(8)
-            after = stream.peek(_KIND_BYTES)
-            if not after.startswith(b"{") and (kind := foreign_kind(start + after)):
+        with open_regular(file) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            start = stream.read(_KIND_BYTES)
+            if not start.startswith(b"{", 8) and (kind := foreign_kind(start)):
                 raise UserError(f"{file} is {kind}")
             if len(start) < 8:
                 raise UserError(f"{file} is truncated: it holds {size} bytes; download it again")
-            (length,) = struct.unpack("<Q", start)
+            (length,) = struct.unpack("<Q", start[:8])
             if length > min(_MAX_HEADER_BYTES, size - 8):
                 raise UserError(
                     f"{file} is truncated or not a safetensors file: its header should take "
                     f"{length} bytes and the file holds {size}; download it again"
                 )
+            stream.seek(8)
             raw = stream.read(length)
     except FileNotFoundError:
         raise UserError(f"{file} is missing; download it again") from None
     except OSError as problem:
         raise UserError(f"{file} cannot be read: {problem.strerror}") from None
     try:
-        table = json.loads(raw)
+        table = parse_json(decode_text(raw))
         if not isinstance(table, dict):
             raise ValueError("no object")
     except (ValueError, RecursionError):
@@ -102,16 +115,18 @@ def _entry(file: Path, name: str, fields: object, data: int) -> TensorEntry:
             raise ValueError("data_offsets run backwards")
     except (UserError, ValueError) as problem:
         raise UserError(
-            f"{file}: the header's entry for {name!r} is malformed: {problem}"
+            f"{file}: the header's entry for {quoted(name)} is malformed: {problem}"
         ) from None
     dtype, shape = entry.dtype, entry.shape
     if dtype not in ELEMENT_TYPES:
-        raise UserError(f"{file}: {name!r} is of the unknown type {dtype!r}")
+        raise UserError(f"{file}: {quoted(name)} is of the unknown type {quoted(dtype)}")
+    if len(shape) > _MAX_DIMENSIONS:
+        raise UserError(f"{file}: {quoted(name)} has {len(shape)} dimensions")
     nbytes = math.prod(shape) * ELEMENT_TYPES[dtype].bits // 8
     if nbytes != end - start:
         raise UserError(
-            f"{file}: the header lies: {name!r} of shape {list(shape)} and type {dtype} takes "
-            f"{nbytes} bytes, but {end - start} are set aside for it"
+            f"{file}: the header lies: {quoted(name)} of shape {shown(shape)} and type {dtype} "
+            f"takes {nbytes} bytes, but {end - start} are set aside for it"
         )
     return TensorEntry(name, file, dtype, shape, nbytes, data + start)
 
@@ -121,11 +136,18 @@ def _check_extents(file: Path, table: dict[str, dict], available: int) -> None:
     extents = sorted((fields["data_offsets"], name) for name, fields in table.items())
     for (start, end), name in extents:
         if start != position:
-            raise UserError(f"{file}: the header lies: the data of {name!r} overlaps or has a gap")
+            raise UserError(
+                f"{file}: the header lies: the data of {quoted(name)} overlaps or has a gap"
+            )
         position = end
     if position > available:
         raise UserError(
             f"{file} is truncated: its tensors take {position} bytes and {available} are there; "
+            "download it again"
+        )
+    if position < available:  # the format allows none; with a wrong length all values are shifted
+        raise UserError(
+            f"{file}: the header lies: {available - position} bytes follow its last tensor; "
             "download it again"
         )
 
@@ -143,7 +165,9 @@ def list_tensors(folder: Path) -> dict[str, TensorEntry]:
     for name in chosen.names:
         for tensor, entry in read_header(folder / name).items():
             if tensor in tensors:
-                raise UserError(f"{tensor!r} is both in {tensors[tensor].file} and in {entry.file}")
+                raise UserError(
+                    f"{quoted(tensor)} is both in {tensors[tensor].file} and in {entry.file}"
+                )
             tensors[tensor] = entry
     if chosen.names == (SINGLE_NAME,) and chosen.note is not None:
         _check_whole(folder, tensors)
@@ -185,8 +209,8 @@ def _check_whole(folder: Path, single: Mapping[str, TensorEntry]) -> None:
     for name, shard in weight_map.items():
         if canonical_name(name) not in here:
             raise UserError(
-                f"{folder}: {SINGLE_NAME} lacks {name!r}, which {INDEX_NAME} finds in {shard}: two "
-                "models lie in one folder; remove the files of one of them"
+                f"{folder}: {SINGLE_NAME} lacks {quoted(name)}, which {INDEX_NAME} finds in "
+                f"{brief(shard)}: two models lie in one folder; remove the files of one of them"
             )
 
 
@@ -200,11 +224,8 @@ def read_weight_map(index_file: Path) -> dict[str, str]:
 
     An empty file or object lists none. Raises UserError when the index is missing or damaged.
     """
-    try:
-        if index_file.stat().st_size == 0:
-            return {}
-    except OSError:
-        pass  # the reader says why
+    if index_file.is_file() and index_file.stat().st_size == 0:
+        return {}
     index = read_json(index_file)
     with named(index_file):
         return checked(_Index, index, KeyRules(unknown=None, null_is_missing=True)).weight_map
@@ -215,9 +236,13 @@ def _list_indexed(folder: Path, weight_map: Mapping[str, str]) -> dict[str, Tens
     headers = {shard: read_header(folder / shard) for shard in sorted(set(weight_map.values()))}
     for name, shard in weight_map.items():
         if name not in headers[shard]:
-            raise UserError(f"{index_file} says that {name!r} is in {shard}, but it is not there")
+            raise UserError(
+                f"{index_file} says that {quoted(name)} is in {shard}, but it is not there"
+            )
     for shard, entries in headers.items():
         for name in entries:
             if weight_map.get(name) != shard:
-                raise UserError(f"{folder / shard} holds {name!r}, which {index_file} does not say")
+                raise UserError(
+                    f"{folder / shard} holds {quoted(name)}, which {index_file} does not say"
+                )
     return {name: headers[shard][name] for name, shard in weight_map.items()}

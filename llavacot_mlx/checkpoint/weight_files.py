@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from llavacot_mlx.checked import brief, quoted
 from llavacot_mlx.checkpoint.adapter_config import WEIGHTS_NAME as ADAPTER_NAME
 from llavacot_mlx.errors import MissingFileError, UserError
 
@@ -50,8 +51,8 @@ def choose_weight_files(
     for shard in shards:
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
             raise UserError(
-                f"{where}: {INDEX_NAME} names {shard!r}: only safetensors files beside the index "
-                "are read"
+                f"{where}: {INDEX_NAME} names {quoted(shard)}: only safetensors files beside "
+                "the index are read"
             )
     missing = [shard for shard in shards if shard not in usable]
     others = [name for name in usable if name not in shards]
@@ -66,8 +67,8 @@ def choose_weight_files(
     if missing:
         rest = f"; or, if {_listed(others)} is the whole model, remove the index" if others else ""
         raise MissingFileError(
-            f"{Path(str(where)) / missing[0]} is missing, but {INDEX_NAME} names it: download it "
-            f"again{rest}"
+            f"{Path(str(where)) / brief(missing[0])} is missing, but {INDEX_NAME} names it: "
+            f"download it again{rest}"
         )
     if SINGLE_NAME in others:
         note = (
@@ -106,5 +107,5 @@ def _is_a_copy(name: str) -> bool:
 
 
 def _listed(names: Collection[str]) -> str:
-    first, rest = list(names)[:_SHOWN], len(names) - _SHOWN
+    first, rest = [brief(name) for name in list(names)[:_SHOWN]], len(names) - _SHOWN
     return ", ".join(first) + (f" and {rest} more" if rest > 0 else "")

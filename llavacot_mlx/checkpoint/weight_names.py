@@ -36,7 +36,11 @@ _DROPPED_ENDINGS = ("rotary_emb.inv_freq", "position_ids")
 
 EMBEDDING = "language_model.model.embed_tokens.weight"
 HEAD = "language_model.lm_head.weight"
+NORM = "language_model.model.norm.weight"
 PATCH_EMBEDDING = "vision_tower.patch_embedding.weight"
+CLASS_EMBEDDING = "vision_tower.class_embedding"
+POSITIONS = "vision_tower.gated_positional_embedding.embedding"
+TILES = "vision_tower.pre_tile_positional_embedding.embedding.weight"
 
 
 def canonical_name(name: str) -> str | None:

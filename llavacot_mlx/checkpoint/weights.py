@@ -10,13 +10,18 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from llavacot_mlx.checked import brief, quoted, shown
 from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.checkpoint.dtypes import FLOATS, mlx_dtype, named_dtype
 from llavacot_mlx.checkpoint.safetensors import TensorEntry, list_tensors, weights_note
 from llavacot_mlx.checkpoint.weight_names import (
+    CLASS_EMBEDDING,
     EMBEDDING,
     HEAD,
+    NORM,
     PATCH_EMBEDDING,
+    POSITIONS,
+    TILES,
     canonical_name,
     is_channels_first,
 )
@@ -86,6 +91,7 @@ def model_of(config: ModelConfig, tensors: Mapping[str, SourceTensor], where: Pa
 
     Raises UserError, which names `where`, when a name, a shape or a type is not the model's.
     """
+    _check_sizes(config, tensors, where)
     model = Mllama(config)
     if config.quantization is not None:
         quantize_modules(model, config.quantization, tensors)
@@ -109,7 +115,9 @@ def named_tensors(entries: Mapping[str, TensorEntry], where: Path) -> dict[str, 
         if name is None:
             continue
         if name in tensors:
-            raise UserError(f"{where}: {tensors[name].entry.name!r} and {theirs!r} are the same")
+            raise UserError(
+                f"{where}: {quoted(tensors[name].entry.name)} and {quoted(theirs)} are the same"
+            )
         transpose = name == PATCH_EMBEDDING and is_channels_first(theirs) and len(entry.shape) == 4
         tensors[name] = SourceTensor(name, entry, transpose)
     return tensors
@@ -150,6 +158,29 @@ def quantize_modules(
         raise UserError(f"config.json: the quantization cannot be run: {problem}") from None
 
 
+def _check_sizes(config: ModelConfig, tensors: Mapping[str, SourceTensor], where: Path) -> None:
+    """Raises UserError where config.json's sizes are not those of the weights.
+
+    `check_tree` compares all shapes, once the model is constructed: of impossible sizes, that takes
+    minutes and gigabytes. These weights are never quantized, and decide how large the rest is.
+    """
+    text, vision = config.text, config.vision
+    for name, shape in (
+        (NORM, (text.hidden_size,)),
+        (CLASS_EMBEDDING, (vision.hidden_size,)),
+        (POSITIONS, (vision.tokens_per_tile, vision.hidden_size)),
+        (TILES, (vision.num_aspect_ratios + 1, vision.max_num_tiles * vision.hidden_size)),
+    ):
+        tensor = tensors.get(name)
+        if tensor is None:
+            raise UserError(f"{where}: the weight {name} is missing{_why_missing(where)}")
+        if tensor.shape != shape:
+            raise UserError(
+                f"{where}: the weight {brief(tensor.entry.name)} in {tensor.entry.file.name} has "
+                f"the shape {shown(tensor.shape)}; config.json asks for {list(shape)}"
+            )
+
+
 def check_tree(model: nn.Module, tensors: Mapping[str, SourceTensor], folder: Path) -> None:
     """Raises UserError at the first name, shape or type that is not the model's."""
     expected = dict(tree_flatten(model.parameters()))
@@ -157,10 +188,10 @@ def check_tree(model: nn.Module, tensors: Mapping[str, SourceTensor], folder: Pa
         if name not in tensors:
             raise UserError(f"{folder}: the weight {name} is missing{_why_missing(folder)}")
     for name, tensor in tensors.items():
+        weight = f"the weight {brief(tensor.entry.name)} in {tensor.entry.file.name}"
         if name not in expected:
             raise UserError(
-                f"{folder}: the weight {tensor.entry.name} in {tensor.entry.file.name} belongs to "
-                "no part of an Mllama with this config.json"
+                f"{folder}: {weight} belongs to no part of an Mllama with this config.json"
             )
         if name in (EMBEDDING, HEAD) and tensor.shape[:1] != tuple(expected[name].shape[:1]):
             rows = {each: tensors[each].shape[0] for each in (EMBEDDING, HEAD) if each in tensors}
@@ -173,14 +204,14 @@ def check_tree(model: nn.Module, tensors: Mapping[str, SourceTensor], folder: Pa
             )
         if tensor.shape != tuple(expected[name].shape):
             raise UserError(
-                f"{folder}: the weight {tensor.entry.name} in {tensor.entry.file.name} has the "
-                f"shape {list(tensor.shape)}; config.json asks for {list(expected[name].shape)}"
+                f"{folder}: {weight} has the shape {shown(tensor.shape)}; config.json asks for "
+                f"{list(expected[name].shape)}"
             )
         readable = _readable_types(expected[name].dtype)
         if tensor.entry.dtype not in readable:
             raise UserError(
-                f"{folder}: the weight {tensor.entry.name} in {tensor.entry.file.name} is stored "
-                f"as {tensor.entry.dtype}; {', '.join(sorted(readable))} can be read"
+                f"{folder}: {weight} is stored as {tensor.entry.dtype}; "
+                f"{', '.join(sorted(readable))} can be read"
             )
 
 

@@ -39,6 +39,11 @@ class TextConfig:
     max_position_embeddings: int
 
     @property
+    def embedding_rows(self) -> int:
+        """Rows of the embedding; every token id is below."""
+        return self.vocab_size + 8
+
+    @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
 

@@ -129,7 +129,7 @@ class TextModel(nn.Module):
         super().__init__()
         self.config = config
         # Eight more embeddings than the output head has: the first of them is `<|image|>`.
-        self.embed_tokens = nn.Embedding(config.vocab_size + 8, config.hidden_size)
+        self.embed_tokens = nn.Embedding(config.embedding_rows, config.hidden_size)
         self.layers = [
             CrossAttentionLayer(config)
             if index in config.cross_attention_layers

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from llavacot_mlx.checked import brief, quoted
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.generate.sampling_params import PUBLISHED_SAMPLING, Sampling, check_sampling
 from llavacot_mlx.prompt.stages import Stage
@@ -258,15 +259,15 @@ def make_plan(settings: Settings) -> Plan:
 def check_candidates(candidates: int) -> None:
     """Raises UserError for too few or absurdly many candidates."""
     if not 1 <= candidates <= MAX_CANDIDATES:
-        raise UserError(f"{candidates} candidates: take 1 to {MAX_CANDIDATES}")
+        raise UserError(f"{brief(candidates)} candidates: take 1 to {MAX_CANDIDATES}")
 
 
 def check_keep(keep: int, candidates: int) -> None:
     """Raises UserError when fewer than one or more than all candidates are kept."""
     if keep < 1:
-        raise UserError(f"keep {keep}: at least one must be kept")
+        raise UserError(f"keep {brief(keep)}: at least one must be kept")
     if keep > candidates:
-        raise UserError(f"keep {keep} of {candidates}: no more can be kept than there are")
+        raise UserError(f"keep {brief(keep)} of {candidates}: no more can be kept than there are")
 
 
 def check_threshold(judge: str, threshold: float) -> None:
@@ -286,7 +287,9 @@ def _method(settings: Settings) -> Method:
     try:
         return Method(settings.search)
     except ValueError:
-        raise UserError(f"search {settings.search!r} is not one of {', '.join(Method)}") from None
+        raise UserError(
+            f"search {quoted(settings.search)} is not one of {', '.join(Method)}"
+        ) from None
 
 
 def _single(method: Method, rules: _Rules, settings: Settings) -> Plan:
@@ -348,7 +351,7 @@ def _retrace(
         return None
     max_retraces = rule.max_retraces if settings.max_retraces is None else settings.max_retraces
     if not 0 <= max_retraces <= MAX_RETRACES:
-        raise UserError(f"max_retraces {max_retraces}: take 0 to {MAX_RETRACES}")
+        raise UserError(f"max_retraces {brief(max_retraces)}: take 0 to {MAX_RETRACES}")
     if threshold is not None:
         check_threshold(judge, threshold)
     if candidates == 1 or max_retraces == 0:

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from llavacot_mlx.checked import KeyRules, Range, checked, named, read_yaml
+from llavacot_mlx.checked import KeyRules, Range, brief, checked, named, quoted, read_yaml
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.generate.sampling_params import PUBLISHED_SAMPLING, Sampling, check_sampling
 from llavacot_mlx.plan.plan import (
@@ -165,7 +165,7 @@ def _step(read: _Step, index: int, count: int, default: Sampling) -> Step:
         expected = _STAGES[index] if index < len(_STAGES) else None
         if read.write != expected:
             wanted = [name for name in (expected, *_TO_THE_END) if name]
-            raise UserError(f"write {read.write!r}; here it is {' or '.join(wanted)}")
+            raise UserError(f"write {quoted(read.write)}; here it is {' or '.join(wanted)}")
         unit = Unit.ANSWER if index == len(_STAGES) - 1 else Unit.STAGE
         if last and unit is Unit.STAGE:
             raise UserError("the last one must write the conclusion, answer or sentences")
@@ -192,7 +192,7 @@ def _retrace(read: _Retrace, steps: Sequence[Step]) -> Retrace:
     names = [_write_value(step, index) for index, step in enumerate(steps)]
     for key, name in (("after", read.after), ("to", read.to)):
         if name not in names:
-            raise UserError(f"{key} {name!r} is not a step; there are {', '.join(names)}")
+            raise UserError(f"{key} {quoted(name)} is not a step; there are {', '.join(names)}")
     after, to = names.index(read.after), names.index(read.to)
     if to > after:
         raise UserError("it goes from a step back to one that comes no later")
@@ -200,7 +200,7 @@ def _retrace(read: _Retrace, steps: Sequence[Step]) -> Retrace:
         raise UserError("after the last step the answer is there; go back before it")
     rank = steps[after].keep if read.rank is None else read.rank
     if not 1 <= rank <= steps[after].candidates:
-        raise UserError(f"rank {rank}: that step has {steps[after].candidates} candidates")
+        raise UserError(f"rank {brief(rank)}: that step has {steps[after].candidates} candidates")
     if read.threshold is not None and read.deviations is not None:
         raise UserError("threshold and deviations both say how good is good enough")
     deviations = PUBLISHED_DEVIATIONS if read.deviations is None else read.deviations

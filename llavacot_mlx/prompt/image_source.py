@@ -13,12 +13,15 @@ import re
 import shlex
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes
 
+from llavacot_mlx.bounded_read import NotRegularError, TooLargeError, read_file
+from llavacot_mlx.checked import quoted
 from llavacot_mlx.errors import UserError
 
-_MAX_FILE_BYTES = 500 * 10**6
+MAX_IMAGE_BYTES = 500 * 10**6
 """Maximum size of a file: many times the largest image, and far from filling a memory."""
 _MAX_SHOWN = 200  # characters of a name that an error shows
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/", re.ASCII)  # of one letter it is a drive
@@ -38,24 +41,51 @@ def read_named_image(name: str | Path) -> bytes:
     return read_image_file(_find_file(str(name), Path())) if inline is None else inline
 
 
-def find_image(name: str, folder: Path) -> Path | str:
+@dataclass(frozen=True)
+class RefusedImage:
+    """An image that a row names and that is not read."""
+
+    name: str
+    reason: str
+
+
+LocatedImage = Path | str | RefusedImage
+"""The path of an image, its name where that is the image itself, or why it is not read."""
+
+
+def find_image(name: str, folder: Path, *, anywhere: bool = False) -> Path | str:
     """Finds the image that a row names: its path, or the name itself where that is the image.
 
-    `folder` is where relative names begin. Raises UserError when there is no such file, or several.
+    `folder` is where relative names begin. Without `anywhere` the image has to be in it: rows come
+    from anybody, and could name any file of the person who reads them. Raises UserError when there
+    is no such file, or several.
     """
-    return name if _inline_bytes(name) is not None else _find_file(name, folder)
+    if _inline_bytes(name) is not None:
+        return name
+    return _find_file(name, folder, bound=None if anywhere else folder)
 
 
-def locate_image(name: str, folder: Path) -> Path | str:
-    """As `find_image`, but returns a name that was not found; opening it raises the error."""
+def locate_image(name: str, folder: Path, *, anywhere: bool = False) -> LocatedImage:
+    """As `find_image`, but returns what was not found or is refused; opening it raises the error.
+
+    Nothing is looked for outside of the folder, so that no error tells what is there.
+    """
     try:
-        return find_image(name, folder)
+        return find_image(name, folder, anywhere=anywhere)
+    except OutsideError as problem:
+        return RefusedImage(name, str(problem))
     except UserError:
         return name if is_inline(name) or _SCHEME.match(name) else folder / name
 
 
-def is_there(image: Path | str) -> bool:
+class OutsideError(UserError):
+    """A row names an image outside of the images' folder."""
+
+
+def is_there(image: LocatedImage) -> bool:
     """Whether `locate_image` found it, readable or not."""
+    if isinstance(image, RefusedImage):
+        return True
     return is_inline(image) if isinstance(image, str) else _exists(image)
 
 
@@ -72,23 +102,25 @@ def image_name(name: str | Path) -> str:
     return text
 
 
-def read_image_file(path: Path, max_bytes: int = _MAX_FILE_BYTES) -> bytes:
+def read_image_file(path: Path, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
     """Reads the bytes of a file. Raises UserError when it cannot be read."""
     name = image_name(path)
     try:
-        with path.open("rb") as stream:
-            data = stream.read(max_bytes + 1)
+        return read_file(path, max_bytes)
     except FileNotFoundError:
         raise UserError(f"{name}: there is no such picture") from None
     except IsADirectoryError:
         raise UserError(f"{name} is a folder, not a picture") from None
+    except NotRegularError as problem:
+        raise UserError(f"{name} is no picture: it is {problem.strerror}") from None
+    except TooLargeError:
+        raise UserError(
+            f"{name} is no picture: it holds more than {max_bytes // 10**6} MB"
+        ) from None
     except OSError as problem:
         raise UserError(f"{name} cannot be read: {problem.strerror}") from None
     except ValueError:  # a NUL in the name
-        raise UserError(f"{name!r}: no file can have this name") from None
-    if len(data) > max_bytes:
-        raise UserError(f"{name} is no picture: it holds more than {max_bytes // 10**6} MB")
-    return data
+        raise UserError(f"{quoted(name)}: no file can have this name") from None
 
 
 def is_inline(name: str) -> bool:
@@ -136,17 +168,27 @@ def _decoded(data: bytes, name: str) -> bytes:
         raise UserError(f"{name}: its data is not whole base64; was it cut off?") from None
 
 
-def _find_file(name: str, folder: Path) -> Path:
-    """The file that a name means. Raises UserError when there is none, or several."""
-    for path in _paths(name, folder):
+def _find_file(name: str, folder: Path, bound: Path | None = None) -> Path:
+    """The file that a name means, within the folder `bound` if there is one.
+
+    Raises UserError when there is none, or several, and OutsideError.
+    """
+    paths = list(_paths(name, folder))
+    inside = [path for path in paths if bound is None or _is_inside(path, bound)]
+    for path in inside:
         if _exists(path):
             return path
     bare = name.strip().strip("'\"")
     if (scheme := _SCHEME.match(bare)) and scheme[1].lower() != "file":
         raise UserError(_address(bare, scheme[1].lower()))
-    for path in _paths(name, folder):
+    if len(inside) < len(paths):
+        raise OutsideError(
+            f"{image_name(name)}: is not in the images' folder {bound}, or a link leads out of it; "
+            "if you trust the rows, add --images-anywhere"
+        )
+    for path in paths:
         found = list(_alike(path))
-        if len(found) == 1:
+        if len(found) == 1 and (bound is None or _is_inside(found[0], bound)):
             return found[0]
         if found:
             both = " and ".join(ascii(str(each)) for each in found)
@@ -157,6 +199,14 @@ def _find_file(name: str, folder: Path) -> Path:
     url_path = _path_of_url(name.strip())
     shown = folder / (name if url_path is None else unquote(url_path))
     raise UserError(f"{image_name(shown)}: there is no such picture")
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path, with all links followed, lies in a folder, whether or not it is there."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a loop of links, or a NUL
+        return False
 
 
 def _paths(name: str, folder: Path) -> Iterator[Path]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import struct
 import warnings
 import zlib
@@ -12,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from llavacot_mlx.checked import brief
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.file_kinds import foreign_kind
-from llavacot_mlx.prompt.image_source import image_name, read_named_image
+from llavacot_mlx.prompt.image_source import RefusedImage, image_name, read_named_image
+from llavacot_mlx.prompt.shrink import MAX_PIXELS, decode_smaller, shrunk
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,17 @@ class OpenedImage:
         return self.notes if late is None else (*self.notes, late)
 
 
-ImageSource = str | Path | bytes | Image.Image | OpenedImage
-"""A path, a `data:` or `file:` URI, the bytes of a file, a PIL image, or an image opened before."""
+ImageSource = str | Path | bytes | Image.Image | OpenedImage | RefusedImage
+"""A path, a `data:` or `file:` URI, the bytes of a file, a PIL image, an image opened before, or
+one that is not to be opened."""
 
 _MAX_TRIED_FRAMES = 50  # of an animation, until one is not blank
+_MAX_TRIED_PIXELS = 200_000_000  # of all of these together
+_MAX_COUNTED_FRAMES = 1000
+_MAX_READS = 2_000_000  # of pieces of a file; a decoder in Python asks for each chunk and frame
+_MAX_CHUNKS = 200_000  # of a PNG, whose own are mostly of 8 kB
+# Their decoders hold the whole image several times.
+_MAX_PIXELS_OF = {"WEBP": 90_000_000, "AVIF": 90_000_000, "HEIF": 90_000_000}
 _ANIMATED = {"GIF", "WEBP", "PNG", "AVIF", "HEIF", "FLI"}
 _PAGED = {"TIFF", "DCX"}
 _WHITE, _BLACK, _GREY = 255, 0, 128
@@ -69,33 +80,67 @@ def open_with_notes(source: ImageSource, name: str = "the picture") -> OpenedIma
     """
     if isinstance(source, OpenedImage):
         return source
+    if isinstance(source, RefusedImage):
+        raise UserError(source.reason)
     if isinstance(source, Image.Image):
-        return _seen(source, name, given=True)
+        with _decoding(name):
+            return _seen(source, name, given=True)
     if not isinstance(source, bytes):
         name, source = image_name(source), read_named_image(source)
     if not source:
         raise UserError(f"{name} is empty (0 bytes)")
     data = _with_known_brand(_without_texts(source), name)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images and of odd metadata
-            image = Image.open(io.BytesIO(data))
+        with _decoding(name):
+            image = Image.open(_BoundedReads(data))
             if image.format == "EPS":  # a program: PIL would have Ghostscript run it
                 raise UnidentifiedImageError
+            most = _MAX_PIXELS_OF.get(image.format or "")
+            if most is not None and image.width * image.height > most:
+                raise UserError(_too_large(name, most))
+            decode_smaller(image)
             image.load()
             return _seen(image, name, given=False)
-    except UserError:
-        raise
     except UnidentifiedImageError:
         raise UserError(f"{name} {_what_it_is(data)}") from None
+
+
+@contextlib.contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Turns all that PIL raises but UnidentifiedImageError into a UserError, and hushes its
+    warnings of large images and of odd metadata."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (UserError, UnidentifiedImageError):
+        raise
     except Image.DecompressionBombError:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-        raise UserError(
-            f"{name} is too large: more than {limit} million pixels; scale it down first"
-        ) from None
+        raise UserError(_too_large(name, 2 * (Image.MAX_IMAGE_PIXELS or 0))) from None
+    except MemoryError:
+        raise UserError(f"{name} takes more memory than there is; scale it down first") from None
     except Exception as problem:  # decoders raise whatever they stumble over
-        reason = " ".join(str(problem).split()) or type(problem).__name__
+        reason = brief(" ".join(str(problem).split()) or type(problem).__name__)
         raise UserError(f"{name} is a damaged picture: {reason}") from None
+
+
+def _too_large(name: str, pixels: int) -> str:
+    return f"{name} is too large: more than {pixels // 10**6} million pixels; scale it down first"
+
+
+class _BoundedReads(io.BytesIO):
+    """The bytes of a file, for decoders that would read a file of a million frames frame by frame.
+
+    Raises OSError when they read on and on.
+    """
+
+    _left = _MAX_READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise OSError("it has too many parts")
+        return super().read(size)
 
 
 def _seen(image: Image.Image, name: str, *, given: bool) -> OpenedImage:
@@ -110,7 +155,10 @@ def _seen(image: Image.Image, name: str, *, given: bool) -> OpenedImage:
     if given:  # its frame was chosen by whoever opened it
         number = image.tell() + 1
     else:
-        for index in range(1, min(frames, _MAX_TRIED_FRAMES)):
+        most = min(_MAX_TRIED_FRAMES, _MAX_TRIED_PIXELS // (image.width * image.height) + 1)
+        if image.width * image.height > MAX_PIXELS:
+            most = 1
+        for index in range(1, min(frames, most)):
             if not _is_one_colour(opened.image):
                 break
             try:
@@ -122,26 +170,44 @@ def _seen(image: Image.Image, name: str, *, given: bool) -> OpenedImage:
             if not _is_one_colour(other.image):
                 opened, number = other, index + 1
     what, part = ("an animation", "frame") if image.format in _ANIMATED else ("a file", "page")
-    note = f"the picture is {what} of {frames} {part}s; only {part} {number} is looked at"
+    count = f"more than {_MAX_COUNTED_FRAMES}" if frames > _MAX_COUNTED_FRAMES else str(frames)
+    note = f"the picture is {what} of {count} {part}s; only {part} {number} is looked at"
     if number > 1 and not given:
         note += ", the first that is not blank"
     return OpenedImage(opened.image, (note, *opened.notes))
 
 
 def _frame_count(image: Image.Image) -> int:
-    """The number of frames or pages; 1 for formats whose parts are not images of their own."""
-    if image.format not in _ANIMATED | _PAGED:
-        return 1
+    """The number of frames or pages; 1 for formats whose parts are not images of their own.
+
+    Pages are counted up to one above `_MAX_COUNTED_FRAMES`: PIL's own count compares each page of a
+    TIFF with all pages before it.
+    """
     try:
-        return int(getattr(image, "n_frames", 1))
+        if image.format in _ANIMATED:
+            return int(getattr(image, "n_frames", 1))
+        return _page_count(image) if image.format in _PAGED else 1
     except Exception:  # the rest of the file is damaged
         return 1
+
+
+def _page_count(image: Image.Image) -> int:
+    current = image.tell()
+    count = 0
+    try:
+        while count <= _MAX_COUNTED_FRAMES:
+            image.seek(count)
+            count += 1
+    except EOFError:
+        pass
+    image.seek(current)
+    return count
 
 
 def _flattened(image: Image.Image) -> OpenedImage:
     """An upright RGB image: scaled to 8 bits, and laid on a ground where it is transparent."""
     profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA") else None
-    upright = ImageOps.exif_transpose(image)
+    upright = _upright(shrunk(image), image)
     notes: list[str] = []
     if upright.mode[0] == "I" or upright.mode == "F":
         upright, note = _scaled(upright, image)
@@ -173,6 +239,32 @@ def _flattened(image: Image.Image) -> OpenedImage:
         )
     rgb.info = {} if profile is None else {"icc_profile": profile}
     return OpenedImage(rgb, tuple(notes))
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by its EXIF orientation."""
+
+
+def _upright(image: Image.Image, opened: Image.Image) -> Image.Image:
+    """The image turned as the EXIF data of `opened` says; as it is where these cannot be read."""
+    try:
+        orientation = opened.getexif().get(ExifTags.Base.Orientation)
+        turn = _TURNS.get(orientation)  # type: ignore[arg-type]
+    except Exception:  # damaged in any of many ways, which viewers do not mind
+        turn = None
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.info = image.info
+    return turned
 
 
 def _extrema(rgb: Image.Image) -> list[tuple[int, int]]:
@@ -298,16 +390,18 @@ def _without_texts(data: bytes) -> bytes:
     for kind, start, end in _png_chunks(data):
         if not (kind in (*_TEXTS, b"iCCP") and _is_needless(kind, data[start + 8 : end - 4])):
             kept.append(data[start:end])
-    return b"".join(kept)
+    return data if sum(map(len, kept)) == len(data) else b"".join(kept)
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Type, start and end of each chunk; the last one may be cut off."""
+    """Type, start and end of each chunk; the last one may be cut off, or be all that follow."""
     start = len(_PNG)
-    while start < len(data):
+    for number in itertools.count():
+        if start >= len(data):
+            return
         head = data[start : start + 8]
         end = len(data)
-        if len(head) == 8:
+        if len(head) == 8 and number < _MAX_CHUNKS:
             end = min(end, start + 12 + struct.unpack(">I", head[:4])[0])
         yield head[4:], start, end
         start = end

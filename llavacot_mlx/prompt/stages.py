@@ -6,7 +6,7 @@ import enum
 import functools
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 
 class Stage(enum.StrEnum):
@@ -191,7 +191,22 @@ _MOST_MARKS = 32  # tags that are held back; nobody quotes more of them
 _LEAD = 80  # characters before a tag that are looked at
 
 
-@dataclass(frozen=True)
+def _joined(events: list[StageEvent]) -> list[StageEvent]:
+    """The events with adjacent text of one stage as one."""
+    joined: list[StageEvent] = []
+    pieces: list[Text] = []
+    for event in (*events, None):
+        if pieces and not (isinstance(event, Text) and event.stage == pieces[0].stage):
+            joined.append(Text(pieces[0].stage, "".join(piece.text for piece in pieces)))
+            pieces = []
+        if isinstance(event, Text):
+            pieces.append(event)
+        elif event is not None:
+            joined.append(event)
+    return joined
+
+
+@dataclass
 class _HeldTag:
     """A tag inside a stage that is text if the stage's own closing tag still comes."""
 
@@ -258,7 +273,7 @@ class StageParser:
         self._pending += text
         events: list[StageEvent] = []
         self._read(events, final=False)
-        return events
+        return _joined(events)
 
     def finish(self) -> list[StageEvent]:
         """Returns what was held back, and the end of a stage that is still open."""
@@ -267,7 +282,7 @@ class StageParser:
         while self.stage is not None:
             self._pending = self._end_open_stage(self.stage, events)
             self._read(events, final=True)
-        return events
+        return _joined(events)
 
     def _read(self, events: list[StageEvent], *, final: bool) -> None:
         """Reads the pending text as far as it is certain; all of it if it is `final`."""
@@ -366,19 +381,16 @@ class StageParser:
             self._emit(text, events)
 
     def _emit(self, text: str, events: list[StageEvent]) -> None:
-        if not text:
-            return
-        if events and isinstance(events[-1], Text) and events[-1].stage == self.stage:
-            text = events.pop().text + text  # type: ignore[union-attr]
-        events.append(Text(self.stage, text))
+        if text:
+            events.append(Text(self.stage, text))
 
     def _forget_first_mark(self, events: list[StageEvent]) -> None:
         start = self._marks[1].start
         text, self.held = self.held[:start], self.held[start:]
-        self._marks = [
-            replace(mark, start=mark.start - start, end=mark.end - start)
-            for mark in self._marks[1:]
-        ]
+        del self._marks[0]
+        for mark in self._marks:
+            mark.start -= start
+            mark.end -= start
         self._emit(text, events)
 
     def _release(self, events: list[StageEvent]) -> None:

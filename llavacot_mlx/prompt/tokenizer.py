@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as HFTokenizer
 
-from llavacot_mlx.checked import KeyRules, checked, decode_text, named, read_json
+from llavacot_mlx.checked import KeyRules, checked, named, read_json
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.file_kinds import foreign_kind_of
 from llavacot_mlx.model.config import ModelConfig
-from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.prompt.tokenizer_file import STAGE_TAGS, library_errors, read_tokenizer
 
 _FORMAT_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-STAGE_TAGS = frozenset(tag for stage in Stage for tag in (stage.opening, stage.closing))
-"""Text that some fine-tunes have tokens of their own for."""
+MAX_CHARACTERS = 1_000_000
+"""Of a text: many times what a context of 131,072 tokens holds. The library panics on runs of some
+million spaces, and takes forty bytes for each character."""
 _STOP_TOKENS = ("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")
 
 # The published training collator and search scripts tokenized a templated text with special tokens
@@ -59,7 +57,8 @@ class Tokenizer:
     def load(cls, folder: Path, config: ModelConfig) -> Tokenizer:
         """Reads `tokenizer.json` and, where there is one, `generation_config.json`."""
         file = folder / "tokenizer.json"
-        tokenizer = _read(file)
+        rows = config.text.embedding_rows
+        tokenizer = read_tokenizer(file, rows)
         plain = [
             AddedToken(token.content, special=True)
             for token in tokenizer.get_added_tokens_decoder().values()
@@ -78,7 +77,7 @@ class Tokenizer:
                 f"{file}: <|image|> is {image_id}, and config.json's image_token_index is "
                 f"{config.image_token_id}: this is another model's tokenizer"
             )
-        loaded = cls(tokenizer, config.image_token_id, _stop_ids(folder, tokenizer))
+        loaded = cls(tokenizer, config.image_token_id, _stop_ids(folder, tokenizer, rows))
         if b"".join(map(loaded._bytes, loaded.encode(_SAMPLE))) != _SAMPLE.encode():
             raise UserError(
                 f"{file}: its tokens do not spell text in bytes, so this is no Llama 3 tokenizer"
@@ -86,8 +85,16 @@ class Tokenizer:
         return loaded
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of plain text; nothing in it is read as a special token."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Returns the ids of plain text; nothing in it is read as a special token.
+
+        Raises UserError for a text that is too long, or that the library cannot encode.
+        """
+        if len(text) > MAX_CHARACTERS:
+            raise UserError(
+                f"too long: a text of {len(text)} characters, and {MAX_CHARACTERS} are the most"
+            )
+        with named("this text cannot be encoded"), library_errors():
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Returns the ids of a conversation, up to where the assistant writes.
@@ -173,41 +180,18 @@ class _Generation:
     eos_token_id: int | tuple[int | None, ...] | None = None
 
 
-def _read(file: Path) -> HFTokenizer:
-    """Reads tokenizer.json; stage tags among its added tokens become plain text of one token.
-
-    As special tokens they would vanish from the answer, and no stage would ever open; as tokens
-    that are matched with the white space around them, they would take that along.
-    """
-    if not file.exists():
-        raise UserError(f"{file} is missing: the model cannot read or write text without it")
-    try:
-        text = decode_text(file.read_bytes())
-        tokenizer = HFTokenizer.from_str(text)
-        added = tokenizer.get_added_tokens_decoder().values()
-        if any(token.content in STAGE_TAGS for token in added):
-            tokenizer = HFTokenizer.from_str(json.dumps(_with_plain_tags(json.loads(text))))
-        return tokenizer
-    except Exception as problem:  # the library raises nothing more precise
-        if kind := foreign_kind_of(file):
-            raise UserError(f"{file} is {kind}") from None
-        raise UserError(f"{file} cannot be read: {problem}") from None
-
-
-def _with_plain_tags(values: dict[str, Any]) -> dict[str, Any]:
-    plain = dict.fromkeys(("special", "lstrip", "rstrip", "normalized", "single_word"), False)
-    values["added_tokens"] = [
-        {**token, **plain} if token["content"] in STAGE_TAGS else token
-        for token in values["added_tokens"]
-    ]
-    return values
-
-
-def _stop_ids(folder: Path, tokenizer: HFTokenizer) -> frozenset[int]:
+def _stop_ids(folder: Path, tokenizer: HFTokenizer, rows: int) -> frozenset[int]:
     ids = {tokenizer.token_to_id(token) for token in _STOP_TOKENS}
     file = folder / "generation_config.json"
     if file.exists():
+        values = read_json(file)
         with named(file):
-            listed = checked(_Generation, read_json(file), KeyRules(unknown=None)).eos_token_id
-        ids |= set(listed) if isinstance(listed, tuple) else {listed}
+            listed = checked(_Generation, values, KeyRules(unknown=None)).eos_token_id
+            given = listed if isinstance(listed, tuple) else (listed,)
+            for token_id in given:
+                if token_id is not None and not 0 <= token_id < rows:
+                    raise UserError(
+                        f"eos_token_id: {token_id} is no token of a model with {rows} embeddings"
+                    )
+        ids |= set(given)
     return frozenset(token_id for token_id in ids if token_id is not None)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
+from llavacot_mlx.checked import is_text, parse_json, quoted
 from llavacot_mlx.prompt.image_source import is_inline
 from llavacot_mlx.prompt.tokenizer import Turn
 from llavacot_mlx.rows.problem import ProblemKind, RowError
@@ -109,8 +109,10 @@ def is_row(row: dict[str, Any]) -> bool:
 
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line.strip())
-    except (ValueError, RecursionError) as problem:
+        row = parse_json(line.strip())
+    except RecursionError:
+        raise RowError(where, ProblemKind.NOT_JSON, "not JSON: nested too deep") from None
+    except ValueError as problem:
         raise RowError(where, ProblemKind.NOT_JSON, f"not JSON: {problem}") from None
     if not isinstance(row, dict):
         said = "expected an object with conversations or messages, or an image and a question"
@@ -137,7 +139,7 @@ def _image(row: dict[str, Any], found: list[str]) -> str | None:
     if images and in_parts and in_parts != images:
         raise _WrongError("the row and its parts name different pictures")
     images = images or in_parts
-    if any("\0" in image or not _is_encodable(image) for image in images):
+    if any("\0" in image or not is_text(image) for image in images):
         raise _WrongError("image: no file can have this name")
     if len(images) > 1:
         raise _WrongError(
@@ -194,12 +196,12 @@ def _pair(row: dict[str, Any], found: list[str]) -> list[tuple[str, str]]:
         if text is None:
             continue
         if role == "assistant" and isinstance(text, int) and not isinstance(text, bool):
-            text = str(text)
+            text = str(text)  # of at most 300 digits, see `parse_json`
         if not isinstance(text, str) and role == "user":
             raise _WrongError("the question is missing or empty")
         if not isinstance(text, str):
             raise _WrongError(f"{key} must be a text")
-        if not _is_encodable(text):
+        if not is_text(text):
             raise _WrongError(f"{key}: holds half of a character (a lone surrogate)")
         messages.append((role, text))
     return messages or [("user", "")]
@@ -221,10 +223,10 @@ def _entries(
         role = _ROLES.get(name.casefold()) if isinstance(name, str) else None
         if role is None:
             raise _WrongError(
-                f"{where}: {role_key} must be one of {', '.join(_ROLES)}, not {name!r}"
+                f"{where}: {role_key} must be one of {', '.join(_ROLES)}, not {quoted(name)}"
             )
         text = _text(content, f"{where}: {text_key}", role, found)
-        if not _is_encodable(text):
+        if not is_text(text):
             raise _WrongError(f"{where}: holds half of a character (a lone surrogate)")
         messages.append((role, text))
     return messages
@@ -280,12 +282,3 @@ def _turns(messages: list[tuple[str, str]], image: str | None) -> tuple[Turn, ..
     if turns[-1].role != "assistant":
         raise _WrongError("it ends without an answer")
     return tuple(turns)
-
-
-def _is_encodable(text: str) -> bool:
-    """Whether a string is valid text: JSON can spell half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

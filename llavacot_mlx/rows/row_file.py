@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import json
 import mmap
 import os
 import re
@@ -13,8 +12,10 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
-from llavacot_mlx.checked import decode_text, wide_encoding
+from llavacot_mlx.bounded_read import open_regular
+from llavacot_mlx.checked import decode_text, parse_json, wide_encoding
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.file_kinds import foreign_kind
 from llavacot_mlx.rows.conversation import is_row
@@ -23,6 +24,8 @@ from llavacot_mlx.rows.problem import ProblemKind, RowError
 _Stamp = tuple[int, int]
 _NOTHING = re.compile(rb"(?!)")
 _START_BYTES = 4096
+_MAX_ROW_BYTES = 50_000_000
+"""Of one row, which may hold a picture; parsed, it takes some times as much."""
 
 # What matters for where a value ends: a whole string, a bracket, or a quote that opens no string.
 _TOKEN = re.compile(rb'"[^"\\\x00-\x1f]*(?:\\.[^"\\\x00-\x1f]*)*"|[{}\[\]"]')
@@ -62,7 +65,7 @@ class RowFile:
         if file.exists() and not file.is_file():
             raise UserError(f"{path}: rows are read again every epoch, so it must be a plain file")
         try:
-            with file.open("rb") as stream:
+            with open_regular(file) as stream:
                 start = stream.read(_START_BYTES)
                 _check_kind(path, start)
                 stream.seek(0)
@@ -103,22 +106,32 @@ class RowFile:
         return f"{self.file}, row {self.number(index)}"
 
     def read(self, index: int) -> bytes:
-        """The bytes of row `index`. Raises UserError when the file was changed since `open`."""
+        """The bytes of row `index`, up to one beyond the longest that `text` accepts.
+
+        Raises UserError when the file was changed since `open`.
+        """
         try:
-            with self.file.open("rb") as stream:
+            with open_regular(self.file) as stream:
                 if _stamp(os.fstat(stream.fileno())) != self._stamp:
                     raise UserError(f"{self.file}: was changed while it was in use; start again")
                 stream.seek(self._offsets[index])
+                size = _MAX_ROW_BYTES + 1
                 if self._is_lines:
-                    return stream.readline().removeprefix(codecs.BOM_UTF8)
-                return stream.read(self._marks[index] - self._offsets[index])
+                    row = stream.readline(size).removeprefix(codecs.BOM_UTF8)
+                else:
+                    row = stream.read(min(size, self._marks[index] - self._offsets[index]))
         except OSError as problem:
             raise UserError(f"{self.file}: {problem.strerror}") from None
+        return row
 
     def text(self, index: int) -> str:
-        """`read` as text. Raises RowError when it is not UTF-8."""
+        """`read` as text. Raises RowError when it is too long or not UTF-8."""
+        row = self.read(index)
+        if len(row) > _MAX_ROW_BYTES:
+            detail = f"more than {_MAX_ROW_BYTES // 10**6} MB"
+            raise RowError(self.where(index), ProblemKind.TOO_LONG, detail)
         try:
-            return self.read(index).decode()
+            return row.decode()
         except UnicodeDecodeError:
             raise RowError(self.where(index), ProblemKind.NOT_JSON, "not UTF-8 text") from None
 
@@ -150,16 +163,19 @@ def _command(program: str, path: Path) -> str:
 
 
 def _index_lines(
-    stream: Iterator[bytes], mark: re.Pattern[bytes], offsets: array[int], numbers: array[int]
+    stream: BinaryIO, mark: re.Pattern[bytes], offsets: array[int], numbers: array[int]
 ) -> bool:
     """Adds the offset and number of each line that is not blank; returns whether one is marked."""
-    offset, marked = 0, False
-    for number, line in enumerate(stream, 1):
-        if line.removeprefix(codecs.BOM_UTF8).strip():
+    offset, number, marked = 0, 1, False
+    is_new = True  # the next piece begins a line, and does not go on with one that is too long
+    while line := stream.readline(_MAX_ROW_BYTES + 1):
+        if is_new and line.removeprefix(codecs.BOM_UTF8).strip():
             offsets.append(offset)
             numbers.append(number)
             marked = marked or mark.search(line) is not None
         offset += len(line)
+        is_new = line.endswith(b"\n")
+        number += is_new
     return marked
 
 
@@ -177,8 +193,8 @@ def _document_places(path: Path, data: mmap.mmap) -> list[tuple[int, int]] | Non
     if place is None or b"\n" not in data[start : place[1]].strip():
         return None
     try:
-        json.loads(data[slice(*place)])
-    except (ValueError, RecursionError):
+        parse_json(data[place[0] : min(place[1], place[0] + _MAX_ROW_BYTES)].decode())
+    except (ValueError, RecursionError):  # UnicodeDecodeError among them
         return None  # a file of lines whose first one is broken
     return _object_places(path, data, start)
 
@@ -252,7 +268,7 @@ def _values(data: mmap.mmap, start: int) -> Iterator[tuple[int, int]]:
 def _check_one(path: Path, text: bytes) -> None:
     """Raises UserError, with what to do, if the only row is an object that holds the rows."""
     try:
-        row = json.loads(text)
+        row = parse_json(text.decode())
     except (ValueError, RecursionError):
         return
     if not isinstance(row, dict) or is_row(row):

@@ -23,18 +23,21 @@ class QuestionRow:
     question: str
 
 
-def read_questions(file: Path, images: Path) -> Iterator[QuestionRow]:
+def read_questions(
+    file: Path, images: Path, *, images_anywhere: bool = False
+) -> Iterator[QuestionRow]:
     """Yields the questions of a file, one per row; image names are relative to the folder `images`.
 
     A row is `{"image": …, "question": …}`, or one to learn from, whose first question is taken.
-    Raises UserError that names the row.
+    Without `images_anywhere`, images have to be in that folder. Raises UserError that names the
+    row.
     """
     rows = RowFile.open(file)
     for index in range(len(rows)):
         where = rows.where(index)
         asked = parse_question(rows.text(index), where)
         try:
-            image = find_image(asked.image, images.expanduser())
+            image = find_image(asked.image, images.expanduser(), anywhere=images_anywhere)
         except UserError as problem:
             raise UserError(f"{where}: {problem}") from None
         yield QuestionRow(where, image, asked.text)

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from llavacot_mlx.checked import KeyRules, OneOf, checked
+from llavacot_mlx.checked import KeyRules, OneOf, checked, quoted
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.prompt.stages import Closed, Opened, StageEvent, StageParser, StageRecord
 from llavacot_mlx.trace.events import (
@@ -103,7 +103,7 @@ def event_from_dict(value: Any, rules: KeyRules, path: str) -> LoggedEvent:
     if name is None:
         raise UserError(f"{path}.event is missing{rules.missing}")
     if name not in OneOf(*_KINDS):
-        raise UserError(f"{path}.event: {name!r} is not an event{rules.unknown}")
+        raise UserError(f"{path}.event: {quoted(name)} is not an event{rules.unknown}")
     event: LoggedEvent = checked(_KINDS[name], {**_ADDED.get(name, {}), **fields}, rules, path)
     return event
 

@@ -8,15 +8,17 @@ given. What `--json` printed is read as well; it has no picture.
 from __future__ import annotations
 
 import base64
+import copy
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llavacot_mlx.atomic import write_file
-from llavacot_mlx.checked import checked
+from llavacot_mlx.bounded_read import NotRegularError, TooLargeError, read_file
+from llavacot_mlx.checked import checked, decode_text, parse_json
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.prompt.stages import Closed, Stage, StageParser
 from llavacot_mlx.trace.events import (
@@ -31,7 +33,11 @@ from llavacot_mlx.trace.events import (
 )
 from llavacot_mlx.trace.record import RULES, SearchRecord, Trace
 
-_MAX_BYTES = 10**9  # far more than any search, and more than nearly any picture
+MAX_TRACE_BYTES = 200_000_000
+"""Of a trace file: far more than any search, and than nearly any picture. Read, it takes some times
+as much."""
+MAX_TRACED_IMAGE = 140_000_000
+"""Bytes of a picture in a trace, where they take a third more, beside the search."""
 
 _MEDIA_TYPES = {  # by the first bytes of a file; `?` is any byte
     b"\x89PNG": "image/png",
@@ -82,12 +88,13 @@ def write_trace(file: Path, trace: Trace, image_bytes: bytes | None) -> None:
 def read_trace(file: Path) -> StoredTrace:
     """Reads a trace file. Raises UserError that names the file, and the key that is wrong."""
     try:
-        with file.expanduser().open("rb") as stream:
-            data = stream.read(_MAX_BYTES + 1)
+        data = read_file(file.expanduser(), MAX_TRACE_BYTES)
     except FileNotFoundError:
         raise UserError(f"{file}: there is no such trace") from None
     except IsADirectoryError:
         raise UserError(f"{file}: a folder, not a trace") from None
+    except (NotRegularError, TooLargeError) as problem:
+        raise UserError(f"{file}: {problem.strerror}, so not a trace") from None
     except (OSError, RuntimeError, ValueError) as problem:  # such as ~nobody, or a NUL
         said = getattr(problem, "strerror", None) or problem
         raise UserError(f"{file}: cannot be read: {said}") from None
@@ -96,12 +103,10 @@ def read_trace(file: Path) -> StoredTrace:
 
 def parse_trace(data: bytes, name: str) -> StoredTrace:
     """Parses the bytes of a trace file. Raises UserError that starts with `name`."""
-    if len(data) > _MAX_BYTES:
-        raise UserError(f"{name}: too large for a trace, over {_MAX_BYTES // 10**6} MB")
     if not data.strip():
         raise UserError(f"{name}: empty")
     try:
-        value = json.loads(data, parse_constant=_reject_constant)
+        value = parse_json(decode_text(data), constants=False)
     except RecursionError:
         raise UserError(f"{name}: not a trace: nested too deep") from None
     except ValueError as problem:
@@ -128,30 +133,37 @@ def events_of_old_trace(trace: Trace) -> Iterator[LoggedEvent]:
         yield from trace.stage_events()
         return
     search, choices = trace.search, trace.search.choices
+    stages = _stages_after(search)
     for choice, following in itertools.zip_longest(choices, choices[1:]):
         # Where candidates were dropped, a judge was asked, even if it came to no verdict.
         dropped = not set(choice.nodes) <= set(choice.kept)
-        yield from _events_of_old_round(search, choice.nodes, judged=dropped)
+        yield from _events_of_old_round(search, stages, choice.nodes, judged=dropped)
         yield CandidatesKept(choice.kept)
         next_round = choice.round if following is None else following.round
         if choice.back_to is not None or next_round > choice.round:
             yield Retraced(choice.back_to, choice.round + 1)
     chosen_from = sum(len(choice.nodes) for choice in choices)
     open_round = tuple(range(chosen_from, len(search.nodes)))
-    yield from _events_of_old_round(search, open_round, stopped=True)
+    yield from _events_of_old_round(search, stages, open_round, stopped=True)
 
 
 def _events_of_old_round(
-    search: SearchRecord, numbers: tuple[int, ...], *, judged: bool = False, stopped: bool = False
+    search: SearchRecord,
+    stages: Sequence[Stage | None],
+    numbers: tuple[int, ...],
+    *,
+    judged: bool = False,
+    stopped: bool = False,
 ) -> Iterator[LoggedEvent]:
     """Yields the events of the candidates `numbers` up to their scores.
 
-    With `judged`, candidates without a score have an event, too. With `stopped`, some may not have
-    ended.
+    `stages` are those of `_stages_after`. With `judged`, candidates without a score have an event,
+    too. With `stopped`, some may not have ended.
     """
     nodes = [search.nodes[number] for number in numbers]
     for node in nodes:
-        yield CandidateStarted(node.id, node.parent, _next_stage(search, node.parent), node.round)
+        stage = Stage.SUMMARY if node.parent is None else stages[node.parent]
+        yield CandidateStarted(node.id, node.parent, stage, node.round)
     for node in nodes:
         if node.text:
             yield CandidateText(node.id, node.text)
@@ -165,17 +177,23 @@ def _events_of_old_round(
             yield CandidateScored(node.id, node.score)
 
 
-def _next_stage(search: SearchRecord, parent: int | None) -> Stage | None:
-    """Returns the stage that a node's children write: the open one of its path, or the next."""
-    path = ""
-    while parent is not None:
-        path = search.nodes[parent].text + path
-        parent = search.nodes[parent].parent
-    parser = StageParser(exact=True)
-    closed = [event.stage for event in parser.feed(path) if isinstance(event, Closed)]
-    if parser.stage is not None:
-        return parser.stage
-    return closed[-1].following if closed else Stage.SUMMARY
+def _stages_after(search: SearchRecord) -> list[Stage | None]:
+    """The stage that each node's children write: the open one of its path, or the next."""
+    ends: list[tuple[StageParser, Stage | None]] = []  # of each path, its last closed stage, too
+    found: list[Stage | None] = []
+    for node in search.nodes:
+        if node.parent is None:
+            parser, closed = StageParser(exact=True), None
+        else:
+            before, closed = ends[node.parent]
+            parser = copy.deepcopy(before)
+        for event in parser.feed(node.text):
+            if isinstance(event, Closed):
+                closed = event.stage
+        ends.append((parser, closed))
+        following = Stage.SUMMARY if closed is None else closed.following
+        found.append(parser.stage or following)
+    return found
 
 
 def media_type(image_bytes: bytes) -> str:
@@ -196,7 +214,3 @@ def _pop_image(value: Any) -> bytes | None:
         return base64.b64decode(stored.base64, validate=True)
     except ValueError as problem:
         raise UserError(f"picture.base64: {problem}") from None
-
-
-def _reject_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number in JSON")

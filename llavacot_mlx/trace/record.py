@@ -10,6 +10,7 @@ from typing import Any
 
 from llavacot_mlx.checked import KeyRules, checked
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.plan.plan import MAX_CANDIDATES
 from llavacot_mlx.plan.plan_yaml import plan_from_dict
 from llavacot_mlx.prompt.stages import (
     Closed,
@@ -186,6 +187,7 @@ class Trace:
         """
         if not isinstance(value, dict) or not {"question", "stages", "search"} <= value.keys():
             raise UserError("not a trace: it has no question, stages and search")
+        _check_size(value)
         derived = ("answer", "answer_note", "events")
         rest = _completed({key: part for key, part in value.items() if key not in derived})
         trace = checked(cls, {**rest, "events": []}, RULES)
@@ -201,6 +203,38 @@ class Trace:
         if trace.events:
             _check_log(trace)
         return trace
+
+
+_MAX_NODES = 30_000  # 58 retraces of 256 captions and 256 reasonings
+_MAX_EVENTS = 8 * _MAX_NODES
+_MAX_CHARACTERS = 2_000_000  # of an answer: 131,072 tokens are a third of it
+
+
+def _check_size(value: dict[str, Any]) -> None:
+    """Raises UserError for more than any search makes, which would take minutes to show."""
+    search = value["search"]
+    nodes = search.get("nodes") if isinstance(search, dict) else None
+    choices = search.get("choices") if isinstance(search, dict) else None
+    for name, found, most in (
+        ("search.nodes", nodes, _MAX_NODES),
+        ("search.choices", choices, _MAX_NODES),
+        ("events", value.get("events"), _MAX_EVENTS),
+        ("stages", value["stages"], _MAX_NODES),
+    ):
+        if isinstance(found, list) and len(found) > most:
+            raise UserError(f"{name}: {len(found)} of them, and {most} are the most")
+    if isinstance(choices, list):
+        chosen = [each.get("nodes") for each in choices if isinstance(each, dict)]
+        rounds = [len(each) for each in chosen if isinstance(each, list)]
+        rounds.append(len(nodes) - sum(rounds) if isinstance(nodes, list) else 0)
+        if max(rounds) > MAX_CANDIDATES:
+            raise UserError(
+                f"search.choices: a round of {max(rounds)} candidates, and {MAX_CANDIDATES} are "
+                "the most"
+            )
+    text = value.get("text")
+    if isinstance(text, str) and len(text) > _MAX_CHARACTERS:
+        raise UserError(f"text: {len(text)} characters, and {_MAX_CHARACTERS} are the most")
 
 
 def _completed(value: dict[str, Any]) -> dict[str, Any]:
@@ -308,7 +342,7 @@ def _check_log_of_search(trace: Trace) -> None:
         return logged != (recorded[: len(logged)] if trace.interrupted else recorded)
 
     search = trace.search
-    texts = ["" for _ in search.nodes]
+    texts: list[list[str]] = [[] for _ in search.nodes]
     ends: list[list[tuple[Stage | None, bool, int, Finish | None]]] = [[] for _ in search.nodes]
     scores: dict[int, float | None] = {}
     kept: list[tuple[int, ...]] = []
@@ -317,7 +351,7 @@ def _check_log_of_search(trace: Trace) -> None:
     for event in trace.events:
         match event:
             case CandidateText(node, text):
-                texts[node] += text
+                texts[node].append(text)
             case CandidateEnded(node, stage, closed, tokens, finish):
                 ends[node].append((stage, closed, tokens, finish))
             case CandidateScored(node, score):
@@ -330,7 +364,7 @@ def _check_log_of_search(trace: Trace) -> None:
                 notices.append(text)
     for record, written, end in zip(search.nodes, texts, ends, strict=True):
         where = f"search.nodes[{record.id}]"
-        if differ(written, record.text):
+        if differ("".join(written), record.text):
             raise UserError(f"events: not the text of {where}")
         if differ(end, [(record.stage, record.closed, record.tokens, record.finish)]):
             raise UserError(f"events: not the end of {where}")

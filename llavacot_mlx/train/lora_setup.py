@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from llavacot_mlx.checked import brief, quoted
 from llavacot_mlx.checkpoint.adapter_config import FineTuneType
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.model.linear import dims_of
@@ -95,7 +96,7 @@ def _chosen_linears(model: Mllama, chosen: range, settings: TrainSettings) -> li
     for key in keys:
         if not any(_ends(path, key) for path in text):
             there = sorted({path.removeprefix(_TEXT).partition(".")[2] for path in text})
-            raise UserError(f"no text layer has a {key!r}; there are {', '.join(there)}")
+            raise UserError(f"no text layer has a {quoted(key)}; there are {', '.join(there)}")
     paths = [
         path
         for path in text
@@ -106,7 +107,7 @@ def _chosen_linears(model: Mllama, chosen: range, settings: TrainSettings) -> li
         paths += [path for path in linears if path.startswith(_VISION)]
     if not paths:
         raise UserError(
-            f"none of {', '.join(keys)} is in the last {len(chosen)} text "
+            f"none of {brief(', '.join(keys))} is in the last {len(chosen)} text "
             "layers: take more layers (num_layers) or other keys"
         )
     return sorted(paths)

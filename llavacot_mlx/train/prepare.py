@@ -19,14 +19,12 @@ from llavacot_mlx.errors import UserError
 from llavacot_mlx.generate.device import available_memory
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.prompt.image_processor import ImageProcessor
-from llavacot_mlx.prompt.image_source import locate_image
 from llavacot_mlx.prompt.tokenizer import Tokenizer
 from llavacot_mlx.rows.problem import Problem
 from llavacot_mlx.train.checkpoint import FILE_NAME, Checkpoint, differences, load_checkpoint
 from llavacot_mlx.train.data.batches import steps_of
 from llavacot_mlx.train.data.checks import Checked, CheckedRow, LostFolder, check_rows
 from llavacot_mlx.train.data.dataset import Dataset, open_splits
-from llavacot_mlx.train.data.encoding import encode
 from llavacot_mlx.train.data.loader import Loader
 from llavacot_mlx.train.data.sample import Sample
 from llavacot_mlx.train.distributed import Workers
@@ -95,7 +93,7 @@ class TrainingBase:
         )
 
     def sample(self, dataset: Dataset, row: int) -> Sample:
-        return encode(dataset.conversation(row), self.tokenizer, dataset.images)
+        return dataset.sample(row, self.tokenizer)
 
 
 Progress = Callable[[str, Dataset, Iterator[CheckedRow]], Iterable[CheckedRow]]
@@ -185,7 +183,7 @@ def _check_inputs(
             "another folder"
         )
     images = None if settings.images is None else Path(settings.images)
-    splits = open_splits(Path(settings.data), images)
+    splits = open_splits(Path(settings.data), images, images_anywhere=settings.images_anywhere)
     optimizer = optimizer_of(settings)
     adapter_base = Base.of(base.name, base.folder)
     origin = _origin(settings, adapter_base, splits.train)
@@ -320,7 +318,7 @@ def _validation(
 def _question(dataset: Dataset, row: int) -> ValidationQuestion:
     conversation = dataset.conversation(row)
     asked = next(turn.text for turn in conversation.turns if turn.role == "user")
-    image = None if conversation.image is None else locate_image(conversation.image, dataset.images)
+    image = dataset.located(conversation)
     return ValidationQuestion(conversation.where, image, asked, conversation.answers[0])
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from llavacot_mlx.checked import KeyRules, checked, named
+from llavacot_mlx.checked import KeyRules, brief, checked, named
 from llavacot_mlx.checkpoint.adapter_config import FineTuneType
 from llavacot_mlx.checkpoint.dtypes import FLOAT_NAMES
 from llavacot_mlx.errors import UserError
@@ -28,6 +28,12 @@ class Check:
 
 
 POSITIVE = Check(lambda value: 0 < value < float("inf"), "must be above 0")
+COUNT = Check(lambda value: 0 < value < 2**31, "must be above 0, and below 2^31")
+STEPS = Check(lambda value: 0 <= value < 2**31, "must be 0 or more, and below 2^31")
+FEW = Check(lambda value: 0 < value <= 10_000, "must be above 0, and at most 10000")
+EPOCHS = Check(lambda value: 0 < value <= 1_000_000, "must be above 0, and at most 1000000")
+SEED = Check(lambda value: 0 <= value < 2**63, "must be 0 or more, and below 2^63")
+PATH = Check(lambda value: "\0" not in value, "no file can have this name")
 NOT_NEGATIVE = Check(lambda value: 0 <= value < float("inf"), "must be 0 or more")
 COUNT_OR_ALL = Check(lambda value: value >= 1 or value == -1, "must be 1 or more, or -1 for all")
 RATE = Check(lambda value: 0 <= value < 1, "must be from 0 to below 1")
@@ -74,8 +80,7 @@ class LRSchedule:
     name: Annotated[str, About("The name of MLX's schedule.", choices=SCHEDULES)]
     arguments: tuple[float, ...]
     """The arguments of MLX's schedule; the first one is the initial learning rate."""
-    warmup: int = 0
-    """Length of the warm-up, in steps."""
+    warmup: Annotated[int, About("Length of the warm-up, in steps.", check=STEPS)] = 0
     warmup_init: float = 0.0
     """Learning rate at the first warm-up step."""
 
@@ -88,7 +93,7 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 class LoRASettings:
     """The settings of the low-rank adapters. Full fine-tuning uses none of them."""
 
-    rank: Annotated[int, About("LoRA rank.", check=POSITIVE)] = 8
+    rank: Annotated[int, About("LoRA rank.", check=COUNT)] = 8
     scale: Annotated[float, About("LoRA scale (PEFT's alpha / rank).", check=POSITIVE)] = 20.0
     dropout: Annotated[float, About("LoRA dropout rate.", check=RATE)] = 0.0
     keys: Annotated[
@@ -119,6 +124,7 @@ class TrainSettings:
             "The model: a folder, or an id on the Hugging Face hub.",
             metavar="PATH|ID",
             default_text="the demo model",
+            check=PATH,
             free_on_resume=True,  # a resumption compares the weights themselves
             heading="Model and data",
         ),
@@ -128,6 +134,7 @@ class TrainSettings:
         About(
             "Training data (required): a JSONL file, or a folder with train.jsonl.",
             metavar="FILE|DIR",
+            check=PATH,
             free_on_resume=True,  # a resumption compares the content
         ),
     ] = ""
@@ -137,20 +144,29 @@ class TrainSettings:
             "The folder that image paths are relative to.",
             metavar="DIR",
             default_text="the folder of the data",
+            check=PATH,
             free_on_resume=True,
         ),
     ] = None
+    images_anywhere: Annotated[
+        bool,
+        About(
+            "Accept images outside of that folder, by their paths or by links.",
+            free_on_resume=True,
+        ),
+    ] = False
     adapter_path: Annotated[
         str,
         About(
             "The folder to write the adapter, checkpoints and log to.",
+            check=PATH,
             metavar="DIR",
             free_on_resume=True,
         ),
     ] = "adapters"
     skip_bad: Annotated[bool, About("Skip rows with problems instead of stopping.")] = False
     max_seq_length: Annotated[
-        int, About("Maximum length of a row in tokens; longer rows are problems.", check=POSITIVE)
+        int, About("Maximum length of a row in tokens; longer rows are problems.", check=COUNT)
     ] = 2048
 
     fine_tune_type: Annotated[
@@ -179,20 +195,20 @@ class TrainSettings:
         int,
         About(
             "Number of training steps.",
-            check=POSITIVE,
+            check=COUNT,
             free_on_resume=True,
             heading="Optimization",
         ),
     ] = 1000
     epochs: Annotated[
         float | None,
-        About("Number of epochs (instead of --iters).", check=POSITIVE, free_on_resume=True),
+        About("Number of epochs (instead of --iters).", check=EPOCHS, free_on_resume=True),
     ] = None
-    batch_size: Annotated[int, About("Rows per batch.", check=POSITIVE)] = 4
-    grad_accumulation_steps: Annotated[int, About("Batches per training step.", check=POSITIVE)] = 1
+    batch_size: Annotated[int, About("Rows per batch.", check=COUNT)] = 4
+    grad_accumulation_steps: Annotated[int, About("Batches per training step.", check=FEW)] = 1
     optimizer: Annotated[str, About("The optimizer.", choices=OPTIMIZERS)] = "adamw"
     optimizer_config: Annotated[
-        dict[str, dict[str, Any]],
+        dict[str, dict[str, bool | int | float | tuple[float, ...] | None]],
         About(
             "Options of MLX's optimizers, such as {adamw: {weight_decay: 0.01}}.",
             yaml_only=True,
@@ -212,7 +228,7 @@ class TrainSettings:
         float,
         About("Clip the gradient norm to this value; 0 turns clipping off.", check=NOT_NEGATIVE),
     ] = 0.0
-    seed: Annotated[int, About("Random seed; the same seed gives the same result.")] = 0
+    seed: Annotated[int, About("Random seed; the same seed gives the same result.", check=SEED)] = 0
 
     dtype: Annotated[
         str,
@@ -246,13 +262,13 @@ class TrainSettings:
         int,
         About(
             "Steps between reports of the loss.",
-            check=POSITIVE,
+            check=COUNT,
             free_on_resume=True,
             heading="Reports and checkpoints",
         ),
     ] = 10
     steps_per_eval: Annotated[
-        int, About("Steps between validations.", check=POSITIVE, free_on_resume=True)
+        int, About("Steps between validations.", check=COUNT, free_on_resume=True)
     ] = 200
     val_batches: Annotated[
         int, About("Batches per validation; -1 uses all.", check=COUNT_OR_ALL, free_on_resume=True)
@@ -266,7 +282,7 @@ class TrainSettings:
         ),
     ] = 4
     save_every: Annotated[
-        int, About("Steps between checkpoints.", check=POSITIVE, free_on_resume=True)
+        int, About("Steps between checkpoints.", check=COUNT, free_on_resume=True)
     ] = 100
     report_to: Annotated[
         str | None,
@@ -382,4 +398,4 @@ def _check(group: Any, prefix: str = "") -> None:
             _check(value, f"{entry.name}.")
         elif about and value is not None and (refusal := about.refusal(value)):
             name = f"{prefix}{entry.name}" if prefix else flag_name(entry.name)
-            raise UserError(f"{name} {value}: {refusal}")
+            raise UserError(f"{name} {brief(value)}: {refusal}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from llavacot_mlx.answer import AnswerStream, LoadedModel
 from llavacot_mlx.model.mllama import Mllama
 from llavacot_mlx.plan.plan import Settings, make_plan
+from llavacot_mlx.prompt.image_source import LocatedImage
 from llavacot_mlx.prompt.stages import conclusion_among, stages_of
 from llavacot_mlx.request import Request
 from llavacot_mlx.train.data.sample import TokenKind
@@ -29,7 +29,7 @@ class ValidationQuestion:
     """The first question of a conversation, with the reference answer."""
 
     where: str
-    image: Path | str | None
+    image: LocatedImage | None
     text: str
     reference: str
 

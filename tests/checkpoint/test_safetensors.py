@@ -258,3 +258,33 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
         list_tensors(tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
         list_tensors(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("off", [-1, -8, 1])
+def test_a_length_that_is_a_little_off(off: int, tmp_path: Path) -> None:
+    """One byte less, and every value was read from shifted bytes; the answer came all the same."""
+    file = tmp_path / "a.safetensors"
+    mx.save_safetensors(str(file), {"a": mx.zeros((4,)), "b": mx.ones((4,))})
+    data = file.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    text = data[8 : 8 + length].decode().strip()
+    padded = f"{text:<{length + 8}}".encode()
+    file.write_bytes(struct.pack("<Q", len(padded)) + padded + data[8 + length :])
+    assert read_header(file).keys() == {"a", "b"}
+    file.write_bytes(struct.pack("<Q", len(padded) + off) + padded + data[8 + length :])
+    assert "the header lies" in message(file) or "not valid JSON" in message(file)
+
+
+def test_bytes_after_the_last_tensor(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    mx.save_safetensors(str(file), {"a": mx.zeros((4,))})
+    file.write_bytes(file.read_bytes() + b"more")
+    assert "4 bytes follow its last tensor" in message(file)
+
+
+def test_a_header_in_utf_16(tmp_path: Path) -> None:
+    """Python's JSON reads it, and what came after did not."""
+    header = json.dumps({"a": entry(0, 4, [1])}).encode("utf-16")
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    assert "not valid JSON" in message(file)

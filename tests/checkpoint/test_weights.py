@@ -207,3 +207,23 @@ def test_the_shards_of_an_index(model: Mllama, tmp_path: Path, of_config: Any) -
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     loaded = parameters(load_model(tmp_path, "float32"))
     assert all(mx.array_equal(loaded[name], array) for name, array in arrays)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "says"),
+    [
+        ("text_config", {"hidden_size": 6 * 2**28}, "norm"),
+        ("vision_config", {"hidden_size": 3 * 2**28, "vision_output_dim": None}, "class_embedding"),
+        ("vision_config", {"image_size": 14 * 2**24}, "positional_embedding"),
+    ],
+)
+def test_sizes_of_a_config_that_no_machine_has(
+    section: str, values: dict[str, Any], says: str, folder: Path
+) -> None:
+    """The model was constructed first, which took minutes and gigabytes."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config[section] |= values
+    file.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=rf"the weight .*{says}.* has the shape .* asks for"):
+        load_model(folder)

@@ -85,9 +85,10 @@ def test_two_files_that_look_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.png", "my pic.png", "50%20.png"])
 def test_file_urls(tmp_path: Path, form: str, name: str) -> None:
     path = put(tmp_path / name)
-    assert find_image(form.format(path), Path()) == path
+    assert find_image(form.format(path), Path(), anywhere=True) == path
     if "%" not in name:
-        assert find_image(form.format(str(path).replace(" ", "%20")), Path()) == path
+        url = form.format(str(path).replace(" ", "%20"))
+        assert find_image(url, Path(), anywhere=True) == path
     assert open_image(form.format(path)).size == (40, 30)
 
 
@@ -153,3 +154,39 @@ def test_names_of_nothing(tmp_path: Path) -> None:
             find_image(name, tmp_path)
         assert locate_image(name, tmp_path) == tmp_path / name
         assert not is_there(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../secret.png", "{}/secret.png", "link.png", "folder/secret.png"),
+        *("file://{}/secret.png", "'../secret.png'", "..\\secret.png", "sub/../../secret.png"),
+        *("../../nothing", "/nothing"),
+    ],
+)
+def test_an_image_of_a_row_lies_in_the_folder(name: str, tmp_path: Path) -> None:
+    """A row could name any file of the person who reads it, and the error told what is there."""
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    put(tmp_path / "secret.png")
+    (folder / "link.png").symlink_to("../secret.png")
+    (folder / "folder").symlink_to("..")
+    name = name.format(tmp_path)
+    with pytest.raises(UserError, match="--images-anywhere"):
+        find_image(name, folder)
+    refused = locate_image(name, folder)
+    with pytest.raises(UserError, match=r"not in the images' folder .*; if you trust"):
+        open_image(refused)
+    if "nothing" not in name:
+        assert find_image(name, folder, anywhere=True).samefile(tmp_path / "secret.png")
+
+
+def test_links_within_the_folder_are_followed(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    put(folder / "a.png")
+    (folder / "b.png").symlink_to("a.png")
+    (tmp_path / "here").symlink_to("images")  # the folder itself may be a link
+    for base in (folder, tmp_path / "here"):
+        for name in ("a.png", "b.png", "./a.png", f"{folder}/a.png"):
+            assert Path(find_image(name, base)).samefile(folder / "a.png")

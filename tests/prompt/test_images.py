@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, ImageDraw, PngImagePlugin
 
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.prompt import images, shrink
 from llavacot_mlx.prompt.images import open_image, open_with_notes
 
 SIZE = (48, 36)
@@ -350,3 +351,96 @@ def test_a_photo_with_a_second_picture_in_it_is_no_animation() -> None:
 def test_an_opened_picture_is_opened() -> None:
     opened = open_with_notes(drawn((255, 255, 255, 255)))
     assert open_with_notes(opened) is opened
+
+
+@pytest.mark.parametrize(
+    "exif", [b"garbage", b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0"]
+)
+@pytest.mark.parametrize("given", ["file", "image"])
+def test_exif_that_cannot_be_read_turns_nothing(exif: bytes, given: str) -> None:
+    """Viewers open such files, and they are common; here it was an internal SyntaxError."""
+    image = Image.new("RGB", (20, 10), "red")
+    if given == "image":
+        image.info["exif"] = exif
+        assert open_image(image).size == (20, 10)
+        return
+    assert open_image(encoded(image, "JPEG", exif=exif)).size == (20, 10)
+
+
+def test_an_image_given_that_cannot_be_decoded() -> None:
+    data = encoded(Image.effect_noise((200, 200), 90), "JPEG")
+    with pytest.raises(UserError, match="is a damaged picture"):
+        open_image(Image.open(io.BytesIO(data[:4000])))
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        *(("RGB", "PNG"), ("RGBA", "PNG"), ("LA", "PNG"), ("P", "GIF"), ("1", "PNG")),
+        *(("L", "JPEG"), ("I;16", "PNG"), ("F", "TIFF"), ("CMYK", "TIFF"), ("RGB", "JPEG")),
+    ],
+)
+def test_a_huge_image_is_made_smaller(
+    mode: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Composed at its full size, one of 177 million pixels took 4 GB."""
+    wide = mode in ("I;16", "F")
+    image = in_mode(mode) if wide else Image.fromarray(GREY).convert(mode)
+    small = open_image(encoded(image, kind))
+    ratio = small.width / small.height
+    monkeypatch.setattr(shrink, "MAX_PIXELS", small.width * small.height // 5)
+    monkeypatch.setattr(shrink, "_MAX_WIDE_PIXELS", small.width * small.height // 5)
+    monkeypatch.setattr(shrink, "_BAND_PIXELS", 1)
+    found = open_image(encoded(image, kind))
+    assert found.mode == "RGB"
+    assert found.width * found.height <= small.width * small.height // 5
+    assert abs(found.width / found.height / ratio - 1) < 0.2
+    means = [np.asarray(each).mean() for each in (small, found)]
+    assert abs(means[0] - means[1]) < 12
+
+
+def test_a_huge_jpeg_is_turned_as_its_exif_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.new("RGB", (200, 100)), "JPEG", exif=exif)
+    monkeypatch.setattr(shrink, "MAX_PIXELS", 5000)
+    assert open_image(data).size == (50, 100)
+
+
+def test_a_line_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """178,000,000 × 1 pixels were a MemoryError."""
+    monkeypatch.setattr(shrink, "_MAX_SIDE", 100)
+    assert open_image(encoded(Image.new("L", (1000, 1)), "PNG")).size == (100, 1)
+
+
+def test_a_file_of_very_many_pages() -> None:
+    """PIL compares each page of a TIFF with all before it, and never comes to the end."""
+    first = encoded(Image.new("L", (8, 8), 3), "TIFF")
+    assert first[:4] == b"II*\0"
+    (at,) = struct.unpack("<I", first[4:8])
+    count = struct.unpack("<H", first[at : at + 2])[0]
+    end = at + 2 + 12 * count  # where the offset of the next page stands
+    pages, offset = bytearray(first), len(first)
+    struct.pack_into("<I", pages, end, offset)
+    for _ in range(100_000):
+        offset += 6
+        pages += struct.pack("<HI", 0, offset)
+    opened = open_with_notes(bytes(pages))
+    assert opened.image.size == (8, 8)
+
+
+def test_an_animation_of_too_many_parts() -> None:
+    """A GIF of a few megabytes may have half a million frames, each read on its own."""
+    whole = encoded(Image.new("P", (1, 1)), "GIF")
+    start = whole.index(b",")
+    frame = whole[start:-1]
+    opened = open_with_notes(whole[:start] + frame * 400_000 + whole[-1:])
+    assert opened.image.size == (1, 1)
+
+
+def test_too_large_for_its_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """WebP's holds an image four times: 176 million pixels took 3.6 GB."""
+    monkeypatch.setitem(images._MAX_PIXELS_OF, "WEBP", 199)
+    data = encoded(Image.new("RGB", (20, 10)), "WEBP")
+    with pytest.raises(UserError, match="million pixels; scale it down"):
+        open_image(data)

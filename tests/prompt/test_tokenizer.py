@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
+from llavacot_mlx.prompt.tokenizer_file import library_errors
 
 ANY_TIME = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -256,3 +258,109 @@ def test_stage_tags_that_are_tokens_are_text(special: bool, strip: bool, folder:
     # Every other special token stays what it was.
     begin = tokenizer.prompt([Turn("user", "<|eot_id|>")])
     assert sum(token_id in tokenizer.stop_ids for token_id in begin) == 1
+
+
+def changed(folder: Path, change_values: Callable[[dict[str, Any]], object]) -> Path:
+    file = folder / "tokenizer.json"
+    values = json.loads(file.read_text(encoding="utf-8"))
+    change_values(values)
+    file.write_text(json.dumps(values), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("beyond", [0, 10, 10**6, 2**31, 2**40])
+@pytest.mark.parametrize("where", ["vocabulary", "added token", "stop token"])
+def test_an_id_without_an_embedding(where: str, beyond: int, folder: Path) -> None:
+    """MLX reads foreign memory for it: a crash, or another answer without a word."""
+    rows = load_config(folder).text.embedding_rows
+    if where == "stop token":
+        change(folder / "generation_config.json", eos_token_id=[1, rows + beyond])
+    elif where == "vocabulary":
+        changed(folder, lambda values: values["model"]["vocab"].update(a=rows + beyond))
+    else:
+        changed(folder, lambda values: values["added_tokens"][3].update(id=rows + beyond))
+    with pytest.raises(UserError, match=f"(id|eos_token_id:) {rows + beyond}.*{rows} embeddings"):
+        load(folder)
+
+
+def test_a_negative_stop_token(folder: Path) -> None:
+    change(folder / "generation_config.json", eos_token_id=-5)
+    with pytest.raises(UserError, match="eos_token_id: -5"):
+        load(folder)
+
+
+def test_two_tokens_of_one_id(folder: Path) -> None:
+    changed(folder, lambda values: values["model"]["vocab"].update(a=5, b=5))
+    with pytest.raises(UserError, match="have the same id 5"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "left_by_a_trainer",
+    [
+        {
+            "truncation": {
+                "direction": "Right",
+                "max_length": 30,
+                "strategy": "LongestFirst",
+                "stride": 0,
+            }
+        },
+        {
+            "padding": {
+                "strategy": {"Fixed": 64},
+                "direction": "Left",
+                "pad_to_multiple_of": None,
+                "pad_id": 1,
+                "pad_type_id": 0,
+                "pad_token": "b",
+            }
+        },
+    ],
+    ids=lambda values: next(iter(values)),
+)
+def test_truncation_and_padding_of_a_trainer(
+    left_by_a_trainer: dict[str, Any], folder: Path, tokenizer: Tokenizer
+) -> None:
+    """Trainers save both; they cut or padded the question, and another answer came."""
+    changed(folder, lambda values: values.update(left_by_a_trainer))
+    loaded = load(folder)
+    for text in ("a", "Why? " * 40):
+        assert loaded.encode(text) == tokenizer.encode(text)
+
+
+def test_merges_that_are_dropped_at_random(folder: Path, tokenizer: Tokenizer) -> None:
+    changed(folder, lambda values: values["model"].update(dropout=0.5))
+    assert load(folder).encode("How many red circles?") == tokenizer.encode("How many red circles?")
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+$"}}},
+        {"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10**6}},
+        {"decoder": {"type": "Sequence", "decoders": [{"type": "Replace"}]}},
+    ],
+    ids=lambda values: next(iter(values)),
+)
+def test_parts_that_llama_3_does_not_have(part: dict[str, Any], folder: Path) -> None:
+    """A pattern may be made to never end, and a replacement to fill the memory."""
+    changed(folder, lambda values: values.update(part))
+    with pytest.raises(UserError, match="this is no Llama 3 tokenizer"):
+        load(folder)
+
+
+def test_a_text_beyond_all_contexts(tokenizer: Tokenizer) -> None:
+    """The library panicked on eleven million spaces, which is no Exception to Python."""
+    with pytest.raises(UserError, match="too long: a text of 11000000 characters"):
+        tokenizer.encode(" " * 11_000_000)
+
+
+def test_a_panic_of_the_library_is_an_error() -> None:
+    class PanicException(BaseException):
+        """As pyo3 calls it."""
+
+    with pytest.raises(UserError, match="index out of bounds"), library_errors():
+        raise PanicException("index out of bounds")
+    with pytest.raises(KeyboardInterrupt), library_errors():
+        raise KeyboardInterrupt

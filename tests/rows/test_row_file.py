@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.rows import row_file
 from llavacot_mlx.rows.conversation import parse_question, parse_row
+from llavacot_mlx.rows.problem import ProblemKind, RowError
 from llavacot_mlx.rows.row_file import RowFile
 from llavacot_mlx.search.question_file import read_questions
 from llavacot_mlx.train.data.dataset import Dataset, open_splits
@@ -204,3 +206,24 @@ def test_images_of_rows_are_found_as_those_of_the_command_line(
     file.write_text(json.dumps({"image": name, "question": "?", "answer": "!"}))
     assert Dataset.open(file, tmp_path).image_path(0) == picture
     assert [row.image for row in read_questions(file, tmp_path)] == [picture]
+
+
+@pytest.mark.parametrize("form", ["lines", "array"])
+def test_a_row_that_is_too_large(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row of 100 MB took over 4 GB; the rows around it are read."""
+    monkeypatch.setattr(row_file, "_MAX_ROW_BYTES", 300)
+    rows = [{"question": text, "image": "a.png"} for text in ("a", "b" * 1000, "c")]
+    lines = [json.dumps(row) for row in rows]
+    text = "\n".join(lines) if form == "lines" else f"[{','.join(lines)}]"
+    file = tmp_path / "rows.json"
+    file.write_text(text)
+    found = RowFile.open(file)
+    assert len(found) == 3
+    assert [found.number(index) for index in range(3)] == [1, 2, 3]
+    assert json.loads(found.text(0)) == rows[0]
+    assert json.loads(found.text(2)) == rows[2]
+    with pytest.raises(RowError, match=r"row 2: more than 0 MB") as problem:
+        found.text(1)
+    assert problem.value.kind is ProblemKind.TOO_LONG

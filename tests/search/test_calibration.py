@@ -105,7 +105,7 @@ def test_a_search_takes_its_cut_off_from_what_was_measured(model: Path) -> None:
 
 
 def calibrate(*arguments: object) -> tuple[int, str, str]:
-    done = CliRunner().invoke(app, ["calibrate", *map(str, arguments)])
+    done = CliRunner().invoke(app, ["calibrate", "--images-anywhere", *map(str, arguments)])
     return done.exit_code, done.stdout, done.stderr
 
 

@@ -129,7 +129,7 @@ CHANGES: list[tuple[Change, str]] = [
         put("essay", "events", 3, "event"),
         "events[3].event: 'essay' is not an event; a newer llavacot",
     ),
-    (put(["a"], "events", 3, "event"), "events[3].event: ['a'] is not an event"),
+    (put(["a"], "events", 3, "event"), 'events[3].event: ["a"] is not an event'),
     (put("0", "events", 2, "node"), "events[2].node: expected a whole number"),
     (put(0.5, "events", 2, "mood"), "events[2].mood: unknown key"),
     (put(1, "events", 2, "node"), "events[2]: not the next candidate of search.nodes"),

@@ -6,7 +6,9 @@ import json
 from dataclasses import replace
 
 import pytest
+from traces import retracing, stored_object
 
+from llavacot_mlx.errors import UserError
 from llavacot_mlx.prompt.stages import Stage, StageRecord
 from llavacot_mlx.trace.record import SearchRecord, Trace
 from llavacot_mlx.usage import Timings, Usage
@@ -139,3 +141,19 @@ def test_no_conclusion_is_no_answer() -> None:
 )
 def test_well_formed(stages: tuple[StageRecord, ...], expected: bool) -> None:
     assert replace(TRACE, stages=stages).well_formed is expected
+
+
+@pytest.mark.parametrize("key", ["nodes", "choices"])
+def test_a_trace_of_more_than_any_search_makes(key: str) -> None:
+    value = stored_object(retracing())
+    value["search"][key] = [{}] * 30_001
+    with pytest.raises(UserError, match=rf"search\.{key}: 30001 of them, and 30000 are the most"):
+        Trace.from_dict(value)
+
+
+def test_a_round_of_more_candidates_than_a_plan_allows() -> None:
+    """Each line of a round is compared with all others."""
+    value = stored_object(retracing())
+    value["search"]["choices"][0]["nodes"] = [0] * 257
+    with pytest.raises(UserError, match="a round of 257 candidates, and 256 are the most"):
+        Trace.from_dict(value)

@@ -13,6 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llavacot_mlx.checked import quoted
 from llavacot_mlx.checkpoint.hub import Download, find
 from llavacot_mlx.checkpoint.model_name import is_model_name
 from llavacot_mlx.errors import UserError
@@ -82,7 +83,7 @@ def check_judge_name(name: str) -> None:
     if name not in BUILT_IN_JUDGES and not _entry_point(name) and not is_model(name):
         others = ", ".join(sorted({point.name for point in entry_points(group=GROUP)}))
         raise UserError(
-            f"judge {name!r}: there are {', '.join(BUILT_IN_JUDGES)}; "
+            f"judge {quoted(name)}: there are {', '.join(BUILT_IN_JUDGES)}; "
             f"installed by packages: {others or 'none'}; "
             "any other judge is a model: its folder, or its id on the hub like owner/name"
         )

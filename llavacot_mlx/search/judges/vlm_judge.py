@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from llavacot_mlx.checked import read_json
+from llavacot_mlx.checked import quoted, read_json
 from llavacot_mlx.checkpoint.folder_files import files_in
 from llavacot_mlx.checkpoint.hub import ENDINGS
 from llavacot_mlx.errors import UserError
@@ -143,7 +143,7 @@ def _link_data_files(source: Path, target: Path) -> None:
         if file.name.endswith(".index.json"):
             for shard in values.get("weight_map", {}).values():
                 if Path(shard).name != shard:
-                    raise UserError(f"{file}: {shard!r} is not a file in this folder")
+                    raise UserError(f"{file}: {quoted(shard)} is not a file in this folder")
         copy.write_text(json.dumps(_without_code(values)), encoding="utf-8")
 
 

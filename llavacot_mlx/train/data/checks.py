@@ -16,7 +16,6 @@ from llavacot_mlx.prompt.tokenizer import Tokenizer
 from llavacot_mlx.rows.conversation import Conversation
 from llavacot_mlx.rows.problem import Problem, ProblemKind, RowError
 from llavacot_mlx.train.data.dataset import Dataset
-from llavacot_mlx.train.data.encoding import encode
 from llavacot_mlx.train.data.loader import THREADS
 from llavacot_mlx.train.data.prefetch import prefetch
 from llavacot_mlx.train.data.rules import Found, leaks, stage_problems
@@ -148,10 +147,10 @@ def _check_row(
     line = dataset.line(index)
     try:
         conversation = dataset.conversation(index)
+        sample = dataset.encoded(conversation, tokenizer)
     except RowError as error:
         problem = Problem(line, error.kind, error.detail)
         return CheckedRow(index, line, (problem,), None, None, 0)
-    sample = encode(conversation, tokenizer, dataset.images)
     found: list[Found] = []
     tiles = 0
     if sample.image is not None:

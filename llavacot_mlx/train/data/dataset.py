@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.prompt.image_source import locate_image
+from llavacot_mlx.prompt.image_source import LocatedImage, locate_image
 from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.prompt.tokenizer import Tokenizer
 from llavacot_mlx.rows.conversation import Conversation, parse_row
 from llavacot_mlx.rows.row_file import RowFile
+from llavacot_mlx.train.data.encoding import encode
+from llavacot_mlx.train.data.sample import Sample
 
 # A stage's tag, or the key of LLaVA-CoT-100k's rows, as JSON may spell them.
 _STAGED = re.compile(
@@ -29,9 +32,11 @@ class Dataset:
     rows: RowFile
     images: Path
     """The folder that the rows' image paths are relative to."""
+    images_anywhere: bool = False
+    """Whether an image may lie outside of that folder."""
 
     @classmethod
-    def open(cls, path: Path, images: Path | None) -> Dataset:
+    def open(cls, path: Path, images: Path | None, *, images_anywhere: bool = False) -> Dataset:
         """Indexes the rows of a file.
 
         `images` is the folder of the images, by default the folder of the file. Raises UserError
@@ -40,7 +45,7 @@ class Dataset:
         folder = path.expanduser().parent if images is None else images.expanduser()
         if images is not None and not folder.is_dir():
             raise UserError(f"{images}: there is no such folder of pictures")
-        return cls(RowFile.open(path, _STAGED), folder)
+        return cls(RowFile.open(path, _STAGED), folder, images_anywhere)
 
     @property
     def file(self) -> Path:
@@ -76,10 +81,24 @@ class Dataset:
         """
         return parse_row(self.rows.text(index), self.where(index))
 
-    def image_path(self, index: int) -> Path | str | None:
+    def image_path(self, index: int) -> LocatedImage | None:
         """The image of row `index`, which may not exist. Raises as `conversation` does."""
-        image = self.conversation(index).image
-        return None if image is None else locate_image(image, self.images)
+        return self.located(self.conversation(index))
+
+    def sample(self, index: int, tokenizer: Tokenizer) -> Sample:
+        """Row `index` as the model reads it. Raises as `conversation` and `encode` do."""
+        return self.encoded(self.conversation(index), tokenizer)
+
+    def encoded(self, conversation: Conversation, tokenizer: Tokenizer) -> Sample:
+        """A row as the model reads it. Raises as `encode` does."""
+        anywhere = self.images_anywhere
+        return encode(conversation, tokenizer, self.images, images_anywhere=anywhere)
+
+    def located(self, conversation: Conversation) -> LocatedImage | None:
+        """Where the image of a row is; None without one."""
+        if conversation.image is None:
+            return None
+        return locate_image(conversation.image, self.images, anywhere=self.images_anywhere)
 
 
 @dataclass(frozen=True)
@@ -91,7 +110,7 @@ class Splits:
     test: Dataset | None
 
 
-def open_splits(path: Path, images: Path | None) -> Splits:
+def open_splits(path: Path, images: Path | None, *, images_anywhere: bool = False) -> Splits:
     """Opens training data: a file, or a folder with train.jsonl and optionally valid and test.
 
     The optional files of a folder are `valid.jsonl` and `test.jsonl`; each may also end in `.json`.
@@ -100,14 +119,20 @@ def open_splits(path: Path, images: Path | None) -> Splits:
     """
     folder = path.expanduser()
     if not folder.is_dir():
-        return Splits(Dataset.open(path, images), None, None)
-    train, valid, test = (_open_split(path, name, images) for name in ("train", "valid", "test"))
+        return Splits(Dataset.open(path, images, images_anywhere=images_anywhere), None, None)
+    train, valid, test = (
+        _open_split(path, name, images, images_anywhere) for name in ("train", "valid", "test")
+    )
     if train is None:
         raise UserError(f"{path}: there is no train.jsonl in this folder")
     return Splits(train, valid, test)
 
 
-def _open_split(folder: Path, name: str, images: Path | None) -> Dataset | None:
+def _open_split(
+    folder: Path, name: str, images: Path | None, images_anywhere: bool
+) -> Dataset | None:
     files = (folder / f"{name}.jsonl", folder / f"{name}.json")
     there = next((file for file in files if file.expanduser().exists()), None)
-    return None if there is None else Dataset.open(there, images)
+    if there is None:
+        return None
+    return Dataset.open(there, images, images_anywhere=images_anywhere)

@@ -10,8 +10,9 @@ import numpy as np
 
 from llavacot_mlx.prompt.image_source import locate_image
 from llavacot_mlx.prompt.stages import Opened, Stage, StageEvent, StageParser, Text
-from llavacot_mlx.prompt.tokenizer import Tokenizer
+from llavacot_mlx.prompt.tokenizer import MAX_CHARACTERS, Tokenizer
 from llavacot_mlx.rows.conversation import Conversation
+from llavacot_mlx.rows.problem import ProblemKind, RowError
 from llavacot_mlx.train.data.sample import Sample, TokenKind
 
 _KINDS = {stage: TokenKind[stage.name] for stage in Stage}
@@ -19,7 +20,13 @@ _KINDS = {stage: TokenKind[stage.name] for stage in Stage}
 _UP_TO_A_TAGS_END = re.compile(r"[^>)]*[>)]|[^>)]+")
 
 
-def encode(conversation: Conversation, tokenizer: Tokenizer, images: Path | None) -> Sample:
+def encode(
+    conversation: Conversation,
+    tokenizer: Tokenizer,
+    images: Path | None,
+    *,
+    images_anywhere: bool = False,
+) -> Sample:
     """Encodes a conversation, with a loss on every answer and on the end of its turn.
 
     Everything else is masked: questions, the image token, all headers, and the line breaks between
@@ -29,9 +36,14 @@ def encode(conversation: Conversation, tokenizer: Tokenizer, images: Path | None
     with the line breaks before it. Both give the same ids unless an answer begins with white space,
     which `parse_row` removes.
 
-    `images` is the folder that the image path is relative to.
+    `images` is the folder that the image path is relative to, and in which the image has to be
+    without `images_anywhere`. Raises RowError for a conversation that is far too long to be read.
     """
     turns = conversation.turns
+    characters = sum(len(turn.text) for turn in turns)
+    if characters > MAX_CHARACTERS:
+        detail = f"{characters} characters, and {MAX_CHARACTERS} are the most"
+        raise RowError(conversation.where, ProblemKind.TOO_LONG, detail)
     first = next(index for index, turn in enumerate(turns) if turn.role == "assistant")
     ids = tokenizer.prompt(turns[:first])
     token_kinds = [np.full(len(ids), TokenKind.MASKED, dtype=np.uint8)]
@@ -46,12 +58,14 @@ def encode(conversation: Conversation, tokenizer: Tokenizer, images: Path | None
         after = np.full(len(following), TokenKind.MASKED, dtype=np.uint8)
         after[0] = TokenKind.TAGS
         token_kinds += [answer_token_kinds(answer, answer_ids, tokenizer), after]
-    image = conversation.image
+    image = None
+    if conversation.image is not None:
+        image = locate_image(conversation.image, images or Path(), anywhere=images_anywhere)
     return Sample(
         conversation.where,
         np.array(ids, dtype=np.int32),
         np.concatenate(token_kinds),
-        None if image is None else locate_image(image, images or Path()),
+        image,
     )
 
 

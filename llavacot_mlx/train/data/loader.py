@@ -7,15 +7,14 @@ import itertools
 import os
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.prompt.image_processor import ImageProcessor, Tiles
+from llavacot_mlx.prompt.image_source import LocatedImage
 from llavacot_mlx.prompt.images import open_image
 from llavacot_mlx.prompt.tokenizer import Tokenizer
 from llavacot_mlx.train.data.batches import Batch, pad_batch
 from llavacot_mlx.train.data.dataset import Dataset
-from llavacot_mlx.train.data.encoding import encode
 from llavacot_mlx.train.data.prefetch import prefetch
 from llavacot_mlx.train.data.sample import Sample
 
@@ -47,11 +46,10 @@ class Loader:
                 yield pad_batch(rows, samples, pictures)
 
     def _read(self, row: int) -> tuple[Sample, Tiles | None]:
-        dataset = self.dataset
-        sample = encode(dataset.conversation(row), self.tokenizer, dataset.images)
+        sample = self.dataset.sample(row, self.tokenizer)
         return sample, None if sample.image is None else self._tiles(sample.image, sample.where)
 
-    def _tiles(self, image: Path | str, where: str) -> Tiles:
+    def _tiles(self, image: LocatedImage, where: str) -> Tiles:
         try:
             return self.image_processor(open_image(image))
         except UserError as problem:

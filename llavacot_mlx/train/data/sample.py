@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+
+from llavacot_mlx.prompt.image_source import LocatedImage
 
 
 class TokenKind(enum.IntEnum):
@@ -35,4 +36,4 @@ class Sample:
     """(tokens,) int32."""
     token_kinds: np.ndarray
     """(tokens,) uint8: the `TokenKind` of each token."""
-    image: Path | str | None
+    image: LocatedImage | None

@@ -112,3 +112,14 @@ def test_problems_by_kind_the_commonest_first(tmp_path: Path) -> None:
         (ProblemKind.NO_STAGES, [1, 3]),
         (ProblemKind.NOT_A_CONVERSATION, [2]),
     ]
+
+
+def test_a_row_of_more_text_than_can_be_encoded(tmp_path: Path) -> None:
+    """It is a problem of the row; the tokenizer's library panicked, or filled the memory."""
+    row = {"image": "a.png", "question": "x" + " " * 11_000_000 + "y", "answer": "z"}
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    (checked,) = check_rows(Dataset.open(file, None), TOKENIZER, IMAGE_PROCESSOR, 512)
+    (problem,) = checked.problems
+    assert problem.kind is ProblemKind.TOO_LONG
+    assert "1000000 are the most" in problem.detail
