@@ -30,7 +30,7 @@ from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, g
 
 from llavacot_mlx.bounded_read import NotRegularError, TooLargeError, read_file
 from llavacot_mlx.errors import MissingFileError, UserError
-from llavacot_mlx.file_kinds import foreign_kind
+from llavacot_mlx.file_kinds import binary_kind, foreign_kind
 
 MAX_JSON_BYTES = 100_000_000
 """Of a JSON file; a tokenizer.json has 17 MB."""
@@ -498,6 +498,8 @@ def wide_encoding(start: bytes) -> str | None:
 def _parsed(file: Path, language: str, parse: Callable[[str], Any], data: bytes) -> Any:
     if kind := foreign_kind(data):
         raise UserError(f"{file} is {kind}")
+    if kind := binary_kind(data):
+        raise UserError(f"{file} is {kind}, not {language}")
     try:
         return parse(decode_text(data))
     except RecursionError:

@@ -43,6 +43,27 @@ def foreign_kind(start: bytes) -> str | None:
     return None
 
 
+# None of them begins JSON, YAML or CSV.
+_NOT_TEXT = (
+    (re.compile(rb"\x89PNG\r\n"), "a PNG picture"),
+    (re.compile(rb"\xff\xd8\xff"), "a JPEG picture"),
+    (re.compile(rb"GIF8[79]a"), "a GIF picture"),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), "a WebP picture"),
+    (re.compile(rb"II\*\x00|MM\x00\*"), "a TIFF picture"),
+    (re.compile(rb"BM.{4}\x00\x00\x00\x00", re.DOTALL), "a BMP picture"),
+    (re.compile(rb".{4}ftyp(avif|avis|mif1|msf1|hei[cfmsx]|hev[cx])", re.DOTALL), "a picture"),
+    (re.compile(rb".{4}ftyp", re.DOTALL), "a video"),
+    (re.compile(rb"%PDF-"), "a PDF"),
+    (re.compile(rb"SQLite format 3\x00"), "an SQLite database"),
+    (re.compile(rb".{6}\x00\x00\{\"", re.DOTALL), "a safetensors file"),
+)
+
+
+def binary_kind(start: bytes) -> str | None:
+    """Describes a binary file that was given in place of a text, by its first bytes."""
+    return next((kind for pattern, kind in _NOT_TEXT if pattern.match(start)), None)
+
+
 def foreign_kind_of(file: Path) -> str | None:
     """`foreign_kind` of a file on the disk; None if it cannot be read."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import struct
@@ -9,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from llavacot_mlx.checked import decode_text, read_json, read_yaml, wide_encoding
 from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.checkpoint.safetensors import read_header
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.file_kinds import foreign_kind
+from llavacot_mlx.file_kinds import binary_kind, foreign_kind
 from llavacot_mlx.prompt.images import open_image
 from llavacot_mlx.prompt.tokenizer import Tokenizer
 from llavacot_mlx.search.question_file import read_questions
@@ -52,6 +54,37 @@ def test_the_error_says_what_the_file_is(kind: str, name: str, tmp_path: Path) -
         READERS[name](file)
     assert kind in str(caught.value)
     assert str(file) in str(caught.value)
+
+
+def pictured(form: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 9), "red").save(buffer, form)
+    return buffer.getvalue()
+
+
+FORMS = ("PNG", "JPEG", "GIF", "WebP", "TIFF", "BMP")
+BINARY = {
+    **{
+        f"a {form} picture": pictured(form)
+        for form in ("PNG", "JPEG", "GIF", "WebP", "TIFF", "BMP")
+    },
+    "a PDF": b"%PDF-1.7\n",
+    "a video": b"\x00\x00\x00\x18ftypmp42" + bytes(40),
+    "an SQLite database": b"SQLite format 3\x00" + bytes(40),
+    "a safetensors file": struct.pack("<Q", 120) + b'{"a":{"dtype":"F32","shape":[1]}}',
+}
+
+
+@pytest.mark.parametrize("kind", BINARY)
+def test_a_binary_file_in_place_of_a_text_is_named(kind: str, tmp_path: Path) -> None:
+    """`data check picture.png` once spoke of plain chats and 274 rows of broken JSON."""
+    file = tmp_path / "x"
+    file.write_bytes(BINARY[kind])
+    with pytest.raises(UserError, match=f"is {kind}, not JSON"):
+        read_json(file)
+    with pytest.raises(UserError, match=f"is {kind}, not a file of rows"):
+        list(read_questions(file, tmp_path))
+    assert binary_kind(b'{"a": 1}') is None
 
 
 @pytest.mark.parametrize("kind", ["Git LFS pointer", "HTML page"])

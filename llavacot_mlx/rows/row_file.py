@@ -17,7 +17,7 @@ from typing import BinaryIO
 from llavacot_mlx.bounded_read import open_regular
 from llavacot_mlx.checked import decode_text, parse_json, wide_encoding
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.file_kinds import foreign_kind
+from llavacot_mlx.file_kinds import binary_kind, foreign_kind
 from llavacot_mlx.rows.conversation import is_row
 from llavacot_mlx.rows.problem import ProblemKind, RowError
 
@@ -144,6 +144,8 @@ def _check_kind(path: Path, start: bytes) -> None:
     """Raises UserError, with what to do, for a file that is no JSON."""
     if kind := foreign_kind(start):
         raise UserError(f"{path}: is {kind}")
+    if kind := binary_kind(start):
+        raise UserError(f"{path}: is {kind}, not a file of rows")
     if start.startswith(b"PAR1"):
         read = "import sys, pandas; pandas.read_parquet(sys.argv[1])"
         program = f"{read}.to_json(sys.argv[2], orient='records', lines=True)"
