@@ -41,9 +41,11 @@ answer      errors usage model prompt generate plan trace search request
 assistant   model checkpoint prompt plan trace search request answer
 demo        prompt search
 train       errors atomic checked model checkpoint prompt rows generate plan request answer
+evaluate    errors file_kinds atomic checked model checkpoint prompt generate plan trace request
+            assistant demo train
 convert     __init__ errors atomic checked model checkpoint prompt generate search
 cli         __init__ errors atomic checked model checkpoint prompt generate plan trace search
-            request assistant demo train convert
+            request assistant demo train evaluate convert
 __main__    cli
 """
 TOWER = {
