@@ -6,19 +6,21 @@ import ast
 import base64
 import binascii
 import codecs
+import contextlib
 import csv
 import hashlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from llavacot_mlx.checked import wide_encoding
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.evaluate.data_row import DataFile, DataRow
+from llavacot_mlx.evaluate.file_picture import file_picture
 from llavacot_mlx.evaluate.question import Index, PictureSource, parse_index
 from llavacot_mlx.file_kinds import foreign_kind
-from llavacot_mlx.prompt.image_source import read_image_file
 
 MISSING = frozenset(
     [
@@ -30,25 +32,6 @@ MISSING = frozenset(
 
 _MAX_REFERENCE = 64  # characters of a cell that names the row with the picture
 _INDEX, _QUESTION, _IMAGE, _IMAGE_PATH = "index", "question", "image", "image_path"
-
-
-@dataclass(frozen=True)
-class TsvRow:
-    """A row without its picture; its cells are those that are not missing."""
-
-    index: Index
-    cells: dict[str, str]
-    picture: PictureSource
-
-
-@dataclass(frozen=True)
-class TsvFile:
-    """The rows that have a picture, in the order of the file."""
-
-    path: Path
-    columns: tuple[str, ...]
-    rows: tuple[TsvRow, ...]
-    md5: str
 
 
 @dataclass(frozen=True)
@@ -74,19 +57,7 @@ class _CellPicture:
         raise UserError(f"{self.where}: the file has changed since the run began")
 
 
-@dataclass(frozen=True)
-class FilePicture:
-    """A picture in a file of its own."""
-
-    path: Path
-    digest: str
-    is_file: bool = True
-
-    def read(self) -> bytes:
-        return read_image_file(self.path)
-
-
-def read_tsv(path: Path, required: tuple[str, ...] = ()) -> TsvFile:
+def read_tsv(path: Path, required: tuple[str, ...] = ()) -> DataFile:
     """Reads a file's rows. `required` columns must be there besides index, question and image.
 
     Rows without a picture are left out, as the kit does. Raises UserError, which names the file and
@@ -98,7 +69,12 @@ def read_tsv(path: Path, required: tuple[str, ...] = ()) -> TsvFile:
     if not rows:
         reason = "no row has a picture" if reading.count else "it has no rows"
         raise UserError(f"{path}: {reason}")
-    return TsvFile(path, reading.columns, rows, reading.md5)
+    return DataFile(str(path), "TSV", reading.columns, rows, reading.md5)
+
+
+def tsv_columns(path: Path) -> tuple[str, ...]:
+    """The names of a file's columns. Raises UserError as `read_tsv` does."""
+    return _TsvReading(path, ()).header()
 
 
 @dataclass
@@ -111,24 +87,33 @@ class _TsvReading:
     _pictures: dict[Index, PictureSource] = field(default_factory=dict)
     _seen: set[Index] = field(default_factory=set)
 
-    def rows(self) -> Iterator[TsvRow]:
+    def header(self) -> tuple[str, ...]:
+        with self._opened() as stream:
+            return tuple(next(_records(self.path, stream), (0, []))[1])
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[BufferedReader]:
         path = self.path
         try:
             with path.open("rb") as stream:
                 self._check_start(stream.read(4096))
                 stream.seek(0)
-                self.md5 = hashlib.file_digest(stream, "md5").hexdigest()
-                stream.seek(0)
-                records = _records(path, stream)
-                header = next(records, (0, []))[1]
-                self._check_columns(header)
-                found = [self._row(offset, cells) for offset, cells in records]
+                yield stream
         except FileNotFoundError:
             raise UserError(f"{path}: there is no such file") from None
         except IsADirectoryError:
             raise UserError(f"{path}: is a folder; name a TSV file") from None
         except OSError as problem:
             raise UserError(f"{path}: cannot be read: {problem.strerror}") from None
+
+    def rows(self) -> Iterator[DataRow]:
+        path = self.path
+        with self._opened() as stream:
+            self.md5 = hashlib.file_digest(stream, "md5").hexdigest()
+            stream.seek(0)
+            records = _records(path, stream)
+            self._check_columns(next(records, (0, []))[1])
+            found = [self._row(offset, cells) for offset, cells in records]
         for index, cells, picture in found:
             if isinstance(picture, _Reference):
                 if picture.index not in self._pictures:
@@ -138,7 +123,9 @@ class _TsvReading:
                     )
                 picture = self._pictures[picture.index]
             if picture is not None:
-                yield TsvRow(index, cells, picture)
+                words = frozenset(name for name in cells if cells[name] in MISSING)
+                kept = {name: text for name, text in cells.items() if name not in words}
+                yield DataRow(index, kept, picture, words)
 
     def _check_start(self, start: bytes) -> None:
         if kind := foreign_kind(start):
@@ -183,24 +170,19 @@ class _TsvReading:
                 f"{path}: row number {self.count} has {len(values)} cells, and there are "
                 f"{len(columns)} columns; a text with tabs needs quotes around it"
             )
-        cells = {
-            name: value
-            for name, value in zip(columns, values, strict=False)
-            if value not in MISSING
-        }
-        if _INDEX not in cells:
+        cells = {name: value for name, value in zip(columns, values, strict=False) if value}
+        if cells.get(_INDEX, "") in MISSING:
             raise UserError(f"{path}: row number {self.count} has no index")
         index = parse_index(cells.pop(_INDEX).strip())
         if index in self._seen:
             raise UserError(f"{path}: row {index} stands twice; an index belongs to one row")
         self._seen.add(index)
-        image = cells.pop(_IMAGE, None)
-        image_path = cells.get(_IMAGE_PATH)
+        image, image_path = cells.pop(_IMAGE, ""), cells.get(_IMAGE_PATH, "")
         picture: PictureSource | _Reference | None = None
-        if image is not None:
+        if image not in MISSING:
             picture = self._cell_picture(offset, index, image)
-        elif image_path is not None and _IMAGE not in columns:
-            picture = file_picture(path.parent, image_path, f"{path}: row {index}")
+        elif image_path not in MISSING and _IMAGE not in columns:
+            picture = file_picture(path.parent, image_path)
         if picture is not None and not isinstance(picture, _Reference):
             self._pictures[index] = picture
         return index, cells, picture
@@ -218,14 +200,6 @@ class _Reference:
     """The index of the row that has the picture."""
 
     index: Index
-
-
-def file_picture(folder: Path, name: str, where: str) -> FilePicture:
-    """The picture in a file below `folder`, or beside it in `images`; it need not be there."""
-    for path in (folder / name, folder / "images" / name):
-        if path.is_file():
-            return FilePicture(path, hashlib.sha256(path.read_bytes()).hexdigest())
-    return FilePicture(folder / name, f"missing {where}")
 
 
 def decode_picture(cell: str, where: str) -> bytes:
@@ -248,7 +222,7 @@ def decode_picture(cell: str, where: str) -> bytes:
         raise UserError(f"{where}: its column image is not whole base64; was it cut off?") from None
 
 
-def _records(path: Path, stream: BinaryIO) -> Iterator[tuple[int, list[str]]]:
+def _records(path: Path, stream: BufferedReader) -> Iterator[tuple[int, list[str]]]:
     """The rows from the stream's position on, each with its byte offset; blank lines are skipped.
 
     A row may have line breaks within quotes, so only the parser knows where it ends: it takes
@@ -276,7 +250,7 @@ def _records(path: Path, stream: BinaryIO) -> Iterator[tuple[int, list[str]]]:
 class _Lines:
     """The lines of a binary stream as text, with the byte offset of the next one."""
 
-    def __init__(self, path: Path, stream: BinaryIO) -> None:
+    def __init__(self, path: Path, stream: BufferedReader) -> None:
         self._path, self._stream = path, stream
         self.offset = stream.tell()
         self.number = 0

@@ -1,4 +1,4 @@
-"""The vectors of VLMEvalKit's own functions, at the two commits that the scorers are named after."""
+"""The vectors of VLMEvalKit's own functions, at the commits that the scorers are named after."""
 
 from __future__ import annotations
 
