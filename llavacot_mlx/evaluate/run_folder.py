@@ -7,7 +7,6 @@ import errno
 import fcntl
 import json
 import os
-import platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -90,7 +89,9 @@ class RunRecord:
         """The record with the versions and the machine of this process."""
         names = ("llavacot-mlx", "mlx", "numpy", "pillow")
         versions = {name: version(name) for name in names}
-        return replace(self, versions=versions, machine=platform.platform())
+        system = os.uname()
+        machine = f"{system.sysname} {system.release} {system.machine}"
+        return replace(self, versions=versions, machine=machine)
 
     def differences(self, other: RunRecord) -> list[str]:
         """In what `other`, a run into the same folder, is another run; empty where it goes on."""

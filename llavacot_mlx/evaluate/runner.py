@@ -159,7 +159,10 @@ class _Runner:
                 if _key(question, repeat) not in self._answers
             ]
             # Questions about one picture follow each other, so that it is encoded once.
-            missing.sort(key=lambda each: each[0].picture.digest)
+            first: dict[str, int] = {}
+            for place, (question, _) in enumerate(missing):
+                first.setdefault(question.picture.digest, place)
+            missing.sort(key=lambda each: first[each[0].picture.digest])
             yield from self._ask(task, missing, file)
 
     def _is_lost(self, task: Task, rotations: Sequence[BenchmarkQuestion], repeat: int) -> bool:
