@@ -199,7 +199,7 @@ def test_asking_does_not_load_the_benchmarks() -> None:
 def test_a_disk_that_fills_is_one_line_and_the_run_goes_on_later(tiny: Path, room: Path) -> None:
     """A limit on the size of files stands for the disk's end."""
     words = shapes(tiny, "a")
-    limited = "ulimit -f 24; exec " + " ".join(f"'{word}'" for word in command(*words))
+    limited = "ulimit -f 14; exec " + " ".join(f"'{word}'" for word in command(*words))
     done = subprocess.run(["bash", "-c", limited], cwd=room, capture_output=True, text=True)
     assert done.returncode == 1
     *progress, last = done.stderr.splitlines()
