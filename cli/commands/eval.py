@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from llavacot_mlx.checked import named
 from llavacot_mlx.cli.command import TYPER_SETTINGS, Group, introduced_by
 from llavacot_mlx.cli.exit_codes import UsageError, check_usage, handle_errors
 from llavacot_mlx.cli.gpu_advice import Work
+from llavacot_mlx.cli.grading_model import RULES, is_url, open_grading_model
 from llavacot_mlx.cli.load_assistant import load_assistant
 from llavacot_mlx.cli.openblas import load_fast_blas
 from llavacot_mlx.cli.options import (
@@ -38,10 +40,12 @@ from llavacot_mlx.search.judges.plugins import check_judge_name, is_model
 
 if TYPE_CHECKING:
     from llavacot_mlx.evaluate.benchmark_set import BenchmarkSet
+    from llavacot_mlx.evaluate.grade_file import GradeRow
+    from llavacot_mlx.evaluate.llm_grader import GradingModel, LLMGrader
     from llavacot_mlx.evaluate.profile import Profile
     from llavacot_mlx.evaluate.run_folder import RunRecord
     from llavacot_mlx.evaluate.runner import Limits
-    from llavacot_mlx.evaluate.score_run import RunScore
+    from llavacot_mlx.evaluate.score_run import Grading, RunScore
     from llavacot_mlx.train.distributed import Workers
 
 RUN_HELP = """\
@@ -62,6 +66,7 @@ score.json in the run's folder.
 Examples:
   llavacot eval score run
   llavacot eval score run --answer-from whole
+  llavacot eval score run --extractor http://localhost:8000/v1 --extractor-model gemma
 """
 
 COMPARE_HELP = """\
@@ -248,13 +253,105 @@ def score(
         Scorer | None,
         typer.Option(help="The version of the scoring rules. [default: as the run's profile says]"),
     ] = None,
+    extractor: Annotated[
+        str,
+        typer.Option(
+            metavar="rules|self|MODEL|URL",
+            help="What decides about an answer that the rules leave open: nothing, the run's "
+            "model, another model, or a server with OpenAI's chat interface.",
+            rich_help_panel="Grading model",
+        ),
+    ] = RULES,
+    extractor_model: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The extractor's name at its URL.",
+            rich_help_panel="Grading model",
+        ),
+    ] = "gpt-3.5-turbo-0125",
+    grader: Annotated[
+        str | None,
+        typer.Option(
+            metavar="self|MODEL|URL",
+            help="What scores the free answers of mmvet. [default: nothing]",
+            rich_help_panel="Grading model",
+        ),
+    ] = None,
+    grader_model: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="The grader's name at its URL.", rich_help_panel="Grading model"
+        ),
+    ] = "gpt-4-1106-preview",
+    grader_runs: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Scores of an answer, of which the mean is taken.",
+            rich_help_panel="Grading model",
+        ),
+    ] = 1,
+    concurrency: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Prompts that a server is asked at once.",
+            rich_help_panel="Grading model",
+        ),
+    ] = 8,
+    patience: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="How long to go on asking a server that is busy or silent.",
+            rich_help_panel="Grading model",
+        ),
+    ] = 120.0,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    with handle_errors(debug=debug):
-        from llavacot_mlx.evaluate.score_run import score_run
+    with handle_errors(debug=debug, work=Work.EVAL):
+        check_positive("--grader-runs", grader_runs)
+        check_positive("--concurrency", concurrency)
+        if not 0 < patience < math.inf:
+            raise UsageError(f"--patience {patience:g}: must be more than 0 seconds")
+        load_fast_blas()  # before the first of the following imports MLX
 
-        _show_score(score_run(run, answer_from=answer_from, scorer=scorer), as_json=as_json)
+        from llavacot_mlx.evaluate.llm_grader import LLMGrader, ReplyCache
+        from llavacot_mlx.evaluate.score_run import grade_run, score_run
+
+        grading = grade_run(run, answer_from=answer_from, scorer=scorer)
+
+        def opened(name: str | None, model: str) -> GradingModel | None:
+            if name is None or name == RULES:
+                return None
+            return open_grading_model(name, model, grading.record.model, patience)
+
+        is_remote = any(is_url(name) for name in (extractor, grader or ""))
+        llm = LLMGrader(
+            ReplyCache(run),
+            opened(extractor, extractor_model),
+            opened(grader, grader_model),
+            grader_runs,
+            concurrency if is_remote else 1,
+        )
+        grades = _grade(llm, grading)
+        _show_score(score_run(run, grading, grades), as_json=as_json)
+
+
+def _grade(llm: LLMGrader, grading: Grading) -> list[GradeRow]:
+    """Asks the models about what the rules leave open, with a bar."""
+    from llavacot_mlx.cli.views.bars import CountBar
+
+    count = llm.count(grading.open)
+    if not count:
+        return [each.grade for each in grading.open]
+    with CountBar("grading", count) as bar:
+        grades = llm.resolve(grading.open, bar.advance)
+    asked, found = llm.cache.asked, llm.cache.found
+    typer.echo(f"asked {asked:,} times; {found:,} replies were there already", err=True)
+    return grades
 
 
 @app.command(cls=introduced_by(COMPARE_INTRODUCTION), help=COMPARE_HELP)
@@ -358,7 +455,7 @@ def _run(
 ) -> None:
     from llavacot_mlx.evaluate.model_record import model_record
     from llavacot_mlx.evaluate.run_folder import RunRecord, SetRecord, begin, writing_to
-    from llavacot_mlx.evaluate.score_run import score_run
+    from llavacot_mlx.evaluate.score_run import score_by_rule
     from llavacot_mlx.plan.plan_yaml import plan_to_dict
     from llavacot_mlx.train.distributed import Workers
 
@@ -381,7 +478,7 @@ def _run(
                 typer.echo("stopped; give the same command again to go on", err=True)
             raise
         if workers.is_main:
-            _show_score(score_run(out), as_json=as_json)
+            _show_score(score_by_rule(out), as_json=as_json)
 
 
 def _ask(

@@ -5,29 +5,24 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from llavacot_mlx.atomic import write_file
 from llavacot_mlx.errors import UserError
-from llavacot_mlx.evaluate.answer_file import read_answers
+from llavacot_mlx.evaluate.answer_file import AnswerRow, read_answers
 from llavacot_mlx.evaluate.conclusion import AnswerFrom, prediction
 from llavacot_mlx.evaluate.grade import Grade, GradedBy, grade_by_rule
 from llavacot_mlx.evaluate.grade_file import GradeRow, read_grades, write_grades
+from llavacot_mlx.evaluate.llm_grader import OpenAnswer
 from llavacot_mlx.evaluate.option_inference import Scorer
 from llavacot_mlx.evaluate.question_file import StoredQuestion, read_questions
 from llavacot_mlx.evaluate.run_folder import RunRecord, read_run
 from llavacot_mlx.evaluate.score import Average, GradedAnswer, SetScore, average, score_set
 
 FILE_NAME = "score.json"
-
-
-class Resolver(Protocol):
-    """Decides about answers that the rules leave open, by asking a model."""
-
-    def resolve(self, question: StoredQuestion, row: GradeRow, text: str) -> GradeRow:
-        """Returns the verdict on a prediction; `row` as it is where the model has none."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +45,21 @@ class RunScore:
         }
 
 
-def score_run(
-    folder: Path,
-    *,
-    answer_from: AnswerFrom | None = None,
-    scorer: Scorer | None = None,
-    resolver: Resolver | None = None,
-) -> RunScore:
-    """Grades every answer of a run, and writes `grades.jsonl` and `score.json`.
+@dataclass(frozen=True)
+class Grading:
+    """The verdicts of the rules on a run's answers, before a model is asked about any."""
+
+    record: RunRecord
+    questions: list[StoredQuestion]
+    rows: list[AnswerRow]
+    open: list[OpenAnswer]
+    """One for each of `rows`."""
+
+
+def grade_run(
+    folder: Path, *, answer_from: AnswerFrom | None = None, scorer: Scorer | None = None
+) -> Grading:
+    """Grades every answer of a run by rules.
 
     By default, the part of the answer and the rules are those of the run's profile. Raises
     UserError for a folder that is no run, and for one without answers.
@@ -67,33 +69,45 @@ def score_run(
     profile = dataclasses.replace(
         record.profile, **{key: value for key, value in changes.items() if value is not None}
     )
-    record = dataclasses.replace(record, profile=profile)
-    questions, rows = read_questions(folder), read_answers(folder)
-    graded = []
-    for question in questions:
+    grading = Grading(dataclasses.replace(record, profile=profile), read_questions(folder), [], [])
+    answers = read_answers(folder)
+    for question in grading.questions:
         for repeat in range(record.repeats):
-            row = rows.get((question.set, question.index, question.rotation, repeat))
+            row = answers.get((question.set, question.index, question.rotation, repeat))
             if row is None:
                 continue
             text = prediction(row.text, profile.answer_from)
-            grade = (
-                Grade(GradedBy.FAILED)
-                if row.is_failed
-                else grade_by_rule(question, text, profile.scorer)
-            )
-            graded.append((question, row, GradeRow.of(row, grade, str(profile.scorer)), text))
-    if not graded:
+            grade = Grade(GradedBy.FAILED)
+            if not row.is_failed:
+                grade = grade_by_rule(question, text, profile.scorer)
+            grading.rows.append(row)
+            graded = GradeRow.of(row, grade, str(profile.scorer))
+            grading.open.append(OpenAnswer(question, graded, text))
+    if not grading.rows:
         raise UserError(f"{folder}: has no answers yet")
-    answers = []
-    for question, row, grade_row, text in graded:
-        if resolver is not None and grade_row.by is not GradedBy.FAILED:
-            grade_row = resolver.resolve(question, grade_row, text)
-        answers.append(GradedAnswer(question, row, grade_row))
-    write_grades(folder, [each.grade for each in answers])
-    score = _scored(record, questions, answers)
+    return grading
+
+
+def score_run(folder: Path, grading: Grading, grades: Sequence[GradeRow]) -> RunScore:
+    """Scores a run by these verdicts, and writes `grades.jsonl` and `score.json`.
+
+    Raises UserError when they cannot be written.
+    """
+    answers = [
+        GradedAnswer(each.question, row, grade)
+        for each, row, grade in zip(grading.open, grading.rows, grades, strict=True)
+    ]
+    score = _scored(grading.record, grading.questions, answers)
+    write_grades(folder, grades)
     text = json.dumps(score.to_dict(), ensure_ascii=False, indent=1)
     write_file(folder / FILE_NAME, f"{text}\n".encode())
     return score
+
+
+def score_by_rule(folder: Path) -> RunScore:
+    """Grades and scores a run by rules alone. Raises UserError as `grade_run` does."""
+    grading = grade_run(folder)
+    return score_run(folder, grading, [each.grade for each in grading.open])
 
 
 def read_score(folder: Path) -> RunScore:
@@ -101,7 +115,7 @@ def read_score(folder: Path) -> RunScore:
     record, grades = read_run(folder), read_grades(folder)
     questions, rows = read_questions(folder), read_answers(folder)
     if not grades or grades.keys() != rows.keys():
-        return score_run(folder)
+        return score_by_rule(folder)
     answers = [
         GradedAnswer(question, rows[key], grades[key])
         for question in questions

@@ -29,7 +29,7 @@ from llavacot_mlx.evaluate.run_folder import (
     writing_to,
 )
 from llavacot_mlx.evaluate.runner import NewAnswer, answer_seed, as_jpeg, run_sets
-from llavacot_mlx.evaluate.score_run import score_run
+from llavacot_mlx.evaluate.score_run import score_by_rule
 from llavacot_mlx.plan.plan_yaml import plan_to_dict
 from llavacot_mlx.prompt.images import OpenedImage
 from llavacot_mlx.prompt.stages import Stage, StageRecord
@@ -118,8 +118,8 @@ def test_a_stopped_run_goes_on_and_leaves_the_same_files(tmp_path: Path) -> None
         if count is not None:  # a line that a kill cut off
             file.write_bytes(file.read_bytes() + b'{"set": "own", "ind')
     assert asked == 60
-    score_run(whole)
-    score_run(parts)
+    score_by_rule(whole)
+    score_by_rule(parts)
     for name in ("answers.jsonl", "grades.jsonl", "score.json", "questions.jsonl"):
         assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
 
@@ -129,7 +129,7 @@ def test_scoring_twice_gives_equal_bytes(tmp_path: Path) -> None:
     run(tmp_path / "run", Answerer(letter_by_seed), own)
     found = []
     for _ in range(2):
-        score_run(tmp_path / "run")
+        score_by_rule(tmp_path / "run")
         found.append([(tmp_path / "run" / n).read_bytes() for n in ("grades.jsonl", "score.json")])
     assert found[0] == found[1]
 
@@ -137,7 +137,7 @@ def test_scoring_twice_gives_equal_bytes(tmp_path: Path) -> None:
 def test_the_rows_have_the_fields_that_others_rely_on(tmp_path: Path) -> None:
     own = opened(write_tsv(tmp_path / "own.tsv", choice_rows(2)))
     run(tmp_path / "run", Answerer(letter_by_seed), own)
-    score_run(tmp_path / "run")
+    score_by_rule(tmp_path / "run")
     answers, grades = (
         [json.loads(line) for line in (tmp_path / "run" / name).read_text().splitlines()]
         for name in ("answers.jsonl", "grades.jsonl")
@@ -165,7 +165,7 @@ def test_a_lost_question_is_asked_in_no_further_rotation(tmp_path: Path) -> None
     run(tmp_path / "every", every, mmbench, all_rotations=True)
     assert (len(model.asked), len(every.asked)) == (4 + 4 + 3 + 3, 16)
     for folder in ("run", "every"):
-        (found,) = score_run(tmp_path / folder).sets
+        (found,) = score_by_rule(tmp_path / folder).sets
         assert (found.score, found.n) == (75.0, 4)
 
 
@@ -194,7 +194,7 @@ def test_a_picture_that_does_not_open_is_counted_as_failed_and_not_as_wrong(
     failed = [each.row for each in answers if each.row.is_failed]
     assert [(row.index, row.finish) for row in failed] == [(1, "failed")]
     assert "is not a picture that can be read" in failed[0].error
-    (found,) = score_run(tmp_path / "run").sets
+    (found,) = score_by_rule(tmp_path / "run").sets
     assert (found.failed, found.n, found.score) == (1, 3, pytest.approx(100 / 3, abs=1e-3))
 
 
@@ -273,7 +273,7 @@ def test_a_run_ends_when_its_score_is_certain_enough(tmp_path: Path) -> None:
     answers = {each.prompt: each.answer or "" for each in shapes.questions}
     model = Answerer(lambda request: answers[request.question])
     run(tmp_path / "run", model, shapes, until=4.0)
-    (found,) = score_run(tmp_path / "run").sets
+    (found,) = score_by_rule(tmp_path / "run").sets
     assert found.n == len(model.asked)
     assert 50 < found.n < 400
     assert found.n % 50 == 0
@@ -365,7 +365,7 @@ def test_two_processes_leave_the_files_of_one(tmp_path: Path) -> None:
     run(tmp_path / "two", model, own, workers=Waiting(0, 2))
     assert len(model.asked) == 6
     for folder in ("one", "two"):
-        score_run(tmp_path / folder)
+        score_by_rule(tmp_path / folder)
     for name in ("answers.jsonl", "grades.jsonl", "score.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert not list((tmp_path / "two").glob("answers.rank*"))
