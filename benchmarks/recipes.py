@@ -23,7 +23,6 @@ from PIL import Image
 
 from benchmarks.checkpoint import write_picture
 from benchmarks.machine import machine
-from benchmarks.paired import wilson
 from benchmarks.real_widths import write_real_widths
 from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.checkpoint.config_json import load_config
@@ -32,6 +31,7 @@ from llavacot_mlx.convert.convert import Estimate, convert
 from llavacot_mlx.convert.recipes import RECIPES, Recipe, with_vision
 from llavacot_mlx.demo import model_path
 from llavacot_mlx.demo.world import TEST, draw, questions, scene
+from llavacot_mlx.evaluate.statistics import wilson
 from llavacot_mlx.generate.decode import decode
 from llavacot_mlx.generate.prefill import prefill
 from llavacot_mlx.generate.sampling_params import Sampling

@@ -25,11 +25,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks.machine import machine
-from benchmarks.paired import Difference, difference, wilson
 from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.checkpoint.weights import load_model
 from llavacot_mlx.demo import model_path
 from llavacot_mlx.demo.world import SPLITS, Question, Split, draw, questions, scene
+from llavacot_mlx.evaluate.statistics import Difference, difference, wilson
 from llavacot_mlx.generate.prefill import PrefilledPrompt, prefill
 from llavacot_mlx.generate.sampling_params import PUBLISHED_SAMPLING
 from llavacot_mlx.model.kv_budget import KVBudget

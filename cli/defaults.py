@@ -20,8 +20,8 @@ from llavacot_mlx.errors import UserError
 MODEL_VARIABLE = "LLAVACOT_MODEL"
 FILE_VARIABLE = "LLAVACOT_CONFIG"
 
-# lora-train reads a YAML file of its own (-c), and data has commands of its own.
-_WITHOUT_DEFAULTS = ("lora-train", "data")
+# lora-train reads a YAML file of its own (-c), and data and eval have commands of their own.
+_WITHOUT_DEFAULTS = ("lora-train", "data", "eval")
 
 
 def default_model() -> tuple[str, str] | None:

@@ -13,6 +13,7 @@ class Work(enum.Enum):
     ANSWER = "answer"
     CALIBRATE = "calibrate"
     CONVERT = "convert"
+    EVAL = "eval"
     TRAIN = "train"
 
 
@@ -21,18 +22,21 @@ _SMALLER = {
     Work.ANSWER: "a smaller picture, fewer --candidates, --kv-bits 8, or a model of fewer bits",
     Work.CALIBRATE: "smaller pictures, a smaller --max-tokens, or a model of fewer bits",
     Work.CONVERT: f"{_AGAIN}: it goes on where it stopped",
+    Work.EVAL: "a smaller --batch-size, --kv-bits 8, or a model of fewer bits",
     Work.TRAIN: "a smaller --batch-size, --max-seq-length or --num-layers, or --grad-checkpoint",
 }
 _SHORTER = {
     Work.ANSWER: "a smaller picture or fewer --candidates",
     Work.CALIBRATE: "smaller pictures",
     Work.CONVERT: f"{_AGAIN}: it goes on where it stopped",
+    Work.EVAL: "a smaller --batch-size or fewer --candidates",
     Work.TRAIN: "a smaller --batch-size or --max-seq-length",
 }
 _FEWER = {
     Work.ANSWER: "fewer --candidates or a smaller --max-tokens",
     Work.CALIBRATE: "a smaller --max-tokens",
     Work.CONVERT: f"{_AGAIN}: it goes on where it stopped",
+    Work.EVAL: "a smaller --batch-size or fewer --candidates",
     Work.TRAIN: "a smaller --batch-size, --max-seq-length or --num-layers",
 }
 _ADVICE = {

@@ -29,6 +29,7 @@ SUMMARIES = {
     "info": "Show a model's size and the memory that an answer needs.",
     "calibrate": "Calibrate a judge's threshold for --search swires.",
     "data": "Check training data, or show its statistics.",
+    "eval": "Measure a model on benchmarks.",
 }
 """The first sentence of each command's help; `llavacot --help` imports no command."""
 

@@ -43,9 +43,11 @@ batch       errors model prompt generate request trace answer
 assistant   errors model generate checkpoint prompt plan trace search request answer batch
 demo        prompt search
 train       errors atomic checked model checkpoint prompt rows generate plan request answer
+evaluate    errors file_kinds atomic checked model checkpoint prompt generate plan trace request
+            assistant demo train
 convert     __init__ errors atomic checked model checkpoint prompt generate search
 cli         __init__ errors bounded_read atomic checked model checkpoint prompt generate plan
-            trace search request assistant demo train convert
+            trace search request assistant demo train evaluate convert
 __main__    cli
 """
 TOWER = {

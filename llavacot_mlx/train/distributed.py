@@ -34,6 +34,11 @@ class Workers:
         """This process's rows of a batch."""
         return rows[self.rank :: self.size]
 
+    def wait(self) -> None:
+        """Returns when all processes have come this far."""
+        if self.size > 1:
+            mx.eval(mx.distributed.all_sum(mx.array(1.0)))
+
     def all_sum(self, tree: Any) -> Any:
         """The sum of a tree of arrays over all processes."""
         if self.size == 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.paired import difference, mcnemar, wilson
+from llavacot_mlx.evaluate.statistics import difference, mcnemar, wilson
 
 
 def test_wilson_s_interval_of_a_share() -> None:

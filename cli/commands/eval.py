@@ -1,0 +1,523 @@
+"""`llavacot eval`: measures a model on benchmarks."""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llavacot_mlx.checked import named
+from llavacot_mlx.cli.command import TYPER_SETTINGS, Group, introduced_by
+from llavacot_mlx.cli.exit_codes import UsageError, check_usage, handle_errors
+from llavacot_mlx.cli.gpu_advice import Work
+from llavacot_mlx.cli.grading_model import RULES, is_url, open_grading_model
+from llavacot_mlx.cli.load_assistant import load_assistant
+from llavacot_mlx.cli.openblas import load_fast_blas
+from llavacot_mlx.cli.options import (
+    AdapterOption,
+    DebugOption,
+    JsonOption,
+    ModelOption,
+    RevisionOption,
+    SeedOption,
+    check_judge,
+    check_positive,
+)
+from llavacot_mlx.cli.printable import printable_line
+from llavacot_mlx.cli.resolve_model import ResolvedModel, ensure_downloaded, resolve_adapted_model
+from llavacot_mlx.cli.units import parse_bytes
+from llavacot_mlx.errors import UserError
+from llavacot_mlx.evaluate.conclusion import AnswerFrom
+from llavacot_mlx.evaluate.option_inference import Scorer
+from llavacot_mlx.model.kv_budget import BITS, KVLimits
+from llavacot_mlx.plan.plan import Method
+from llavacot_mlx.search.judges.plugins import check_judge_name, is_model
+
+if TYPE_CHECKING:
+    from llavacot_mlx.evaluate.benchmark_set import BenchmarkSet
+    from llavacot_mlx.evaluate.grade_file import GradeRow
+    from llavacot_mlx.evaluate.llm_grader import GradingModel, LLMGrader
+    from llavacot_mlx.evaluate.profile import Profile
+    from llavacot_mlx.evaluate.run_folder import RunRecord
+    from llavacot_mlx.evaluate.runner import Limits
+    from llavacot_mlx.evaluate.score_run import Grading, RunScore
+    from llavacot_mlx.train.distributed import Workers
+
+RUN_HELP = """\
+Ask a model the questions of one or more sets, and score its answers. Give the same command again \
+to go on with a run that was stopped.
+
+\b
+Examples:
+  llavacot eval run --set shapes --limit 200 --out run
+  llavacot eval run --set mmstar,ai2d --data ~/LMUData --model ./llava-cot-4bit --out run
+"""
+
+SCORE_HELP = """\
+Grade and score the answers of a run again, without the model. It writes grades.jsonl and \
+score.json in the run's folder.
+
+\b
+Examples:
+  llavacot eval score run
+  llavacot eval score run --answer-from whole
+  llavacot eval score run --extractor http://localhost:8000/v1 --extractor-model gemma
+"""
+
+COMPARE_HELP = """\
+Compare two runs on the questions that both answered: B minus A, with a 95% interval and McNemar's \
+exact test.
+
+\b
+Examples:
+  llavacot eval compare greedy swires
+  llavacot eval compare bfloat16 4bit --json
+"""
+
+RUN_INTRODUCTION = """\
+llavacot eval run asks a model the questions of a benchmark, and scores its answers.
+
+The demo model's world of colored shapes needs no data:
+
+  llavacot eval run --set shapes --limit 200 --out run
+"""
+
+SCORE_INTRODUCTION = """\
+llavacot eval score grades and scores the answers of a run.
+
+For example:
+
+  llavacot eval score run
+"""
+
+COMPARE_INTRODUCTION = """\
+llavacot eval compare compares two runs question by question.
+
+For example:
+
+  llavacot eval compare run-a run-b
+"""
+
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="The folder of a run of llavacot eval run.")
+]
+
+app = typer.Typer(cls=Group, help="Measure a model on benchmarks.", **TYPER_SETTINGS)
+
+
+@app.callback(invoke_without_command=True)
+def evaluate(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command(cls=introduced_by(RUN_INTRODUCTION), help=RUN_HELP)
+def run(
+    sets: Annotated[
+        str,
+        typer.Option(
+            "--set",
+            metavar="NAMES",
+            help="Sets, with commas between: shapes, shapes:KIND, mmstar, mmbench, mmvet, "
+            "mathvista, ai2d, ai2d-no-mask, hallusionbench, or the path of a TSV file.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="RUN", help="The folder of the run, made if needed.")
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="DIR",
+            help="The folder of the data files. [default: LMUData, as for VLMEvalKit, or "
+            "~/LMUData]",
+        ),
+    ] = None,
+    model: ModelOption = None,
+    revision: RevisionOption = None,
+    adapter_path: AdapterOption = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile",
+            metavar="NAME|FILE",
+            help="paper: as the paper's scores, sampled at temperature 0.6. paper-greedy: the same "
+            "at temperature 0. Or a YAML file. [default: paper; shapes alone: paper-greedy]",
+        ),
+    ] = None,
+    search: Annotated[
+        Method | None,
+        typer.Option(
+            metavar="METHOD", help="Search method, as in llavacot ask. [default: the profile's]"
+        ),
+    ] = None,
+    candidates: Annotated[
+        int | None, typer.Option(metavar="N", help="Number of candidates to choose from.")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(metavar="NAME|PATH", help="The judge of the search.")
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Ask only N questions of each set; a larger N later adds to them."
+        ),
+    ] = None,
+    until: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="Stop when the score is certain to this many points on each side (95%).",
+        ),
+    ] = None,
+    first: Annotated[
+        int, typer.Option(metavar="N", help="Number of the first question of shapes.")
+    ] = 0,
+    all_rotations: Annotated[
+        bool,
+        typer.Option(
+            "--all-rotations",
+            help="Ask every rotation of a question, also after a wrong answer to one.",
+        ),
+    ] = False,
+    seed: SeedOption = 0,
+    repeats: Annotated[
+        int, typer.Option(metavar="N", help="Answers to each question, each with its own seed.")
+    ] = 1,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Answers that are decoded at once. [default: what memory holds]",
+            rich_help_panel="Memory",
+        ),
+    ] = None,
+    kv_bits: Annotated[
+        int | None,
+        typer.Option(
+            metavar="8|4", help="Quantize the KV cache to 8 or 4 bits.", rich_help_panel="Memory"
+        ),
+    ] = None,
+    kv_budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory for the KV caches of all answers together, such as 2GB.",
+            rich_help_panel="Memory",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    with handle_errors(debug=debug, work=Work.EVAL):
+        _check_numbers(limit, until, first, repeats, batch_size)
+        with check_usage():
+            budget = _kv_budget(kv_bits, kv_budget)
+        if judge is not None:
+            check_judge(judge)
+        alone = all(name.strip().partition(":")[0] == "shapes" for name in sets.split(","))
+        chosen = _profile(profile, search, candidates, judge, is_shapes=alone)
+        load_fast_blas()  # before the first of the following imports MLX
+
+        from llavacot_mlx.evaluate.open_sets import open_sets
+        from llavacot_mlx.evaluate.runner import Limits
+
+        opened = open_sets(sets, data, first=first, limit=limit, until=until is not None)
+        for each in opened:
+            each.take(limit)  # which refuses a limit beyond the set, before a model is loaded
+        resolved = resolve_adapted_model(model, adapter_path, revision)
+        for name in filter(is_model, chosen.plan().judges):
+            ensure_downloaded(name, any_type=True)
+        wanted = _Wanted(limit, until, all_rotations, seed, repeats, kv_bits)
+        _run(out, opened, resolved, chosen, wanted, Limits(batch_size, budget), as_json=as_json)
+
+
+@app.command(cls=introduced_by(SCORE_INTRODUCTION), help=SCORE_HELP)
+def score(
+    run: RunArgument,
+    answer_from: Annotated[
+        AnswerFrom | None,
+        typer.Option(
+            "--answer-from",
+            help="What of an answer is scored: its conclusion, or the whole text. [default: as the "
+            "run's profile says]",
+        ),
+    ] = None,
+    scorer: Annotated[
+        Scorer | None,
+        typer.Option(help="The version of the scoring rules. [default: as the run's profile says]"),
+    ] = None,
+    extractor: Annotated[
+        str,
+        typer.Option(
+            metavar="rules|self|MODEL|URL",
+            help="What decides about an answer that the rules leave open: nothing, the run's "
+            "model, another model, or a server with OpenAI's chat interface.",
+            rich_help_panel="Grading model",
+        ),
+    ] = RULES,
+    extractor_model: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The extractor's name at its URL.",
+            rich_help_panel="Grading model",
+        ),
+    ] = "gpt-3.5-turbo-0125",
+    grader: Annotated[
+        str | None,
+        typer.Option(
+            metavar="self|MODEL|URL",
+            help="What scores the free answers of mmvet. [default: nothing]",
+            rich_help_panel="Grading model",
+        ),
+    ] = None,
+    grader_model: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="The grader's name at its URL.", rich_help_panel="Grading model"
+        ),
+    ] = "gpt-4-1106-preview",
+    grader_runs: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Scores of an answer, of which the mean is taken.",
+            rich_help_panel="Grading model",
+        ),
+    ] = 1,
+    concurrency: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Prompts that a server is asked at once.",
+            rich_help_panel="Grading model",
+        ),
+    ] = 8,
+    patience: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="How long to go on asking a server that is busy or silent.",
+            rich_help_panel="Grading model",
+        ),
+    ] = 120.0,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    with handle_errors(debug=debug, work=Work.EVAL):
+        check_positive("--grader-runs", grader_runs)
+        check_positive("--concurrency", concurrency)
+        if not 0 < patience < math.inf:
+            raise UsageError(f"--patience {patience:g}: must be more than 0 seconds")
+        load_fast_blas()  # before the first of the following imports MLX
+
+        from llavacot_mlx.evaluate.llm_grader import LLMGrader, ReplyCache
+        from llavacot_mlx.evaluate.score_run import grade_run, score_run
+
+        grading = grade_run(run, answer_from=answer_from, scorer=scorer)
+
+        def opened(name: str | None, model: str) -> GradingModel | None:
+            if name is None or name == RULES:
+                return None
+            return open_grading_model(name, model, grading.record.model, patience)
+
+        is_remote = any(is_url(name) for name in (extractor, grader or ""))
+        llm = LLMGrader(
+            ReplyCache(run),
+            opened(extractor, extractor_model),
+            opened(grader, grader_model),
+            grader_runs,
+            concurrency if is_remote else 1,
+        )
+        grades = _grade(llm, grading)
+        _show_score(score_run(run, grading, grades), as_json=as_json)
+
+
+def _grade(llm: LLMGrader, grading: Grading) -> list[GradeRow]:
+    """Asks the models about what the rules leave open, with a bar."""
+    from llavacot_mlx.cli.views.bars import CountBar
+
+    count = llm.count(grading.open)
+    if not count:
+        return [each.grade for each in grading.open]
+    with CountBar("grading", count) as bar:
+        grades = llm.resolve(grading.open, bar.advance)
+    asked, found = llm.cache.asked, llm.cache.found
+    typer.echo(f"asked {asked:,} times; {found:,} replies were there already", err=True)
+    return grades
+
+
+@app.command(cls=introduced_by(COMPARE_INTRODUCTION), help=COMPARE_HELP)
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="The folder of a run.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="The folder of another run.")],
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    with handle_errors(debug=debug):
+        from llavacot_mlx.cli.views.eval_tables import print_comparison
+        from llavacot_mlx.evaluate.compare import compare_runs
+        from llavacot_mlx.evaluate.score_run import read_score
+
+        names = (str(first), str(second))
+        found = compare_runs(read_score(first), read_score(second), names)
+        if not as_json:
+            print_comparison(found, *names)
+            return
+        total = found.total or next(iter(found.sets.values()))
+        value = {
+            **asdict(total),
+            "sets": {name: asdict(each) for name, each in found.sets.items()},
+            "flips": [asdict(flip) for flip in found.flips],
+        }
+        typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The options of a run that its record keeps as they are."""
+
+    limit: int | None
+    until: float | None
+    all_rotations: bool
+    seed: int
+    repeats: int
+    kv_bits: int | None
+
+
+def _check_numbers(
+    limit: int | None, until: float | None, first: int, repeats: int, batch_size: int | None
+) -> None:
+    """Raises UsageError for a number that its flag cannot have."""
+    check_positive("--limit", limit)
+    check_positive("--repeats", repeats)
+    check_positive("--batch-size", batch_size)
+    if first < 0:
+        raise UsageError(f"--first {first}: must be 0 or more")
+    if until is not None and not 0 < until < 100:
+        raise UsageError(f"--until {until:g}: must be more than 0 points and less than 100")
+    if until is not None and limit is not None:
+        raise UsageError("--limit with --until: drop one; both say where the run ends")
+
+
+def _kv_budget(bits: int | None, budget: str | None) -> int | None:
+    """The budget in bytes. Raises UserError that names the flag."""
+    if bits not in (None, *BITS):
+        raise UserError(f"--kv-bits {bits}: must be {' or '.join(map(str, BITS))}")
+    if budget is None:
+        return None
+    with named("--kv-budget"):
+        return KVLimits(bits, parse_bytes(budget)).budget
+
+
+def _profile(
+    name: str | None,
+    search: Method | None,
+    candidates: int | None,
+    judge: str | None,
+    *,
+    is_shapes: bool,
+) -> Profile:
+    """The profile with the flags that change it. Raises UserError where they contradict it."""
+    from llavacot_mlx.evaluate.profile import find_profile
+
+    samples = search not in (None, Method.GREEDY)
+    profile = find_profile(name or ("paper-greedy" if is_shapes and not samples else "paper"))
+    changes = {"search": search and str(search), "candidates": candidates, "judge": judge}
+    given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
+    if search is not None:  # another method's candidates and judge are not this one's
+        given = {"candidates": None, "judge": None, **given}
+    changed = replace(profile, **given)
+    flags = " ".join(f"--{key} {value}" for key, value in given.items() if value is not None)
+    with check_usage(), named(flags or f"--profile {profile.name}"):
+        plan = changed.plan()
+    for each in plan.judges:
+        check_judge_name(each)
+    return changed
+
+
+def _run(
+    out: Path,
+    sets: list[BenchmarkSet],
+    model: ResolvedModel,
+    profile: Profile,
+    wanted: _Wanted,
+    limits: Limits,
+    *,
+    as_json: bool,
+) -> None:
+    from llavacot_mlx.evaluate.model_record import model_record
+    from llavacot_mlx.evaluate.run_folder import RunRecord, SetRecord, begin, writing_to
+    from llavacot_mlx.evaluate.score_run import score_by_rule
+    from llavacot_mlx.plan.plan_yaml import plan_to_dict
+    from llavacot_mlx.train.distributed import Workers
+
+    workers = Workers.all()
+    record = RunRecord(
+        sets={each.name: SetRecord.of(each) for each in sets},
+        model=model_record(model.name, model.folder, model.adapter),
+        profile=profile,
+        plan=plan_to_dict(profile.plan()),
+        **vars(wanted),
+    )
+    with writing_to(out) if workers.is_main else nullcontext():
+        if workers.is_main:
+            begin(out, record)
+        workers.wait()
+        try:
+            _ask(out, record, sets, model, limits, workers)
+        except KeyboardInterrupt:
+            if workers.is_main:
+                typer.echo("stopped; give the same command again to go on", err=True)
+            raise
+        if workers.is_main:
+            _show_score(score_by_rule(out), as_json=as_json)
+
+
+def _ask(
+    out: Path,
+    record: RunRecord,
+    sets: list[BenchmarkSet],
+    model: ResolvedModel,
+    limits: Limits,
+    workers: Workers,
+) -> None:
+    """Asks what has no answer yet, with a bar; loads the model if there is anything to ask."""
+    from llavacot_mlx.cli.views.eval_progress import EvalProgress
+    from llavacot_mlx.evaluate.answer_file import read_answers
+    from llavacot_mlx.evaluate.runner import run_sets
+
+    planned = {
+        (each.name, question.index, question.rotation)
+        for each in sets
+        for group in each.take(record.limit)
+        for question in group
+    }
+    before = sum(key[:3] in planned for key in read_answers(out))
+    total = len(planned) * record.repeats
+    quiet = not workers.is_main
+    if before and not quiet:
+        typer.echo(f"{before} of {total} answers are there already", err=True)
+    with EvalProgress(before, total, quiet=quiet) as progress:
+        for answer in run_sets(lambda: load_assistant(model), out, record, sets, workers, limits):
+            row = answer.row
+            progress.count(answer.grade.right, row.decoded_tokens)
+            if row.is_failed:
+                what = f"{row.set}, row {row.index}: {row.error}; counted as failed"
+                progress.say(f"note: {printable_line(what)}")
+
+
+def _show_score(score: RunScore, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(score.to_dict(), ensure_ascii=False))
+        return
+    from llavacot_mlx.cli.views.eval_tables import print_score
+
+    print_score(score)
