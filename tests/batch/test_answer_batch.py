@@ -403,6 +403,6 @@ def test_others_may_be_cancelled_in_any_step(demo_assistant: Assistant, search: 
             if ended and isinstance(ended[-1], Answered):
                 break
             if number > 7:
-                batch.cancel(number - 7)  # which joined before the candidates of this stage
+                batch.cancel(number - 7)
     assert isinstance(ended[-1], Answered)
     check_equal(ended[-1].trace, demo_assistant.stream(request).result())
