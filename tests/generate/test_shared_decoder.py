@@ -12,7 +12,10 @@ import pytest
 from random_model import CONFIG, prompt, tiles, words
 
 from llavacot_mlx.errors import UserError
+from llavacot_mlx.generate import shared_decoder
+from llavacot_mlx.generate.batch_decode import Ended, decode_batch
 from llavacot_mlx.generate.decode import decode
+from llavacot_mlx.generate.decode_state import CandidateStart
 from llavacot_mlx.generate.prefill import PrefilledPrompt, prefill
 from llavacot_mlx.generate.prefill_together import PrefillJob, prefill_together
 from llavacot_mlx.generate.sampling_params import Sampling
@@ -22,6 +25,7 @@ from llavacot_mlx.model import images_by_row
 from llavacot_mlx.model.kernels import GPU, kernels, use
 from llavacot_mlx.model.kv_budget import KVBudget, KVLimits
 from llavacot_mlx.model.mllama import Mllama
+from llavacot_mlx.model.quantized_kv import KV, dequantized
 from llavacot_mlx.model.text import TextModel
 from llavacot_mlx.prompt.image_spans import Prompt
 from llavacot_mlx.usage import Timings, Usage
@@ -204,6 +208,57 @@ def test_a_stopped_row_leaves_at_once(model: Mllama) -> None:
     assert len(paths["none, long"].tokens) == 2  # one step read the prompts
     for name in names[1:]:
         assert paths[name].tokens == alone(model, name, WARM)
+
+
+@pytest.mark.parametrize("copied", [0, 256], ids=["shared prefix", "copied prefix"])
+def test_the_state_of_an_ended_candidate_when_a_row_before_it_left(
+    model: Mllama, copied: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its path and its logits are those after its own last token."""
+    monkeypatch.setattr(shared_decoder, "_COPIED_PREFIX", copied)
+
+    def ended(decoder: SharedDecoder | None, before_last: Callable[[], None]) -> list[Ended]:
+        context = prefill(model, PROMPTS["one tile"], Usage(), Timings(), decoder=decoder)
+        state = context.state()
+        starts = [CandidateStart(state, key, 3) for key in "012"]
+        found, steps = [], 0
+        for event in decode_batch(context, starts, WARM, 3, lambda _: False):
+            if isinstance(event, Waiting):
+                assert decoder is not None
+                decoder.step()
+                steps += 1
+                if steps == 3:
+                    before_last()
+            elif isinstance(event, Ended):
+                found.append(event)
+        return found
+
+    decoder = SharedDecoder(model)
+    paths = [Path(decoder, name, WARM) for name in ("none, long", "two tiles")]
+    for _ in range(2):
+        for path in paths:
+            path.advance()
+        decoder.step()
+
+    def leave() -> None:
+        paths[0].stop()
+        decoder.settle()
+
+    together, alone = ended(decoder, leave), ended(None, leave)
+    assert [each.candidate for each in together] == [each.candidate for each in alone] == [0, 1, 2]
+    for one, other in zip(together, alone, strict=True):
+        assert one.state.path.length == other.state.path.length
+        np.testing.assert_allclose(
+            np.array(one.state.logits), np.array(other.state.logits), rtol=1e-3, atol=1e-4
+        )
+        for ours, theirs in zip(
+            one.state.path.segments[-1].keys, other.state.path.segments[-1].keys, strict=True
+        ):
+            np.testing.assert_allclose(dense(ours), dense(theirs), rtol=1e-3, atol=1e-4)
+
+
+def dense(kv: KV) -> np.ndarray:
+    return np.array(dequantized(kv))
 
 
 def test_a_row_stopped_before_its_prompt_was_read(model: Mllama) -> None:
