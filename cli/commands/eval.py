@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llavacot_mlx.atomic import check_can_write, write_file
 from llavacot_mlx.checked import named
 from llavacot_mlx.cli.command import TYPER_SETTINGS, Group, introduced_by
 from llavacot_mlx.cli.exit_codes import UsageError, check_usage, handle_errors
@@ -33,6 +34,7 @@ from llavacot_mlx.cli.resolve_model import ResolvedModel, ensure_downloaded, res
 from llavacot_mlx.cli.units import parse_bytes
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.evaluate.conclusion import AnswerFrom
+from llavacot_mlx.evaluate.export import ExportFormat
 from llavacot_mlx.evaluate.option_inference import Scorer
 from llavacot_mlx.model.kv_budget import BITS, KVLimits
 from llavacot_mlx.plan.plan import Method
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from llavacot_mlx.evaluate.run_folder import RunRecord
     from llavacot_mlx.evaluate.runner import Limits
     from llavacot_mlx.evaluate.score_run import Grading, RunScore
+    from llavacot_mlx.evaluate.suite import SuiteRun
     from llavacot_mlx.train.distributed import Workers
 
 RUN_HELP = """\
@@ -67,6 +70,43 @@ Examples:
   llavacot eval score run
   llavacot eval score run --answer-from whole
   llavacot eval score run --extractor http://localhost:8000/v1 --extractor-model gemma
+"""
+
+REPORT_HELP = """\
+Show the scores of one or more runs, by category and by stage of the answers. With --html, write \
+them as one page, with the answers that are not right, their pictures and their stages.
+
+\b
+Examples:
+  llavacot eval report run
+  llavacot eval report greedy swires --html report.html
+"""
+
+EXPORT_HELP = """\
+Write the predictions of a run for another scorer: VLMEvalKit, or the server of MMBench, which \
+alone has the answers of its test split.
+
+\b
+Examples:
+  llavacot eval export run --for vlmevalkit
+  llavacot eval export run --for mmbench-server --out submission
+"""
+
+CURVE_HELP = """\
+Draw the accuracy of several runs against the tokens and the seconds that they took.
+
+\b
+Examples:
+  llavacot eval curve greedy best-of-4 swires --png curve.png
+"""
+
+SUITE_HELP = """\
+Make several runs on the same questions, as a YAML file lists them, and compare each with the \
+first. docs/evaluation.md shows such a file.
+
+\b
+Examples:
+  llavacot eval suite suite.yaml
 """
 
 COMPARE_HELP = """\
@@ -103,8 +143,44 @@ For example:
   llavacot eval compare run-a run-b
 """
 
+REPORT_INTRODUCTION = """\
+llavacot eval report shows the scores of runs in detail.
+
+For example:
+
+  llavacot eval report run --html report.html
+"""
+
+EXPORT_INTRODUCTION = """\
+llavacot eval export writes the predictions of a run for another scorer.
+
+For example:
+
+  llavacot eval export run --for vlmevalkit
+"""
+
+CURVE_INTRODUCTION = """\
+llavacot eval curve draws the accuracy of runs against what they cost.
+
+For example:
+
+  llavacot eval curve run-a run-b --png curve.png
+"""
+
+SUITE_INTRODUCTION = """\
+llavacot eval suite makes the runs that a YAML file lists.
+
+For example:
+
+  llavacot eval suite suite.yaml
+"""
+
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="The folder of a run of llavacot eval run.")
+]
+
+RunsArgument = Annotated[
+    list[Path], typer.Argument(metavar="RUN...", help="Folders of runs of llavacot eval run.")
 ]
 
 app = typer.Typer(cls=Group, help="Measure a model on benchmarks.", **TYPER_SETTINGS)
@@ -221,7 +297,7 @@ def run(
             budget = _kv_budget(kv_bits, kv_budget)
         if judge is not None:
             check_judge(judge)
-        alone = all(name.strip().partition(":")[0] == "shapes" for name in sets.split(","))
+        alone = _is_shapes_alone(sets)
         chosen = _profile(profile, search, candidates, judge, is_shapes=alone)
         load_fast_blas()  # before the first of the following imports MLX
 
@@ -380,6 +456,153 @@ def compare(
         typer.echo(json.dumps(value, ensure_ascii=False))
 
 
+@app.command(cls=introduced_by(REPORT_INTRODUCTION), help=REPORT_HELP)
+def report(
+    runs: RunsArgument,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the report as an HTML page.")
+    ] = None,
+    rows: Annotated[
+        int,
+        typer.Option(metavar="N", help="Answers of each set that the page shows, if not right."),
+    ] = 100,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    with handle_errors(debug=debug):
+        check_positive("--rows", rows)
+        if html is not None:
+            check_can_write(html)
+        from llavacot_mlx.cli.views.eval_tables import print_details, print_score
+        from llavacot_mlx.evaluate.score_run import read_score
+
+        scores = [(folder, read_score(folder)) for folder in runs]
+        if html is not None:
+            from llavacot_mlx.cli.html.eval_page import eval_page
+
+            write_file(html, eval_page(scores, rows).encode(errors="replace"))
+        if as_json:
+            value = {str(folder): found.to_dict() for folder, found in scores}
+            typer.echo(json.dumps(value, ensure_ascii=False))
+            return
+        for folder, found in scores:
+            if len(scores) > 1:
+                typer.echo(f"{printable_line(str(folder))}\n")
+            print_score(found)
+            typer.echo()
+            print_details(found)
+        if html is not None:
+            typer.echo(f"wrote {printable_line(str(html))}", err=True)
+
+
+@app.command(cls=introduced_by(EXPORT_INTRODUCTION), help=EXPORT_HELP)
+def export(
+    run: RunArgument,
+    form: Annotated[ExportFormat, typer.Option("--for", help="Who reads the files.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Where they are written. [default: RUN/export]"),
+    ] = None,
+    debug: DebugOption = False,
+) -> None:
+    with handle_errors(debug=debug):
+        from llavacot_mlx.evaluate.export import export_run
+
+        for path in export_run(run, form, out or run / "export"):
+            typer.echo(f"wrote {printable_line(str(path))}")
+
+
+@app.command(cls=introduced_by(CURVE_INTRODUCTION), help=CURVE_HELP)
+def curve(
+    runs: RunsArgument,
+    png: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the curve as a PNG file.")
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    with handle_errors(debug=debug):
+        from llavacot_mlx.cli.views.eval_tables import print_points
+        from llavacot_mlx.evaluate.curve import curve_points, draw_curve
+        from llavacot_mlx.evaluate.score_run import read_score
+        from llavacot_mlx.train.plots import check_can_draw
+
+        if png is not None:
+            check_can_draw(png)
+        points = curve_points([(str(folder), read_score(folder)) for folder in runs])
+        if png is not None:
+            draw_curve(points, png)
+        if as_json:
+            typer.echo(json.dumps([asdict(point) for point in points], ensure_ascii=False))
+        else:
+            print_points(points)
+
+
+@app.command(cls=introduced_by(SUITE_INTRODUCTION), help=SUITE_HELP)
+def suite(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A YAML file with a list of runs.")],
+    debug: DebugOption = False,
+) -> None:
+    with handle_errors(debug=debug, work=Work.EVAL):
+        from llavacot_mlx.evaluate.suite import read_suite
+
+        wanted = read_suite(file)
+        load_fast_blas()  # before the first of the following imports MLX
+        for each in wanted.runs:
+            with named(f"{file}: {each.name}"):
+                _check_suite_run(each)
+        for each in wanted.runs:
+            typer.echo(f"{printable_line(each.name)}:", err=True)
+            with named(f"{file}: {each.name}"):
+                _run_of_suite(each, wanted.out / each.name)
+        _show_suite([wanted.out / each.name for each in wanted.runs])
+
+
+def _suite_profile(each: SuiteRun) -> Profile:
+    search = None
+    if each.search is not None:
+        if each.search not in list(Method):
+            raise UserError(f"search: {each.search!r} is not one of {', '.join(Method)}")
+        search = Method(each.search)
+    profile = _profile(
+        each.profile, search, each.candidates, each.judge, is_shapes=_is_shapes_alone(each.sets)
+    )
+    if each.answer_from is None:
+        return profile
+    return replace(profile, answer_from=each.answer_from)
+
+
+def _check_suite_run(each: SuiteRun) -> None:
+    """Raises UserError for what can be seen before the first run."""
+    _suite_profile(each)
+
+
+def _run_of_suite(each: SuiteRun, out: Path) -> None:
+    from llavacot_mlx.evaluate.open_sets import open_sets
+    from llavacot_mlx.evaluate.runner import Limits
+
+    data = None if each.data is None else Path(each.data)
+    opened = open_sets(each.sets, data, first=each.first, limit=each.limit)
+    adapter = None if each.adapter_path is None else Path(each.adapter_path)
+    resolved = resolve_adapted_model(each.model, adapter)
+    wanted = _Wanted(each.limit, None, False, each.seed, each.repeats, None)
+    _run(out, opened, resolved, _suite_profile(each), wanted, Limits(), as_json=False)
+
+
+def _show_suite(folders: list[Path]) -> None:
+    """Prints the scores of all runs, and each against the first."""
+    from llavacot_mlx.cli.views.eval_tables import print_comparison, print_points
+    from llavacot_mlx.evaluate.compare import compare_runs
+    from llavacot_mlx.evaluate.curve import curve_points
+    from llavacot_mlx.evaluate.score_run import read_score
+
+    scores = [(folder.name, read_score(folder)) for folder in folders]
+    print_points(curve_points(scores))
+    (first, base), *others = scores
+    for name, score in others:
+        print_comparison(compare_runs(base, score, (first, name)), first, name)
+
+
 @dataclass(frozen=True)
 class _Wanted:
     """The options of a run that its record keeps as they are."""
@@ -415,6 +638,10 @@ def _kv_budget(bits: int | None, budget: str | None) -> int | None:
         return None
     with named("--kv-budget"):
         return KVLimits(bits, parse_bytes(budget)).budget
+
+
+def _is_shapes_alone(names: str) -> bool:
+    return all(name.strip().partition(":")[0] == "shapes" for name in names.split(","))
 
 
 def _profile(

@@ -38,11 +38,15 @@ def page(trace: Trace, picture: bytes | None, *, from_file: bool = False) -> str
             shown = page_picture(picture)
         except UserError as problem:
             raise UserError(f"picture: {problem}") from None
-    return _template().render(
+    return page_template("page.html.j2").render(
         trace=trace,
         picture=shown,
+<<<<<<< HEAD
         from_file=from_file,
         style=(_FOLDER / "page.css").read_text(encoding="utf-8"),
+=======
+        style=page_style(),
+>>>>>>> sets
         parts=_parts(trace),
         search=search_section(trace) if trace.search.nodes else None,
         notices=trace.search.notices,
@@ -52,8 +56,14 @@ def page(trace: Trace, picture: bytes | None, *, from_file: bool = False) -> str
     )
 
 
+def page_style() -> str:
+    """The style sheet of every page."""
+    return (_FOLDER / "page.css").read_text(encoding="utf-8")
+
+
 @cache
-def _template() -> Template:
+def page_template(name: str) -> Template:
+    """A template that escapes every text."""
     environment = Environment(
         loader=FileSystemLoader(_FOLDER),
         autoescape=True,
@@ -64,7 +74,7 @@ def _template() -> Template:
     )
     # The filters keep control characters and direction overrides out of the page.
     environment.filters |= {"text": printable, "line": printable_line}
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)
 
 
 @dataclass(frozen=True)

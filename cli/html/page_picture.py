@@ -24,13 +24,15 @@ class PagePicture:
     height: int
 
 
-def page_picture(data: bytes) -> PagePicture:
+def page_picture(data: bytes, longest_side: int = _LONGEST_SIDE) -> PagePicture:
     """The image in the bytes of a file, without metadata except the color profile.
+
+    It is shrunk to at most `longest_side` pixels.
 
     Raises UserError if the bytes are not a complete image.
     """
     image = open_image(data)
-    image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
     rgb = to_rgb(image)
     profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA") else None
     media_type, encoded = _smallest(rgb, profile)

@@ -2,48 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import typer
 
 from llavacot_mlx.cli.printable import printable_line
 from llavacot_mlx.cli.views.tables import Column, print_table
 from llavacot_mlx.evaluate.compare import PairedScores, RunComparison
+from llavacot_mlx.evaluate.curve import CurvePoint
 from llavacot_mlx.evaluate.score import ScoreLine, SetScore
 from llavacot_mlx.evaluate.score_run import RunScore
 
-_SCORE_COLUMNS = (
-    Column("set"),
-    Column("score", number=True),
-    Column("95%", number=True),
-    Column("of", number=True),
-    Column("rule", number=True),
-    Column("LLM", number=True),
-    Column("unresolved", number=True),
-    Column("failed", number=True),
-    Column("cut off", number=True),
-    Column("malformed", number=True),
-    Column("tokens", number=True),
-)
+
+@dataclass(frozen=True)
+class PageTable:
+    """A table as texts; its first column is a name, and the others are numbers."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+    def show(self) -> None:
+        """Prints the table on stdout."""
+        head, *numbers = self.columns
+        title = f"{self.title}: {head}" if self.title else head
+        columns = (Column(printable_line(title)), *(Column(name, number=True) for name in numbers))
+        print_table(columns, [tuple(map(printable_line, row)) for row in self.rows])
+
+
+def score_table(score: RunScore) -> PageTable:
+    """The scores of a run, a row for each set."""
+    counts = ("rule", "LLM", "unresolved", "failed", "cut off", "malformed", "tokens")
+    return PageTable("", ("set", "score", "95%", "of", *counts), [_row(e) for e in score.sets])
 
 
 def print_score(score: RunScore) -> None:
-    """Prints the scores of a run."""
-    print_table(_SCORE_COLUMNS, [_row(each) for each in score.sets])
+    """Prints the scores of a run, and what must be said beside them."""
+    score_table(score).show()
     for line in score_notes(score):
-        typer.echo(line)
+        typer.echo(printable_line(line))
 
 
 def print_details(score: RunScore) -> None:
     """Prints the scores by category and by stage."""
     for each in score.sets:
-        print_categories(each)
-        print_stages(each)
+        for table in (*category_tables(each), stage_table(each)):
+            table.show()
 
 
 def _row(each: SetScore) -> tuple[str, ...]:
     counts = (each.rule, each.llm, each.unresolved, each.failed, each.truncated, each.malformed)
     return (
-        printable_line(each.name),
-        "–" if each.score is None else f"{each.score:.1f}",
+        each.name,
+        _or_dash(each.score),
         interval(each.low, each.high),
         f"{each.n:,}",
         *(f"{count:,}" for count in counts),
@@ -102,20 +114,24 @@ def _notes(each: SetScore) -> list[str]:
     return lines
 
 
-def print_categories(each: SetScore) -> None:
-    """Prints the score by category, a table for each field."""
-    for title, lines in each.categories.items():
-        rows = [(printable_line(name), *_cells(line)) for name, line in lines.items()]
-        columns = (Column("score", number=True), Column("95%", number=True))
-        print_table((Column(f"{each.name}: {title}"), *columns, Column("of", number=True)), rows)
+def category_tables(each: SetScore) -> list[PageTable]:
+    """The score by category, a table for each field."""
+    return [
+        PageTable(
+            each.name,
+            (title, "score", "95%", "of"),
+            [(name, *_cells(line)) for name, line in lines.items()],
+        )
+        for title, lines in each.categories.items()
+    ]
 
 
 def _cells(line: ScoreLine) -> tuple[str, str, str]:
     return f"{line.score:.1f}", interval(line.low, line.high), f"{line.n:,}"
 
 
-def print_stages(each: SetScore) -> None:
-    """Prints how the stages were written, and how often the answers were right then."""
+def stage_table(each: SetScore) -> PageTable:
+    """How the stages were written, and how often the answers were right then."""
     rows = [
         (
             stage,
@@ -126,10 +142,8 @@ def print_stages(each: SetScore) -> None:
         )
         for stage, line in each.stages.items()
     ]
-    names = ("well-formed", "tokens", "right if so", "right if not")
-    print_table(
-        (Column(f"{each.name}: stage"), *(Column(name, number=True) for name in names)), rows
-    )
+    columns = ("stage", "well-formed", "tokens", "right if so", "right if not")
+    return PageTable(each.name, columns, rows)
 
 
 def _or_dash(value: float | None) -> str:
@@ -156,3 +170,22 @@ def _pair(pair: PairedScores) -> tuple[str, ...]:
         f"{pair.won:,}",
         f"{pair.lost:,}",
     )
+
+
+def print_points(points: Sequence[CurvePoint]) -> None:
+    """Prints the scores of runs, and what they cost."""
+    names = ("score", "95%", "of", "tokens", "seconds")
+    rows = [
+        (
+            printable_line(point.name),
+            point.method,
+            f"{point.score:.1f}",
+            interval(point.low, point.high),
+            f"{point.n:,}",
+            f"{point.tokens:.0f}",
+            f"{point.seconds:.2f}",
+        )
+        for point in points
+    ]
+    columns = (Column("run"), Column("method"), *(Column(name, number=True) for name in names))
+    print_table(columns, rows)

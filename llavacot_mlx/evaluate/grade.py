@@ -78,11 +78,13 @@ def math_answer(question: StoredQuestion) -> MathAnswer:
     """The right answer of a question of MathVista."""
     fields = question.fields
     is_choice = fields.get("question_type") == "multi_choice"
+    value = question.answer or ""
     return MathAnswer(
         AnswerType.TEXT if is_choice else AnswerType(fields["answer_type"]),
-        question.answer or "",
+        value,
         question.options,
-        int(float(fields.get("precision", "0"))),
+        # VLMEvalKit's file leaves the precision out; the answers are written with it.
+        int(float(fields.get("precision", len(value.partition(".")[2])))),
     )
 
 

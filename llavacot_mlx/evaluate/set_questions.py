@@ -184,6 +184,8 @@ class _Making:
     def _mathvista(self, row: DataRow) -> BenchmarkQuestion:
         kind = self._needed(row, "question_type")
         fields = {"skills": ",".join(self._listed(row, "skills"))}
+        if "answer" in row.cells:  # the text, where ours is the letter
+            fields["answer"] = row.cells["answer"]
         if kind == _MULTI_CHOICE:
             choices = self._listed(row, "choices")
             options = dict(zip(LETTERS, choices, strict=False))
@@ -200,8 +202,6 @@ class _Making:
                     f"{self._where(row)}: its answer_type {shown(kind)} is not integer, float or "
                     "list"
                 )
-            if "precision" not in row.cells:
-                fields["precision"] = str(len(answer.partition(".")[2]))
         return self._make(row, self._question_text(row), answer, options, fields)
 
     def _free(self, row: DataRow) -> BenchmarkQuestion:

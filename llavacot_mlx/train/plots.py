@@ -56,7 +56,7 @@ def draw_stats(stats: Stats, file: Path) -> None:
 
     Raises UserError as `check_can_draw` does.
     """
-    figure = _figure(file, STATS_SIZE)
+    figure = new_figure(file, STATS_SIZE)
     grid = figure.add_gridspec(3, 4, height_ratios=(1, 1, 1.15))
     # Each stage has its own scale: on a common one, the short stages would be a single bar.
     for column, (stage, counts) in enumerate(stats.stages.items()):
@@ -71,7 +71,7 @@ def draw_stats(stats: Stats, file: Path) -> None:
     axes = figure.add_subplot(grid[2, 3])
     _draw_tiles(axes, stats.tiles)
     figure.suptitle(f"{stats.rows:,} rows, {stats.answers:,} answers", fontsize=15)
-    _save(figure, file)
+    save_figure(figure, file)
 
 
 def draw_curve(rows: Sequence[Mapping[str, Any]], file: Path, title: str) -> None:
@@ -80,7 +80,7 @@ def draw_curve(rows: Sequence[Mapping[str, Any]], file: Path, title: str) -> Non
     `rows` are the rows of the log: each has a `step`, and `loss`, `val_loss` or neither. `title`
     says what was trained on what. Raises UserError as `check_can_draw` does.
     """
-    figure = _figure(file, CURVE_SIZE)
+    figure = new_figure(file, CURVE_SIZE)
     stages = {kind: _points(rows, f"val_loss_{kind}") for kind in _KINDS}
     by_stage = any(steps.size for steps, _ in stages.values())
     axes, *beside = figure.subplots(1, 2 if by_stage else 1, squeeze=False)[0]
@@ -96,7 +96,7 @@ def draw_curve(rows: Sequence[Mapping[str, Any]], file: Path, title: str) -> Non
         _finish_curve(right)
         right.set_title("validation, by stage")
     figure.suptitle(title.replace("$", r"\$"), fontsize=13)
-    _save(figure, file)
+    save_figure(figure, file)
 
 
 def draw_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) -> None:
@@ -105,12 +105,12 @@ def draw_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) -> 
     `logs` maps the name of each run to its rows, as for `draw_curve`. Raises UserError as
     `check_can_draw` does.
     """
-    figure = _figure(file, CURVE_SIZE)
+    figure = new_figure(file, CURVE_SIZE)
     axes = figure.add_subplot()
     for number, (name, rows) in enumerate(logs.items()):
         _draw_training(axes, rows, f"C{number}", name)
     _finish_curve(axes)
-    _save(figure, file)
+    save_figure(figure, file)
 
 
 def _draw_training(axes: Axes, rows: Sequence[Mapping[str, Any]], color: str, name: str) -> None:
@@ -136,8 +136,8 @@ def _draw_validation(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 def _finish_curve(axes: Axes) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats a token")
-    _count_labels(axes.xaxis)
-    _style(axes)
+    label_counts(axes.xaxis)
+    style_axes(axes)
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
         axes.legend(frameon=False)
@@ -147,7 +147,8 @@ def _finish_curve(axes: Axes) -> None:
         _draw_none(axes)
 
 
-def _figure(file: Path, size: tuple[int, int]) -> Figure:
+def new_figure(file: Path, size: tuple[int, int]) -> Figure:
+    """An empty figure of `size` pixels. Raises UserError as `check_can_draw` does for `file`."""
     check_can_draw(file)
     from matplotlib.figure import Figure  # not pyplot, which would look for a screen
 
@@ -158,7 +159,8 @@ def _figure(file: Path, size: tuple[int, int]) -> Figure:
     return figure
 
 
-def _save(figure: Figure, file: Path) -> None:
+def save_figure(figure: Figure, file: Path) -> None:
+    """Writes a figure as a PNG file. Raises UserError when that fails."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the font lacks characters of a folder's name
@@ -168,7 +170,7 @@ def _save(figure: Figure, file: Path) -> None:
 
 def _draw_histogram(axes: Axes, counts: np.ndarray, longest: int, color: str) -> None:
     """Draws a histogram of whole numbers up to `longest`, with a line at the median."""
-    _style(axes)
+    style_axes(axes)
     if not counts.size:
         _draw_none(axes)
         return
@@ -185,13 +187,13 @@ def _draw_histogram(axes: Axes, counts: np.ndarray, longest: int, color: str) ->
         va="top",
     )
     axes.set_xlim(0, longest + width)
-    _count_labels(axes.xaxis)
-    _count_labels(axes.yaxis)
+    label_counts(axes.xaxis)
+    label_counts(axes.yaxis)
 
 
 def _draw_sources(axes: Axes, sources: Mapping[str, int]) -> None:
     axes.set_title("rows by source (the first folder of the image path)")
-    _style(axes, grid="x")
+    style_axes(axes, grid="x")
     if not sources:
         _draw_none(axes)
         return
@@ -209,17 +211,17 @@ def _draw_sources(axes: Axes, sources: Mapping[str, int]) -> None:
     # Room for a few bars in any case: a single one would fill the figure.
     axes.set_ylim(max(len(bars), _LEAST_SOURCES) - 0.5, -0.5)
     axes.margins(x=0.1)
-    _count_labels(axes.xaxis)
+    label_counts(axes.xaxis)
 
 
 def _draw_tiles(axes: Axes, tiles: Mapping[int, int]) -> None:
     axes.set_title("rows by number of tiles of the image")
-    _style(axes)
+    style_axes(axes)
     if not tiles:
         _draw_none(axes)
         return
     axes.bar([str(count) for count in tiles], list(tiles.values()), color=_BLUE)
-    _count_labels(axes.yaxis)
+    label_counts(axes.yaxis)
 
 
 def _points(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -247,7 +249,7 @@ def _draw_none(axes: Axes) -> None:
     axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center", color=_GRAY)
 
 
-def _count_labels(axis: Axis) -> None:
+def label_counts(axis: Axis) -> None:
     """Labels the axis with whole numbers, with a comma between thousands."""
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
@@ -255,7 +257,7 @@ def _count_labels(axis: Axis) -> None:
     axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
-def _style(axes: Axes, grid: str = "y") -> None:
+def style_axes(axes: Axes, grid: str = "y") -> None:
     """Removes the frame's top and right sides, and draws a faint grid."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
