@@ -165,10 +165,10 @@ def shown(value: Any) -> str:
     return text
 
 
-def brief(name: object) -> str:
-    """A key or another name from a file, truncated to 80 characters."""
+def brief(name: object, length: int = _MAX_NAME) -> str:
+    """A key or another name from a file, truncated to `length` characters."""
     text = str(name)
-    return text if len(text) <= _MAX_NAME else f"{text[:_MAX_NAME]}…"
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
 def quoted(name: object) -> str:

@@ -14,6 +14,7 @@ from llavacot_mlx.errors import UserError
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _REVISION = re.compile(r"[\w.][\w./+-]*")
 _HUBS = ("huggingface.co", "hf.co", "hf-mirror.com")
+_MAX_SHOWN = 150  # characters
 _OTHER_KINDS = {"datasets": "a data set", "spaces": "a space", "collections": "a collection"}
 _IN_A_REPOSITORY = ("tree", "blob", "resolve", "raw", "commit")
 _CACHED = re.compile(r"models--(.+?)--(.+)")
@@ -47,14 +48,14 @@ def parse_model_name(text: str, revision: str | None = None) -> ModelName:
     try:
         return _parsed(text, revision)
     except ValueError:  # of urllib, for what is no address
-        raise UserError(f"{brief(text)}: is no name of a model") from None
+        raise UserError(f"{_shown(text)}: is no name of a model") from None
 
 
 def _parsed(text: str, revision: str | None) -> ModelName:
     if folder := _folder(text):
         if revision is not None:
             raise UserError(
-                f"--revision {revision}: goes with an id on the hub; {brief(text)} is a folder"
+                f"--revision {revision}: goes with an id on the hub; {_shown(text)} is a folder"
             )
         return ModelName(folder=folder)
     name = text.strip().strip("'\"").strip()
@@ -63,19 +64,24 @@ def _parsed(text: str, revision: str | None) -> ModelName:
     found = _addressed(name) or _named(name)
     if found is None:
         raise UserError(
-            f"{brief(text)}: no such folder; a model is a folder, or an id like owner/name on the "
+            f"{_shown(text)}: no such folder; a model is a folder, or an id like owner/name on the "
             "hub"
         )
     given = [each for each in (found.revision, revision) if each is not None]
     if len(set(given)) > 1:
         raise UserError(
-            f"{brief(text)} names the revision {brief(given[0])}, and --revision says {given[1]}"
+            f"{_shown(text)} names the revision {brief(given[0])}, and --revision says {given[1]}"
         )
     if given and not _REVISION.fullmatch(given[0]):
         raise UserError(
             f"{quoted(given[0])} is no name of a revision: give a branch, a tag or a commit"
         )
     return ModelName(id=found.id, revision=given[0] if given else None)
+
+
+def _shown(text: str) -> str:
+    """A name as errors repeat it; it may be a path."""
+    return brief(text, _MAX_SHOWN)
 
 
 def is_model_name(text: str) -> bool:
@@ -103,7 +109,7 @@ def _folder(text: str) -> Path | None:
                 beside = folder.parent
                 hint = f": give its folder, {beside}" if (beside / "config.json").exists() else ""
                 raise UserError(
-                    f"{brief(text)}: a file; a model is a folder with config.json and "
+                    f"{_shown(text)}: a file; a model is a folder with config.json and "
                     f"*.safetensors{hint}"
                 )
         except (OSError, ValueError, RuntimeError):  # too long, a NUL, an unknown ~user

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llavacot_mlx.checked import KeyRules, checked
+from llavacot_mlx.checked import KeyRules, checked, named
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.plan.plan import MAX_CANDIDATES
-from llavacot_mlx.plan.plan_yaml import plan_from_dict
+from llavacot_mlx.plan.plan_yaml import plan_from_dict, plan_to_dict
 from llavacot_mlx.prompt.stages import (
     Closed,
     Stage,
@@ -199,6 +199,7 @@ class Trace:
         if value.get("answer") != (before if trace.finish is None else trace.answer):
             raise UserError("answer: not the conclusion among stages")
         _check_stages(trace)
+        trace = dataclasses.replace(trace, search=_with_whole_plan(trace.search))
         _check_tree(trace.search)
         if trace.events:
             _check_log(trace)
@@ -269,14 +270,21 @@ def _check_stages(trace: Trace) -> None:
         raise UserError("stages: not those that the tags in text say")
 
 
+def _with_whole_plan(search: SearchRecord) -> SearchRecord:
+    """The search with all numbers in its plan, also those that a plan may leave out.
+
+    Raises UserError for a plan that is none. A trace may have an empty one.
+    """
+    if not search.plan:
+        return search
+    with named("search.plan"):
+        plan = plan_to_dict(plan_from_dict(search.plan))
+    return dataclasses.replace(search, plan=plan)
+
+
 def _check_tree(search: SearchRecord) -> None:
     """Raises UserError if candidates, choices and plan contradict each other."""
-    steps = None
-    if search.plan:
-        try:
-            steps = len(plan_from_dict(search.plan).steps)
-        except UserError as problem:
-            raise UserError(f"search.plan: {problem}") from None
+    steps = len(search.plan["steps"]) if search.plan else None
     for index, node in enumerate(search.nodes):
         where = f"search.nodes[{index}]"
         if node.id != index:

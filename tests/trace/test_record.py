@@ -157,3 +157,11 @@ def test_a_round_of_more_candidates_than_a_plan_allows() -> None:
     value["search"]["choices"][0]["nodes"] = [0] * 257
     with pytest.raises(UserError, match="a round of 257 candidates, and 256 are the most"):
         Trace.from_dict(value)
+
+
+def test_a_plan_in_a_trace_that_leaves_numbers_out() -> None:
+    """The page of such a trace was an internal KeyError."""
+    value = stored_object(retracing())
+    whole = Trace.from_dict(value).search.plan["retrace"]
+    del value["search"]["plan"]["retrace"]["most"]
+    assert Trace.from_dict(value).search.plan["retrace"] == {**whole, "most": 3}
