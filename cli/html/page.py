@@ -41,12 +41,8 @@ def page(trace: Trace, picture: bytes | None, *, from_file: bool = False) -> str
     return page_template("page.html.j2").render(
         trace=trace,
         picture=shown,
-<<<<<<< HEAD
         from_file=from_file,
-        style=(_FOLDER / "page.css").read_text(encoding="utf-8"),
-=======
         style=page_style(),
->>>>>>> sets
         parts=_parts(trace),
         search=search_section(trace) if trace.search.nodes else None,
         notices=trace.search.notices,

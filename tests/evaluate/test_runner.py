@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,17 @@ class Answerer:
         self.say = say
         self.asked: list[Request] = []
 
-    def stream(self, request: Request) -> Answerer:
-        self.asked.append(request)
-        return self
+    def ask_many(
+        self, requests: Iterable[Request], **_: object
+    ) -> Iterator[tuple[int, Trace | UserError]]:
+        for index, request in enumerate(requests):
+            self.asked.append(request)
+            try:
+                yield index, self.answer(request)
+            except UserError as problem:
+                yield index, problem
 
-    def result(self) -> Trace:
-        request = self.asked[-1]
+    def answer(self, request: Request) -> Trace:
         text = f"<CONCLUSION> {self.say(request)} </CONCLUSION>"
         return Trace(
             question=request.question,
@@ -384,4 +389,4 @@ def test_a_broken_line_amid_the_answers_is_named(tmp_path: Path) -> None:
 
 
 def test_assistants_have_what_the_runner_calls() -> None:
-    assert callable(Assistant.stream)
+    assert callable(Assistant.ask_many)

@@ -57,12 +57,13 @@ def without_seconds(file: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_a_run_that_is_killed_ten_times_is_as_one_that_was_not(tiny: Path, room: Path) -> None:
     """kill -9 at random moments of sampled answers, then the rest."""
+    few = ("--batch-size", "2")  # so that answers end one after the other
     assert run(*shapes(tiny, "whole"), cwd=room).returncode == 0
     rng = random.Random(5)
     file = room / "killed" / "answers.jsonl"
     for number in range(1, 11):
         process = subprocess.Popen(
-            command(*shapes(tiny, "killed")),
+            command(*shapes(tiny, "killed", *few)),
             cwd=room,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -76,7 +77,7 @@ def test_a_run_that_is_killed_ten_times_is_as_one_that_was_not(tiny: Path, room:
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert 0 < len(file.read_bytes().splitlines()) < 30
-    done = run(*shapes(tiny, "killed"), cwd=room)
+    done = run(*shapes(tiny, "killed", *few), cwd=room)
     assert done.returncode == 0, done.stderr
     assert "answers are there already" in done.stderr
     assert without_seconds(file) == without_seconds(room / "whole" / "answers.jsonl")
