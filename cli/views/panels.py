@@ -100,8 +100,7 @@ def round_panel(
     color = STAGE_COLORS[round.stage or Stage.CONCLUSION]
     title = Text(round.title, style=f"not dim {color}")
     for line in rows if framed else [title, *rows]:
-        # A line that folds would need another row.
-        line.truncate(inner, overflow="ellipsis")
+        line.truncate(inner)  # a line that folds would need another row
     if not framed:
         return Group(title, *rows)
     return _panel(Group(*rows), title, note, border=f"dim {color}", box=ROUNDED, width=width)

@@ -33,6 +33,8 @@ from llavacot_mlx.model.mllama import Mllama
 _BATCH_SHARE = 0.05
 """Fraction of the checkpoint that is read at once: enough for parallel reading, and little memory
 compared with the whole."""
+_MOST_PACKED = 16
+"""Weights that are packed into one 32-bit word at most, in the fewest bits that MLX has."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,8 @@ def _check_sizes(config: ModelConfig, tensors: Mapping[str, SourceTensor], where
     """Raises UserError where config.json's sizes are not those of the weights.
 
     `check_tree` compares all shapes, once the model is constructed: of impossible sizes, that takes
-    minutes and gigabytes. These weights are never quantized, and decide how large the rest is.
+    minutes and gigabytes. These weights decide how large the rest is. Of them, only the embedding
+    of tiles may be quantized: its rows are packed.
     """
     text, vision = config.text, config.vision
     for name, shape in (
@@ -174,6 +177,9 @@ def _check_sizes(config: ModelConfig, tensors: Mapping[str, SourceTensor], where
         tensor = tensors.get(name)
         if tensor is None:
             raise UserError(f"{where}: the weight {name} is missing{_why_missing(where)}")
+        packed = f"{name.removesuffix('.weight')}.scales" in tensors and len(tensor.shape) == 2
+        if packed and tensor.shape[0] == shape[0] and shape[1] <= _MOST_PACKED * tensor.shape[1]:
+            continue
         if tensor.shape != shape:
             raise UserError(
                 f"{where}: the weight {brief(tensor.entry.name)} in {tensor.entry.file.name} has "
