@@ -178,7 +178,7 @@ def _check_sizes(config: ModelConfig, tensors: Mapping[str, SourceTensor], where
         if tensor is None:
             raise UserError(f"{where}: the weight {name} is missing{_why_missing(where)}")
         packed = f"{name.removesuffix('.weight')}.scales" in tensors and len(tensor.shape) == 2
-        if packed and tensor.shape[0] == shape[0] and shape[1] <= _MOST_PACKED * tensor.shape[1]:
+        if packed and tensor.shape[0] == shape[0] and shape[-1] <= _MOST_PACKED * tensor.shape[-1]:
             continue
         if tensor.shape != shape:
             raise UserError(
