@@ -716,7 +716,7 @@ def _ask(
     limits: Limits,
     workers: Workers,
 ) -> None:
-    """Asks what has no answer yet, with a bar; loads the model if there is anything to ask."""
+    """Asks what has no answer yet, with a bar of this process's share."""
     from llavacot_mlx.cli.views.eval_progress import EvalProgress
     from llavacot_mlx.evaluate.answer_file import read_answers
     from llavacot_mlx.evaluate.runner import run_sets
@@ -724,7 +724,7 @@ def _ask(
     planned = {
         (each.name, question.index, question.rotation)
         for each in sets
-        for group in each.take(record.limit)
+        for group in workers.shard(tuple(each.take(record.limit)))
         for question in group
     }
     before = sum(key[:3] in planned for key in read_answers(out))
