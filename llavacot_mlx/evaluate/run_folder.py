@@ -94,21 +94,23 @@ class RunRecord:
         return replace(self, versions=versions, machine=machine)
 
     def differences(self, other: RunRecord) -> list[str]:
-        """In what `other`, a run into the same folder, is another run; empty where it goes on."""
+        """In what `other`, a run into the same folder, is another run; empty where it goes on.
+
+        A model or a file may have been moved, as long as it is the same.
+        """
         mine, others = _identity(self), _identity(other)
         return [
-            f"{name} is {shown(mine[name])} there and {shown(others[name])} here"
-            for name in mine.keys() | others.keys()
-            if mine.get(name) != others.get(name)
+            f"{name} is {mine[name][1] if name in mine else 'none'} there and "
+            f"{others[name][1] if name in others else 'none'} here"
+            for name in dict.fromkeys([*mine, *others])
+            if mine.get(name, (None,))[0] != others.get(name, (None,))[0]
         ]
 
 
-def _identity(record: RunRecord) -> dict[str, Any]:
-    """What must stay the same for a run to go on, flat; names of files may change."""
+def _identity(record: RunRecord) -> dict[str, tuple[Any, str]]:
+    """What must stay the same for a run to go on, and how an error shows it."""
     model = record.model
     value: dict[str, Any] = {
-        "the model": f"{model.name} ({model.fingerprint[:8]})",
-        "the adapter": model.adapter and f"{model.adapter} ({(model.adapter_sha256 or '')[:8]})",
         "--seed": record.seed,
         "--repeats": record.repeats,
         "--until": record.until,
@@ -118,13 +120,18 @@ def _identity(record: RunRecord) -> dict[str, Any]:
     }
     profile = record.profile.to_dict()
     value |= {f"the profile's {key}": part for key, part in profile.items() if key != "name"}
-    if record.plan != {}:
-        value["the search"] = json.dumps(record.plan, sort_keys=True)
     for name, each in record.sets.items():
         for key, part in each.source.items():
             if key != "file":
                 value[f"{name}'s {key}"] = part
-    return value
+    return {
+        "the model": (model.fingerprint, f"{model.name} ({model.fingerprint[:8]})"),
+        "the adapter": (
+            model.adapter_sha256,
+            f"{model.adapter} ({(model.adapter_sha256 or '')[:8]})" if model.adapter else "none",
+        ),
+        **{name: (part, shown(part)) for name, part in value.items()},
+    }
 
 
 def read_run(folder: Path) -> RunRecord:

@@ -240,6 +240,19 @@ def test_reports_exports_and_curves(tiny: Path, room: Path) -> None:
     assert (room / "curve.png").exists()
 
 
+def test_a_search_is_kept_as_a_trace(tiny: Path, room: Path) -> None:
+    words = ["--limit", "2", "--search", "best-of-n", "--candidates", "2", "--judge", "logprob"]
+    done = run(*shapes(tiny, "a", *words), cwd=room)
+    assert done.returncode == 0, done.stderr
+    files = sorted((room / "a" / "traces" / "shapes").iterdir())
+    assert [file.name for file in files] == ["0.0.0.json", "1.0.0.json"]
+    shown = subprocess.run(
+        [sys.executable, "-m", "llavacot_mlx", "trace", files[0]], capture_output=True, text=True
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "best-of-n" in shown.stdout
+
+
 def test_a_page_shows_hostile_answers_as_text(tiny: Path, room: Path) -> None:
     done = run(*shapes(tiny, "a", "--limit", "2"), cwd=room)
     assert done.returncode == 0
