@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -678,7 +677,7 @@ def _run(
     as_json: bool,
 ) -> None:
     from llavacot_mlx.evaluate.model_record import model_record
-    from llavacot_mlx.evaluate.run_folder import RunRecord, SetRecord, begin, writing_to
+    from llavacot_mlx.evaluate.run_folder import RunRecord, SetRecord, begun
     from llavacot_mlx.evaluate.score_run import score_by_rule
     from llavacot_mlx.plan.plan_yaml import plan_to_dict
     from llavacot_mlx.train.distributed import Workers
@@ -691,10 +690,7 @@ def _run(
         plan=plan_to_dict(profile.plan()),
         **vars(wanted),
     )
-    with writing_to(out) if workers.is_main else nullcontext():
-        if workers.is_main:
-            begin(out, record)
-        workers.wait()
+    with begun(out, record, workers):
         try:
             _ask(out, record, sets, model, limits, workers)
         except KeyboardInterrupt:

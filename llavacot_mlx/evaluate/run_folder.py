@@ -18,6 +18,7 @@ from llavacot_mlx.checked import checked, named, read_json, shown
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.evaluate.benchmark_set import BenchmarkSet, Task
 from llavacot_mlx.evaluate.profile import Profile
+from llavacot_mlx.train.distributed import Workers
 
 FILE_NAME = "run.json"
 _LOCK_NAME = ".lock"
@@ -168,6 +169,19 @@ def writing_to(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def begun(folder: Path, record: RunRecord, workers: Workers) -> Iterator[None]:
+    """Begins a run, or goes on with it, for the time of the block; of the processes one locks it.
+
+    Raises UserError as `begin` and `writing_to` do.
+    """
+    with writing_to(folder) if workers.is_main else contextlib.nullcontext():
+        if workers.is_main:
+            begin(folder, record)
+        workers.wait()
+        yield
 
 
 def begin(folder: Path, record: RunRecord) -> None:
