@@ -1,52 +1,64 @@
 """Measures the quality and the cost of a search: `python -m benchmarks.search_quality`.
 
 Held-out questions of the demo world are answered by every method with every judge, at the
-published sampling (temperature 0.6, top-p 0.9). A judge of this benchmark, `oracle`,
-knows the truth: it is the upper bound for any judge. Outcomes are appended to `rows.jsonl` in
-the folder `--rows` as soon as a question is done, and a run that was stopped resumes after them.
+published sampling (temperature 0.6, top-p 0.9). A judge of this benchmark, `oracle`, knows the
+truth: it is the upper bound for any judge. Each method and judge is a run of `llavacot eval` in the
+folder `--runs`, which a run that was stopped goes on with; `mlx.launch -n 2` shares the questions.
 At the end the table is printed and written to `benchmarks/results/search_quality.json`.
 
-A candidate's random numbers depend only on the seed and on its position in the tree. So the first n
-of many whole answers are those of best-of-n with n candidates, with any judge. They are decoded
-once for all n and all judges; `sample` is the first of them.
+A candidate's random numbers depend only on the question's seed and on its position in the tree. So
+the first n of many whole answers are those of best-of-n with n candidates. They are decoded once
+for all n: the others are read from the traces of the run. `sample` is the first of them, and
+`majority` counts them.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import multiprocessing
-import random
+import math
 import statistics
-import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
+from PIL import Image
+
 from benchmarks.machine import machine
+from llavacot_mlx.answer import LoadedModel
+from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.checkpoint.config_json import load_config
 from llavacot_mlx.checkpoint.weights import load_model
 from llavacot_mlx.demo import model_path
-from llavacot_mlx.demo.world import SPLITS, Question, Split, draw, questions, scene
+from llavacot_mlx.demo.world import TEST, Question, draw, scene
+from llavacot_mlx.evaluate.benchmark_set import BenchmarkSet
+from llavacot_mlx.evaluate.conclusion import prediction
+from llavacot_mlx.evaluate.grade import grade_by_rule
+from llavacot_mlx.evaluate.model_record import model_record
+from llavacot_mlx.evaluate.option_inference import Scorer
+from llavacot_mlx.evaluate.profile import Profile
+from llavacot_mlx.evaluate.run_folder import RunRecord, SetRecord, begun
+from llavacot_mlx.evaluate.runner import TRACES, run_sets
+from llavacot_mlx.evaluate.score import GradedAnswer
+from llavacot_mlx.evaluate.score_run import score_by_rule
+from llavacot_mlx.evaluate.shapes import NAME, open_shapes, world_question
 from llavacot_mlx.evaluate.statistics import Difference, difference, wilson
-from llavacot_mlx.generate.prefill import PrefilledPrompt, prefill
 from llavacot_mlx.generate.sampling_params import PUBLISHED_SAMPLING
-from llavacot_mlx.model.kv_budget import KVBudget
-from llavacot_mlx.plan.plan import LOGPROB, SELF, Method, Plan, Settings, make_plan
+from llavacot_mlx.plan.plan import LOGPROB, SELF, Method, Settings, make_plan
+from llavacot_mlx.plan.plan_yaml import plan_to_dict
 from llavacot_mlx.prompt.image_processor import ImageProcessor
-from llavacot_mlx.prompt.image_spans import Prompt
-from llavacot_mlx.prompt.stages import Stage
-from llavacot_mlx.prompt.tokenizer import Tokenizer, Turn
-from llavacot_mlx.search.calibration import Calibration, load_calibration
-from llavacot_mlx.search.context import SearchContext
-from llavacot_mlx.search.engine import Search, keep_best
-from llavacot_mlx.search.judges.base import Judge
-from llavacot_mlx.search.judges.logprob import LogprobJudge
-from llavacot_mlx.search.judges.majority import MajorityJudge
-from llavacot_mlx.search.judges.self_judge import SelfJudge
-from llavacot_mlx.search.node import Node
-from llavacot_mlx.usage import Timings, Usage
+from llavacot_mlx.prompt.stages import Closed, Stage, StageParser
+from llavacot_mlx.prompt.tokenizer import Tokenizer
+from llavacot_mlx.search.calibration import ScoreStats, load_calibration
+from llavacot_mlx.search.judges.base import Candidate, ExternalJudge
+from llavacot_mlx.search.judges.plugins import ExternalJudges
+from llavacot_mlx.trace.file import read_trace
+from llavacot_mlx.trace.finish import Finish
+from llavacot_mlx.trace.record import NodeRecord
+from llavacot_mlx.train.distributed import Workers
 
 RESULT = Path(__file__).parent / "results" / "search_quality.json"
 SEED = 0
@@ -54,7 +66,6 @@ MOST_TOKENS = 320  # reference answers have at most about 200
 CANDIDATES = 4  # numbers of candidates of best-of-n and majority in the table
 ORACLE = "oracle"
 JUDGES = (SELF, LOGPROB, ORACLE)
-_EVERYONE = "everyone"
 WHOLE = (Method.SAMPLE, Method.BEST_OF_N, Method.MAJORITY)  # chosen from the same whole answers
 
 
@@ -83,268 +94,214 @@ class Outcome:
     """Seconds from the picture to the answer; None if the answers were also decoded for others."""
 
 
+# --- The judge that knows the truth. ---
+
+
 class Oracle:
-    """Knows the reference answer: scores 1 for that text or a beginning of it, and 0 otherwise."""
+    """Knows the reference answer: scores 1 for that text or a beginning of it, and 0 otherwise.
 
-    def __init__(self, question: Question) -> None:
-        self._question = question
+    It recognizes a question by its text and its picture.
+    """
 
-    def scores(self, nodes: Sequence[Node]) -> list[float | None]:
-        return [None if node.stage is None else self._score(node) for node in nodes]
+    def __init__(self, numbers: Iterable[int]) -> None:
+        self._known: dict[tuple[str, str], Question] = {}
+        for number in numbers:
+            question = world_question(TEST, number)
+            assert question is not None
+            self._known[_digest(draw(scene(TEST.seed(number)))), question.text] = question
 
-    def _score(self, node: Node) -> float:
-        assert node.stage is not None
-        truth, text = self._question.stage_text(node.stage), node.stage_text.strip()
-        ended = any(record.stage is node.stage for record in node.stages)
-        return float(text == truth if ended else truth.startswith(text))
-
-
-class Everyone:
-    """Asks several judges about whole answers, and stores their scores in `given`."""
-
-    def __init__(self, judges: Mapping[str, Judge]) -> None:
-        self._judges = judges
-        self.given: dict[tuple[int, ...], dict[str, float | None]] = {}
-        """By an answer's tokens and by judge."""
-
-    def scores(self, nodes: Sequence[Node]) -> list[float | None]:
-        for name, judge in self._judges.items():
-            for node, score in zip(nodes, judge.scores(nodes), strict=True):
-                self.given.setdefault(tuple(node.token_ids), {})[name] = score
-        return [None for _ in nodes]
+    def scores(
+        self, image: Image.Image | None, question: str, candidates: Sequence[Candidate]
+    ) -> list[float | None]:
+        assert image is not None
+        known = self._known[_digest(image), question]
+        return [None if each.stage is None else _score(known, each) for each in candidates]
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A question, and its prompt read once for every search on it."""
-
-    index: int
-    question: Question
-    context: PrefilledPrompt
-    seconds: float
-    """Seconds that reading took, including the picture."""
+def _digest(image: Image.Image) -> str:
+    return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
 
 
-class Examiner:
-    """A model in memory that answers the world's questions in every way."""
+def _score(question: Question, candidate: Candidate) -> float:
+    assert candidate.stage is not None
+    truth, text = question.stage_text(candidate.stage), candidate.stage_text.strip()
+    ended = candidate.answer.rstrip().endswith(candidate.stage.closing)
+    return float(text == truth if ended else truth.startswith(text))
 
-    def __init__(self, folder: Path) -> None:
-        config = load_config(folder)
-        self._tokenizer = Tokenizer.load(folder, config)
-        self._image_processor = ImageProcessor.load(folder, config.vision)
-        self._model = load_model(folder, "float32")
-        self._calibration: Calibration = load_calibration(folder)
 
-    def outcomes(
-        self, split: Split, index: int, contenders: Sequence[Contender]
-    ) -> Iterator[Outcome]:
-        """Runs these contenders on one question; they may share whole answers."""
-        seed = split.seed(index)
-        world = scene(seed)
-        question = questions(world, random.Random(f"rows {seed}"))[0]
-        began = time.perf_counter()
-        ids = self._tokenizer.prompt([Turn("user", question.text, images=1)])
-        prompt = Prompt(tuple(ids), (self._image_processor(draw(world)),))
-        context = prefill(self._model, prompt, Usage(), Timings())
-        asked = _Asked(index, question, context, time.perf_counter() - began)
-        whole = [contender for contender in contenders if contender.method in WHOLE]
-        if whole:
-            judges = {contender.judge for contender in whole if contender.judge}
-            answers = max(contender.candidates for contender in whole)
-            yield from self._whole(asked, sorted(judges), answers)
-        for contender in contenders:
-            if contender not in whole:
-                yield self._searched(asked, contender)
+class Judges(ExternalJudges):
+    """The installed judges, and the oracle."""
 
-    def _whole(self, asked: _Asked, judges: Sequence[str], answers: int) -> Iterator[Outcome]:
-        """The first sample, and the choices of judges and majority from the first n answers."""
-        usage = Usage()
-        everyone = Everyone({name: self._judge(name, asked, usage) for name in judges})
-        plan = make_plan(Settings(Method.BEST_OF_N, answers, judge=_EVERYONE))
-        search = self._search(asked, plan, everyone, usage)
-        for _ in search.run(asked.context.state()):
-            pass
-        nodes = search.nodes
-        # The engine judges equal candidates once.
-        a_question = usage.judge_tokens // max(1, len(everyone.given))
-        yield _outcome(asked, Contender(Method.SAMPLE), nodes[:1], nodes[0], 0)
-        for count in range(2, len(nodes) + 1):
-            first = nodes[:count]
-            different = {tuple(node.token_ids) for node in first}
-            for name in judges:
-                given = [everyone.given[tuple(node.token_ids)][name] for node in first]
-                spent = a_question * len(different) if name == SELF else 0
-                contender = Contender(Method.BEST_OF_N, name, count)
-                yield _outcome(asked, contender, first, _best(first, given), spent)
-            chosen = _best(first, MajorityJudge().scores(first))
-            yield _outcome(asked, Contender(Method.MAJORITY, "", count), first, chosen, 0)
+    def __init__(self, oracle: Oracle) -> None:
+        super().__init__()
+        self._oracle = oracle
 
-    def _searched(self, asked: _Asked, contender: Contender) -> Outcome:
-        usage = Usage()
-        began = time.perf_counter()
-        plan = self._plan(contender)
-        search = self._search(asked, plan, self._judge(contender.judge, asked, usage), usage)
-        for _ in search.run(asked.context.state()):
-            pass
-        answer = _answer(search.nodes, search.best_ids)
-        return Outcome(
-            question=asked.index,
-            contender=contender,
-            right=answer == asked.question.answer,
-            answer=answer,
-            decoded=usage.decoded_tokens,
-            judge_tokens=usage.judge_tokens,
-            retraces=search.retraces,
-            seconds=round(asked.seconds + time.perf_counter() - began, 3),
+    def get(self, name: str) -> ExternalJudge:
+        return self._oracle if name == ORACLE else super().get(name)
+
+
+def load(folder: Path, numbers: Iterable[int]) -> Assistant:
+    """The model with the oracle of these questions among its judges."""
+    config = load_config(folder)
+    half = ScoreStats(count=1, mean=0.5, std=0.0)  # so the oracle's threshold is between 0 and 1
+    return Assistant(
+        LoadedModel(
+            model=load_model(folder, "float32"),
+            tokenizer=Tokenizer.load(folder, config),
+            image_processor=ImageProcessor.load(folder, config.vision),
+            calibration={**load_calibration(folder), ORACLE: dict.fromkeys(Stage, half)},
+            name=str(folder),
+            adapter=None,
+            load_s=0.0,
+            external_judges=Judges(Oracle(numbers)),
         )
-
-    def _plan(self, contender: Contender) -> Plan:
-        """The method's defaults, and the judge's calibrated threshold."""
-        plan = make_plan(Settings(contender.method, judge=contender.judge or None))
-        if plan.retrace is None:
-            return plan
-        if contender.judge == ORACLE:
-            threshold = 0.5
-        else:
-            stats = self._calibration[contender.judge][list(Stage)[plan.retrace.after]]
-            threshold = stats.threshold(plan.retrace.deviations)
-        return replace(plan, retrace=replace(plan.retrace, threshold=threshold))
-
-    def _search(self, asked: _Asked, plan: Plan, judge: Judge, usage: Usage) -> Search:
-        context = self._context(asked, usage)
-        return Search(context, plan, {plan.judge: judge}, SEED, MOST_TOKENS)
-
-    def _context(self, asked: _Asked, usage: Usage) -> SearchContext:
-        return SearchContext(
-            model=self._model,
-            image_kv=asked.context.image_kv,
-            usage=usage,
-            kv_budget=KVBudget(usage),
-            tokenizer=self._tokenizer,
-            timings=Timings(),
-            image=None,  # no judge here reads it
-            question=asked.question.text,
-        )
-
-    def _judge(self, name: str, asked: _Asked, usage: Usage) -> Judge:
-        if name == ORACLE:
-            return Oracle(asked.question)
-        if name == SELF:
-            return SelfJudge(self._context(asked, usage))
-        return LogprobJudge()
+    )
 
 
-def _best(nodes: Sequence[Node], scores: Sequence[float | None]) -> Node:
-    """The candidates that the engine would keep if a judge gave them these scores."""
-    for node, score in zip(nodes, scores, strict=True):
-        node.score = score
-    return keep_best(nodes, 1)[0]
-
-
-def _answer(nodes: Sequence[Node], path: Sequence[int]) -> str | None:
-    """The conclusion of the candidate at the end of the path of tokens."""
-    chosen = next(node for node in nodes if node.path_ids == list(path))
-    return _conclusion(chosen)
-
-
-def _conclusion(node: Node) -> str | None:
-    """The text of the last CONCLUSION, as in a trace."""
-    conclusions = [
-        record.text.strip() for record in node.stages if record.stage is Stage.CONCLUSION
-    ]
-    return conclusions[-1] if conclusions else None
-
-
-def _outcome(
-    asked: _Asked, contender: Contender, nodes: Sequence[Node], chosen: Node, judge_tokens: int
-) -> Outcome:
-    answer = _conclusion(chosen)
-    decoded = sum(len(node.token_ids) for node in nodes)
-    right = answer == asked.question.answer
-    return Outcome(asked.index, contender, right, answer, decoded, judge_tokens, 0, None)
-
-
-# --- Rows on disk, so that a run can be stopped at any time. ---
+# --- Runs of `llavacot eval`. ---
 
 Outcomes = dict[Contender, dict[int, Outcome]]
 
 
 def contenders(methods: Sequence[str], judges: Sequence[str], answers: int) -> list[Contender]:
-    """All contenders: each method with each judge that it supports.
-
-    Best-of-n and majority take part with every n up to `answers`.
-    """
-    found, counts = [], range(2, answers + 1)
+    """What is run: each method with each judge that it supports, and whole answers once a judge."""
+    found = []
+    wants_whole = any(method in WHOLE for method in methods)
     for method in methods:
-        if method in (Method.GREEDY, Method.SAMPLE):
+        if method == Method.GREEDY:
             found.append(Contender(method))
-        elif method == Method.MAJORITY:
-            found += [Contender(method, "", count) for count in counts]
-        elif method == Method.BEST_OF_N:
-            found += [Contender(method, judge, count) for judge in judges for count in counts]
-        else:
+        elif method not in WHOLE:
             steps = make_plan(Settings(method, judge=SELF)).steps
             most = max(step.candidates for step in steps)
             found += [Contender(method, judge, most) for judge in judges]
+    if wants_whole:
+        found += [Contender(Method.BEST_OF_N, judge, answers) for judge in judges]
     return found
 
 
-def read_rows(file: Path) -> Outcomes:
-    """All outcomes so far, by contender and question; a truncated last line is ignored."""
-    outcomes: Outcomes = defaultdict(dict)
-    if file.exists():
-        for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                row = json.loads(line)
-                outcome = Outcome(**(row | {"contender": Contender(**row["contender"])}))
-                outcomes[outcome.contender][outcome.question] = outcome
-    return outcomes
-
-
-def run(
-    file: Path,
-    model: Path,
-    split: Split,
-    numbers: range,
-    wanted: Sequence[Contender],
-    processes: int,
-) -> None:
-    """Answers the questions that are missing in the file, and appends their outcomes."""
-    outcomes = read_rows(file)
-    tasks = []
-    for index in numbers:
-        missing = [contender for contender in wanted if index not in outcomes[contender]]
-        if missing:
-            tasks.append((split, index, missing))
-    if not tasks:
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if file.exists():  # a truncated line must not join the next one
-        text = file.read_text(encoding="utf-8")
-        file.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
-    context = multiprocessing.get_context("spawn")
-    with (
-        context.Pool(processes, initializer=_load, initargs=(model,)) as pool,
-        file.open("a", encoding="utf-8") as rows,
-    ):
-        for done, found in enumerate(pool.imap_unordered(_examined, tasks), start=1):
-            rows.write("".join(json.dumps(asdict(outcome)) + "\n" for outcome in found))
-            rows.flush()
+def run(contender: Contender, runs: Path, model: Path, questions: BenchmarkSet) -> Path:
+    """Asks the questions that are missing in the contender's run, and returns its folder."""
+    workers = Workers.all()
+    samples = contender.method != Method.GREEDY
+    whole = contender.method == Method.BEST_OF_N
+    profile = Profile(
+        name=contender.method,
+        search=contender.method,
+        candidates=contender.candidates if whole else None,
+        judge=contender.judge or None,
+        temperature=PUBLISHED_SAMPLING.temperature if samples else 0.0,
+        max_tokens=MOST_TOKENS,
+    )
+    record = RunRecord(
+        sets={questions.name: SetRecord.of(questions)},
+        model=model_record(str(model), model, None),
+        profile=profile,
+        plan=plan_to_dict(profile.plan()),
+        seed=SEED,
+        limit=len(questions.questions),
+    )
+    folder = runs / "-".join(filter(None, (contender.method, contender.judge)))
+    numbers = [int(question.index) for question in questions.questions]
+    loaded = cache(lambda: load(model, numbers))
+    with begun(folder, record, workers):
+        answers = run_sets(loaded, folder, record, [questions], workers)
+        for done, _ in enumerate(answers, start=1):
             if done % 25 == 0:
-                print(f"{done} of {len(tasks)} questions", flush=True)
+                print(f"{folder.name}: {done} more questions", flush=True)
+    return folder
 
 
-_examiner: Examiner | None = None  # globals of a worker process
+def outcomes_of(contender: Contender, folder: Path) -> Iterator[Outcome]:
+    """What a run says about its contender; of whole answers, also with fewer of them."""
+    for graded in score_by_rule(folder).answers:
+        if contender.method == Method.BEST_OF_N:
+            yield from whole_outcomes(contender.judge, graded, folder)
+        else:
+            answer = graded.answer
+            yield Outcome(
+                question=int(answer.index),
+                contender=contender,
+                right=bool(graded.grade.right),
+                answer=graded.grade.value,
+                decoded=answer.decoded_tokens,
+                judge_tokens=answer.judge_tokens,
+                retraces=_retraces(folder, answer.index),
+                seconds=answer.seconds,
+            )
 
 
-def _load(model: Path) -> None:
-    global _examiner
-    _examiner = Examiner(model)
+def _retraces(folder: Path, index: int | str) -> int:
+    file = folder / TRACES / NAME / f"{index}.0.0.json"
+    return read_trace(file).trace.search.retraces if file.exists() else 0
 
 
-def _examined(task: tuple[Split, int, Sequence[Contender]]) -> list[Outcome]:
-    assert _examiner is not None
-    return list(_examiner.outcomes(*task))
+def whole_outcomes(judge: str, graded: GradedAnswer, folder: Path) -> Iterator[Outcome]:
+    """The first sample, and the choices of the judge and of the majority from the first n answers.
+
+    They are read from the trace of one search with the most answers.
+    """
+    search = read_trace(folder / TRACES / NAME / f"{graded.answer.index}.0.0.json").trace.search
+    nodes = search.nodes
+    different = len({node.text for node in nodes})
+    # The engine judges equal candidates once.
+    a_question = graded.answer.judge_tokens // max(1, different)
+
+    def outcome(contender: Contender, count: int, chosen: NodeRecord, spent: int) -> Outcome:
+        grade = grade_by_rule(graded.question, prediction(chosen.text), Scorer.VLMEVAL_2024)
+        return Outcome(
+            question=int(graded.answer.index),
+            contender=contender,
+            right=bool(grade.right),
+            answer=grade.value,
+            decoded=sum(node.tokens for node in nodes[:count]),
+            judge_tokens=spent,
+            retraces=0,
+            seconds=None,
+        )
+
+    yield outcome(Contender(Method.SAMPLE), 1, nodes[0], 0)
+    for count in range(2, len(nodes) + 1):
+        first = nodes[:count]
+        spent = a_question * len({node.text for node in first})
+        best = _best(first, [node.score for node in first])
+        yield outcome(Contender(Method.BEST_OF_N, judge, count), count, best, spent)
+        majority = _best(first, _votes(first))
+        yield outcome(Contender(Method.MAJORITY, "", count), count, majority, 0)
+
+
+def _best(nodes: Sequence[NodeRecord], scores: Sequence[float | None]) -> NodeRecord:
+    """The candidate that the engine keeps if a judge gives these scores; of equals the first."""
+
+    def rank(pair: tuple[NodeRecord, float | None]) -> tuple[bool, bool, float]:
+        node, score = pair
+        is_whole = node.finish is not Finish.REPETITION
+        return is_whole, node.closed, -math.inf if score is None else score
+
+    return max(zip(nodes, scores, strict=True), key=rank)[0]
+
+
+def _votes(nodes: Sequence[NodeRecord]) -> list[float | None]:
+    """The share of candidates with the same conclusion, as the judge `majority` counts them."""
+    conclusions = [_conclusion(node.text) for node in nodes]
+    votes = Counter(conclusions)
+    return [None if each is None else votes[each] / len(nodes) for each in conclusions]
+
+
+def _conclusion(text: str) -> str | None:
+    parser = StageParser()
+    events = [*parser.feed(text), *parser.finish()]
+    if not any(isinstance(event, Closed) and event.stage is Stage.CONCLUSION for event in events):
+        return None
+    return " ".join(prediction(text).casefold().split())
+
+
+def read_outcomes(found: Iterable[tuple[Contender, Path]]) -> Outcomes:
+    """All outcomes of these runs, by contender and question."""
+    outcomes: Outcomes = defaultdict(dict)
+    for contender, folder in found:
+        for outcome in outcomes_of(contender, folder):
+            outcomes[outcome.contender][outcome.question] = outcome
+    return outcomes
 
 
 # --- The table. ---
@@ -450,29 +407,26 @@ def _p(value: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", type=Path, default=model_path())
-    parser.add_argument("--split", choices=[split.name for split in SPLITS], default="test")
-    parser.add_argument(
-        "--questions", type=int, default=1000, help="how many; 0 prints the table of what is there"
-    )
+    parser.add_argument("--questions", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0, help="the first question's number")
     parser.add_argument("--methods", nargs="+", choices=list(Method), default=list(Method))
     parser.add_argument("--judges", nargs="+", choices=JUDGES, default=JUDGES)
     parser.add_argument("--answers", type=int, default=10, help="the largest n of best-of-n")
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--rows", type=Path, default=Path("search_quality"), help="a folder")
+    parser.add_argument("--runs", type=Path, default=Path("search_quality"), help="a folder")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    split = next(split for split in SPLITS if split.name == arguments.split)
-    file = arguments.rows / "rows.jsonl"
-    wanted = contenders(arguments.methods, arguments.judges, arguments.answers)
-    numbers = range(arguments.first, arguments.first + arguments.questions)
-    run(file, arguments.model, split, numbers, wanted, arguments.processes)
-    outcomes = read_rows(file)
-    lines = report(outcomes)
+    questions = open_shapes(NAME, first=arguments.first, count=arguments.questions)
+    found = [
+        (contender, run(contender, arguments.runs, arguments.model, questions))
+        for contender in contenders(arguments.methods, arguments.judges, arguments.answers)
+    ]
+    if not Workers.all().is_main:
+        return
+    lines = report(read_outcomes(found))
     print(table(lines))
     record = {
         "machine": machine(),
-        "split": split.name,
+        "split": TEST.name,
         "seed": SEED,
         "sampling": asdict(PUBLISHED_SAMPLING),
         "lines": [asdict(one) for one in lines],

@@ -73,6 +73,44 @@ DtypeOption = Annotated[
         "--dtype", help="Floating-point type of the unquantized weights. [default: as stored]"
     ),
 ]
+SEARCH_HELP = (
+    "greedy: always take the most likely token. sample: sample one answer. best-of-n: "
+    "keep the answer that the judge scores highest. majority: keep the conclusion that "
+    "most answers reach. sentence-beam, stage-beam: keep the best candidate after each "
+    "sentence or stage. swires: sample several captions and reasonings, and go back to "
+    "the captions when none is good enough. swires-code: swires with the parameters of "
+    "its authors' code. All but greedy sample at temperature 0.6 and top-p 0.9 by default."
+)
+CandidatesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--candidates",
+        metavar="N",
+        help="Number of candidates to choose from. [default: 4; beams: 2]",
+        rich_help_panel="Search",
+    ),
+]
+JudgeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--judge",
+        metavar="NAME|PATH",
+        help="self: ask the model whether its text is correct. pairwise: ask it which of two "
+        "is better. logprob: mean log-probability of the text. majority: number of answers "
+        "with the same conclusion. Or an installed judge, or a model that mlx-vlm loads. "
+        "[default: self; stage-beam: pairwise]",
+        rich_help_panel="Search",
+    ),
+]
+KVBitsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--kv-bits",
+        metavar="8|4",
+        help="Quantize the KV cache to 8 or 4 bits.",
+        rich_help_panel="Memory",
+    ),
+]
 ShowOption = Annotated[
     ShowLevel | None,
     typer.Option(

@@ -20,9 +20,13 @@ from llavacot_mlx.cli.gpu_advice import Work
 from llavacot_mlx.cli.load_assistant import load_assistant
 from llavacot_mlx.cli.next_steps import try_it
 from llavacot_mlx.cli.options import (
+    SEARCH_HELP,
     AdapterOption,
+    CandidatesOption,
     DebugOption,
     JsonOption,
+    JudgeOption,
+    KVBitsOption,
     MaxTokensOption,
     ModelOption,
     PlainOption,
@@ -109,24 +113,11 @@ def ask(
         Method | None,
         typer.Option(
             metavar="METHOD",
-            help="greedy: always take the most likely token. sample: sample one answer. best-of-n: "
-            "keep the answer that the judge scores highest. majority: keep the conclusion that "
-            "most answers reach. sentence-beam, stage-beam: keep the best candidate after each "
-            "sentence or stage. swires: sample several captions and reasonings, and go back to "
-            "the captions when none is good enough. swires-code: swires with the parameters of "
-            "its authors' code. All but greedy sample at temperature 0.6 and top-p 0.9 by default. "
-            "[default: greedy]",
+            help=f"{SEARCH_HELP} [default: greedy]",
             rich_help_panel="Search",
         ),
     ] = None,
-    candidates: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Number of candidates to choose from. [default: 4; beams: 2]",
-            rich_help_panel="Search",
-        ),
-    ] = None,
+    candidates: CandidatesOption = None,
     keep: Annotated[
         int | None,
         typer.Option(
@@ -135,17 +126,7 @@ def ask(
             rich_help_panel="Search",
         ),
     ] = None,
-    judge: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|PATH",
-            help="self: ask the model whether its text is correct. pairwise: ask it which of two "
-            "is better. logprob: mean log-probability of the text. majority: number of answers "
-            "with the same conclusion. Or an installed judge, or a model that mlx-vlm loads. "
-            "[default: self; stage-beam: pairwise]",
-            rich_help_panel="Search",
-        ),
-    ] = None,
+    judge: JudgeOption = None,
     max_retraces: Annotated[
         int | None,
         typer.Option(
@@ -191,12 +172,7 @@ def ask(
     ] = None,
     max_tokens: MaxTokensOption = 2048,
     seed: SeedOption = 0,
-    kv_bits: Annotated[
-        int | None,
-        typer.Option(
-            metavar="8|4", help="Quantize the KV cache to 8 or 4 bits.", rich_help_panel="Memory"
-        ),
-    ] = None,
+    kv_bits: KVBitsOption = None,
     kv_budget: Annotated[
         str | None,
         typer.Option(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,9 +19,13 @@ from llavacot_mlx.cli.grading_model import RULES, is_url, open_grading_model
 from llavacot_mlx.cli.load_assistant import load_assistant
 from llavacot_mlx.cli.openblas import load_fast_blas
 from llavacot_mlx.cli.options import (
+    SEARCH_HELP,
     AdapterOption,
+    CandidatesOption,
     DebugOption,
     JsonOption,
+    JudgeOption,
+    KVBitsOption,
     ModelOption,
     RevisionOption,
     SeedOption,
@@ -52,8 +55,8 @@ if TYPE_CHECKING:
     from llavacot_mlx.train.distributed import Workers
 
 RUN_HELP = """\
-Ask a model the questions of one or more sets, and score its answers. Give the same command again \
-to go on with a run that was stopped.
+Ask a model the questions of benchmarks, and score its answers. Give the same command again to go \
+on with a run that was stopped.
 
 \b
 Examples:
@@ -62,8 +65,8 @@ Examples:
 """
 
 SCORE_HELP = """\
-Grade and score the answers of a run again, without the model. It writes grades.jsonl and \
-score.json in the run's folder.
+Grade and score a run again, without its model. It writes grades.jsonl and score.json in the \
+run's folder.
 
 \b
 Examples:
@@ -73,8 +76,8 @@ Examples:
 """
 
 REPORT_HELP = """\
-Show the scores of one or more runs, by category and by stage of the answers. With --html, write \
-them as one page, with the answers that are not right, their pictures and their stages.
+Show the scores of runs in detail. They are shown by category and by stage of the answers; --html \
+writes them as one page, with the answers that are not right, their pictures and their stages.
 
 \b
 Examples:
@@ -83,8 +86,8 @@ Examples:
 """
 
 EXPORT_HELP = """\
-Write the predictions of a run for another scorer: VLMEvalKit, or the server of MMBench, which \
-alone has the answers of its test split.
+Write the predictions of a run for another scorer. It is VLMEvalKit, or the server of MMBench, \
+which alone has the answers of its test split.
 
 \b
 Examples:
@@ -93,7 +96,7 @@ Examples:
 """
 
 CURVE_HELP = """\
-Draw the accuracy of several runs against the tokens and the seconds that they took.
+Draw the accuracy of runs against their cost. The cost is tokens and seconds for a question.
 
 \b
 Examples:
@@ -101,8 +104,8 @@ Examples:
 """
 
 SUITE_HELP = """\
-Make several runs on the same questions, as a YAML file lists them, and compare each with the \
-first. docs/evaluation.md shows such a file.
+Make the runs that a YAML file lists. They are on the same questions, and each is compared with \
+the first; docs/evaluation.md shows such a file.
 
 \b
 Examples:
@@ -110,8 +113,8 @@ Examples:
 """
 
 COMPARE_HELP = """\
-Compare two runs on the questions that both answered: B minus A, with a 95% interval and McNemar's \
-exact test.
+Compare two runs question by question. It shows B minus A on the questions that both answered, \
+with a 95% interval and McNemar's exact test.
 
 \b
 Examples:
@@ -180,7 +183,7 @@ RunArgument = Annotated[
 ]
 
 RunsArgument = Annotated[
-    list[Path], typer.Argument(metavar="RUN...", help="Folders of runs of llavacot eval run.")
+    list[Path], typer.Argument(metavar="RUN", help="Folders of runs of llavacot eval run.")
 ]
 
 app = typer.Typer(cls=Group, help="Measure a model on benchmarks.", **TYPER_SETTINGS)
@@ -230,15 +233,13 @@ def run(
     search: Annotated[
         Method | None,
         typer.Option(
-            metavar="METHOD", help="Search method, as in llavacot ask. [default: the profile's]"
+            metavar="METHOD",
+            help=f"{SEARCH_HELP} [default: the profile's]",
+            rich_help_panel="Search",
         ),
     ] = None,
-    candidates: Annotated[
-        int | None, typer.Option(metavar="N", help="Number of candidates to choose from.")
-    ] = None,
-    judge: Annotated[
-        str | None, typer.Option(metavar="NAME|PATH", help="The judge of the search.")
-    ] = None,
+    candidates: CandidatesOption = None,
+    judge: JudgeOption = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -274,12 +275,7 @@ def run(
             rich_help_panel="Memory",
         ),
     ] = None,
-    kv_bits: Annotated[
-        int | None,
-        typer.Option(
-            metavar="8|4", help="Quantize the KV cache to 8 or 4 bits.", rich_help_panel="Memory"
-        ),
-    ] = None,
+    kv_bits: KVBitsOption = None,
     kv_budget: Annotated[
         str | None,
         typer.Option(
@@ -681,7 +677,7 @@ def _run(
     as_json: bool,
 ) -> None:
     from llavacot_mlx.evaluate.model_record import model_record
-    from llavacot_mlx.evaluate.run_folder import RunRecord, SetRecord, begin, writing_to
+    from llavacot_mlx.evaluate.run_folder import RunRecord, SetRecord, begun
     from llavacot_mlx.evaluate.score_run import score_by_rule
     from llavacot_mlx.plan.plan_yaml import plan_to_dict
     from llavacot_mlx.train.distributed import Workers
@@ -694,10 +690,7 @@ def _run(
         plan=plan_to_dict(profile.plan()),
         **vars(wanted),
     )
-    with writing_to(out) if workers.is_main else nullcontext():
-        if workers.is_main:
-            begin(out, record)
-        workers.wait()
+    with begun(out, record, workers):
         try:
             _ask(out, record, sets, model, limits, workers)
         except KeyboardInterrupt:
@@ -716,7 +709,7 @@ def _ask(
     limits: Limits,
     workers: Workers,
 ) -> None:
-    """Asks what has no answer yet, with a bar; loads the model if there is anything to ask."""
+    """Asks what has no answer yet, with a bar of this process's share."""
     from llavacot_mlx.cli.views.eval_progress import EvalProgress
     from llavacot_mlx.evaluate.answer_file import read_answers
     from llavacot_mlx.evaluate.runner import run_sets
@@ -724,7 +717,7 @@ def _ask(
     planned = {
         (each.name, question.index, question.rotation)
         for each in sets
-        for group in each.take(record.limit)
+        for group in workers.shard(tuple(each.take(record.limit)))
         for question in group
     }
     before = sum(key[:3] in planned for key in read_answers(out))

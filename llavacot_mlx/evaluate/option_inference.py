@@ -22,7 +22,7 @@ _REFUSALS = (
 _API_FAILURE = "Failed to obtain answer via API."
 _SPACES = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 _LAST_TOKENS = 4  # among which vlmeval-2026 accepts a letter
-_SAID = re.compile(r"(?:correct\s+)?answer\s+is\s*:?\s*\**\s*([A-D])\b", re.IGNORECASE)
+_SAID = re.compile(r"answer is (?:\*\*)?([A-D])\b", re.IGNORECASE)  # "correct" or not
 
 
 class Scorer(enum.StrEnum):

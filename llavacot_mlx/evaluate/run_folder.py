@@ -18,6 +18,7 @@ from llavacot_mlx.checked import checked, named, read_json, shown
 from llavacot_mlx.errors import UserError
 from llavacot_mlx.evaluate.benchmark_set import BenchmarkSet, Task
 from llavacot_mlx.evaluate.profile import Profile
+from llavacot_mlx.train.distributed import Workers
 
 FILE_NAME = "run.json"
 _LOCK_NAME = ".lock"
@@ -94,21 +95,23 @@ class RunRecord:
         return replace(self, versions=versions, machine=machine)
 
     def differences(self, other: RunRecord) -> list[str]:
-        """In what `other`, a run into the same folder, is another run; empty where it goes on."""
+        """In what `other`, a run into the same folder, is another run; empty where it goes on.
+
+        A model or a file may have been moved, as long as it is the same.
+        """
         mine, others = _identity(self), _identity(other)
         return [
-            f"{name} is {shown(mine[name])} there and {shown(others[name])} here"
-            for name in mine.keys() | others.keys()
-            if mine.get(name) != others.get(name)
+            f"{name} is {mine[name][1] if name in mine else 'none'} there and "
+            f"{others[name][1] if name in others else 'none'} here"
+            for name in dict.fromkeys([*mine, *others])
+            if mine.get(name, (None,))[0] != others.get(name, (None,))[0]
         ]
 
 
-def _identity(record: RunRecord) -> dict[str, Any]:
-    """What must stay the same for a run to go on, flat; names of files may change."""
+def _identity(record: RunRecord) -> dict[str, tuple[Any, str]]:
+    """What must stay the same for a run to go on, and how an error shows it."""
     model = record.model
     value: dict[str, Any] = {
-        "the model": f"{model.name} ({model.fingerprint[:8]})",
-        "the adapter": model.adapter and f"{model.adapter} ({(model.adapter_sha256 or '')[:8]})",
         "--seed": record.seed,
         "--repeats": record.repeats,
         "--until": record.until,
@@ -118,13 +121,18 @@ def _identity(record: RunRecord) -> dict[str, Any]:
     }
     profile = record.profile.to_dict()
     value |= {f"the profile's {key}": part for key, part in profile.items() if key != "name"}
-    if record.plan != {}:
-        value["the search"] = json.dumps(record.plan, sort_keys=True)
     for name, each in record.sets.items():
         for key, part in each.source.items():
             if key != "file":
                 value[f"{name}'s {key}"] = part
-    return value
+    return {
+        "the model": (model.fingerprint, f"{model.name} ({model.fingerprint[:8]})"),
+        "the adapter": (
+            model.adapter_sha256,
+            f"{model.adapter} ({(model.adapter_sha256 or '')[:8]})" if model.adapter else "none",
+        ),
+        **{name: (part, shown(part)) for name, part in value.items()},
+    }
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -161,6 +169,19 @@ def writing_to(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def begun(folder: Path, record: RunRecord, workers: Workers) -> Iterator[None]:
+    """Begins a run, or goes on with it, for the time of the block; of the processes one locks it.
+
+    Raises UserError as `begin` and `writing_to` do.
+    """
+    with writing_to(folder) if workers.is_main else contextlib.nullcontext():
+        if workers.is_main:
+            begin(folder, record)
+        workers.wait()
+        yield
 
 
 def begin(folder: Path, record: RunRecord) -> None:

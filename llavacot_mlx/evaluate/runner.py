@@ -133,13 +133,15 @@ class _Runner:
         while done < len(groups):
             block = groups[done : done + size]
             done += len(block)
-            share = block[self._workers.rank :: self._workers.size]
+            share = self._workers.shard(tuple(block))
             yield from self._ask_block(each.task, share, file)
             if until is not None and self._is_certain(each.task, groups[:done], until):
                 break
         return groups[:done]
 
-    def _ask_block(self, task: Task, groups: _Groups, file: AnswerFile) -> Iterator[NewAnswer]:
+    def _ask_block(
+        self, task: Task, groups: Sequence[list[BenchmarkQuestion]], file: AnswerFile
+    ) -> Iterator[NewAnswer]:
         """Asks every question of these groups; of a group that is lost, no further rotation.
 
         A question counts only if every rotation is right, so the score is the same.

@@ -157,7 +157,7 @@ def score_set(
         parts=_parts(about.task, sums),
         reasoning=_reasoning(name, about, hits, line),
         clean=_clean(name, about, hits) if line else None,
-        paper=_paper(name, record, line),
+        paper=_paper(name, record, line, model),
         paper_reasoning=REASONING_SCORES.get(_row_name(record), {}).get(name),
         scorer=str(record.profile.scorer),
         extractor=model,
@@ -371,16 +371,19 @@ def _row_name(record: RunRecord) -> str:
     return paper_row(str(record.plan.get("method", "")))
 
 
-def _paper(name: str, record: RunRecord, line: ScoreLine | None) -> PaperComparison | None:
+def _paper(
+    name: str, record: RunRecord, line: ScoreLine | None, extractor: str | None
+) -> PaperComparison | None:
     """The paper's score beside ours; None where the two are not of one kind.
 
-    MMBench of the paper is of its test split, whose answers are not public, and MM-Vet was graded
-    by a model that is not ours.
+    MMBench of the paper is of its test split, whose answers are not public, MM-Vet was graded by a
+    model that is not ours, and MathVista's numbers were extracted by one.
     """
     row = _row_name(record)
     theirs = SCORES.get(row, {}).get(name)
     about = record.sets[name]
-    if line is None or theirs is None or not about.is_papers:
+    is_by_rule = about.task is Task.MATHVISTA and extractor is None
+    if line is None or theirs is None or not about.is_papers or is_by_rule:
         return None
     half = (line.high - line.low) / 2
     return compare_with_paper(row, theirs, line.score, half, about.size)

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 from mlx.utils import tree_map
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Workers:
         """Whether this process writes files and output; the others only compute."""
         return self.rank == 0
 
-    def shard(self, rows: tuple[int, ...]) -> tuple[int, ...]:
+    def shard(self, rows: tuple[T, ...]) -> tuple[T, ...]:
         """This process's rows of a batch."""
         return rows[self.rank :: self.size]
 

@@ -2,89 +2,96 @@
 
 from __future__ import annotations
 
-import json
-import random
 from collections import defaultdict
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from benchmarks.search_quality import (
+    ORACLE,
     Contender,
-    Examiner,
     Oracle,
     Outcome,
     Outcomes,
     as_costly,
     contenders,
-    read_rows,
+    load,
+    read_outcomes,
     report,
+    run,
     table,
 )
-from llavacot_mlx.assistant import Assistant
 from llavacot_mlx.demo import model_path
-from llavacot_mlx.demo.world import VALIDATION, draw, questions, scene
-from llavacot_mlx.plan.plan import SELF, Method
-from llavacot_mlx.prompt.stages import Stage, StageRecord
-from llavacot_mlx.search.node import Node
+from llavacot_mlx.demo.world import TEST, draw, scene
+from llavacot_mlx.evaluate.runner import answer_seed
+from llavacot_mlx.evaluate.shapes import open_shapes, world_question
+from llavacot_mlx.plan.plan import LOGPROB, SELF, Method
+from llavacot_mlx.prompt.stages import Stage
+from llavacot_mlx.search.judges.base import Candidate
 
 
 def outcome(question: int, contender: Contender, right: bool, decoded: int) -> Outcome:
     return Outcome(question, contender, right, "A", decoded, 0, 0, None)
 
 
-def written(stage: Stage, text: str, ended: bool) -> Node:
-    node = Node(0, None, "0", 0, 0, None, stage=stage, stage_text=f" {text} ")
-    if ended:
-        node.stages.append(StageRecord(stage, text, True, 1))
-    return node
-
-
 @pytest.mark.slow
-def test_the_first_of_many_answers_are_those_of_best_of_n() -> None:
-    seed = VALIDATION.seed(5)
-    world = scene(seed)
-    asked = questions(world, random.Random(f"rows {seed}"))[0]
+def test_the_first_of_many_answers_are_those_of_best_of_n(tmp_path: Path) -> None:
+    questions = open_shapes("shapes", first=5, count=1)
     wanted = contenders([Method.SAMPLE, Method.BEST_OF_N, Method.MAJORITY], [SELF], 4)
-    found = {one.contender: one for one in Examiner(model_path()).outcomes(VALIDATION, 5, wanted)}
-    assert list(found) == [*dict.fromkeys(found)]
-    assert set(found) == set(wanted)
-    assistant = Assistant.load(model_path(), dtype="float32")
+    assert wanted == [Contender(Method.BEST_OF_N, SELF, 4)]
+    folder = run(wanted[0], tmp_path, model_path(), questions)
+    outcomes = read_outcomes([(wanted[0], folder)])
+    assert set(outcomes) == {
+        Contender(Method.SAMPLE),
+        *(Contender(Method.BEST_OF_N, SELF, count) for count in (2, 3, 4)),
+        *(Contender(Method.MAJORITY, "", count) for count in (2, 3, 4)),
+    }
+    (question,) = questions.questions
+    assistant = load(model_path(), [5])
     for method, judge, count in (("sample", "", 1), ("best-of-n", SELF, 3), ("majority", "", 3)):
         trace = assistant.ask(
-            draw(world),
-            asked.text,
+            draw(scene(TEST.seed(5))),
+            question.prompt,
             search=method,
             candidates=count,
             judge=judge or None,
             max_tokens=320,
+            seed=answer_seed(0, question, 0),
         )
-        mine = found[Contender(method, judge, count)]
+        mine = outcomes[Contender(method, judge, count)][5]
         assert mine.answer == trace.answer
         assert mine.decoded == trace.usage.decoded_tokens
         assert mine.judge_tokens == trace.usage.judge_tokens
+    before = (folder / "answers.jsonl").read_bytes()
+    run(wanted[0], tmp_path, model_path(), questions)  # which has nothing left to ask
+    assert (folder / "answers.jsonl").read_bytes() == before
 
 
 def test_the_oracle_knows_what_is_right_so_far() -> None:
-    seed = VALIDATION.seed(0)
-    asked = questions(scene(seed), random.Random(f"rows {seed}"))[0]
+    asked = world_question(TEST, 0)
+    assert asked is not None
     truth = asked.stage_text(Stage.CAPTION)
-    nodes = [
-        written(Stage.CAPTION, truth, ended=True),
-        written(Stage.CAPTION, truth[:20], ended=False),
-        written(Stage.CAPTION, truth[:20], ended=True),
-        written(Stage.CAPTION, "Nothing.", ended=False),
+
+    def written(text: str, ended: bool) -> Candidate:
+        end = f" {Stage.CAPTION.closing}" if ended else ""
+        return Candidate(Stage.CAPTION, f" {text} ", f"{Stage.CAPTION.opening} {text}{end}\n\n")
+
+    candidates = [
+        written(truth, ended=True),
+        written(truth[:20], ended=False),
+        written(truth[:20], ended=True),
+        written("Nothing.", ended=False),
     ]
-    assert Oracle(asked).scores(nodes) == [1.0, 1.0, 0.0, 0.0]
+    image = draw(scene(TEST.seed(0)))
+    assert Oracle([0, 1]).scores(image, asked.text, candidates) == [1.0, 1.0, 0.0, 0.0]
 
 
-def test_a_stopped_run_goes_on_behind_its_last_whole_row(tmp_path: Path) -> None:
-    whole = outcome(7, Contender("swires", SELF, 4), True, 400)
-    line = json.dumps(asdict(whole))
-    (tmp_path / "rows.jsonl").write_text(f"{line}\n{line[:30]}")
-    assert read_rows(tmp_path / "rows.jsonl") == {whole.contender: {7: whole}}
-    assert read_rows(tmp_path / "none.jsonl") == {}
+def test_whole_answers_are_decoded_once_a_judge() -> None:
+    found = contenders(list(Method), [SELF, LOGPROB, ORACLE], 10)
+    whole = [each for each in found if each.method in (Method.SAMPLE, Method.MAJORITY)]
+    assert whole == []
+    assert sum(each.method == Method.BEST_OF_N for each in found) == 3
+    assert found[0] == Contender(Method.GREEDY)
 
 
 def test_best_of_n_gets_no_fewer_tokens_than_its_rival() -> None:

@@ -23,11 +23,18 @@ OF_THEIR_OWN = {
     "--adapter-path": {"export", "fuse", "lora-train"},  # merged, or written
     "--model": {"convert", "fuse", "trace"},  # the base of an adapter; what a trace names
     "--dtype": {"lora-train"},
+    "--batch-size": {"lora-train"},  # rows of a step
     "--candidates": {"info"},  # no search chooses among them
+    "--data": {"lora-train"},  # rows to train on
     "--force": {"calibrate"},  # not a folder, but a measurement
     "--hf-path": {"export"},  # hidden: the older name of its output
+    "--html": {"eval report"},  # of runs
     "--judge": {"calibrate"},  # not all judges can be calibrated
+    "--kv-budget": {"eval run"},  # of all answers in a batch
+    "--limit": {"eval run"},  # a sample, and not the first ones
     "--max-seq-length": {"data check"},  # by default the model's context
+    "--out": {"eval run"},  # a folder that a run goes on in
+    "--png": {"eval curve"},
     "--version": {""},
 }
 
@@ -83,7 +90,7 @@ def test_every_help_text_is_a_sentence(name: str, command: Any) -> None:
 @pytest.mark.parametrize("name", [name for name, _ in commands()])
 def test_no_sentence_is_cut_at_80_columns(name: str) -> None:
     shown = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "80"}).output
-    assert "..." not in shown.replace("[ARGS]...", "").replace("NAME,...", "")
+    assert "..." not in shown.replace("[ARGS]...", "").replace("NAME,...", "").replace("RUN...", "")
     examples = re.findall(r"^    llavacot .*$", shown, re.MULTILINE)  # to be pasted, so unbroken
     long = [line for line in shown.splitlines() if len(line) > 80 and line not in examples]
     assert not [line for line in long if not line.startswith("  --")], long

@@ -100,7 +100,10 @@ def test_words_in_a_wrong_place(refused: Refused, arguments: list[str], typed: s
         (["aks", "photo.jpg", "?"], "did you mean llavacot ask?"),
         (["calib"], "did you mean llavacot calibrate?"),
         (["data", "chek"], "did you mean llavacot data check?"),
-        (["nix"], "there are ask, trace, convert, lora-train, fuse, export, info, calibrate, data"),
+        (
+            ["nix"],
+            "there are ask, trace, convert, lora-train, fuse, export, info, calibrate, data, eval",
+        ),
         (["ask", "a", "b", "--max_tokens", "5"], "did you mean --max-tokens?"),
         (["ask", "a", "b", "--nix"], "llavacot ask --help lists them"),
         (["lora-train", "--train"], "leave it out"),

@@ -304,6 +304,13 @@ def test_another_run_into_the_same_folder_says_what_differs(
     assert named in str(caught.value)
 
 
+def test_a_model_that_was_moved_is_the_same_model(tmp_path: Path) -> None:
+    own = opened(write_tsv(tmp_path / "own.tsv", choice_rows(2)))
+    run(tmp_path / "run", Answerer(letter_by_seed), own)
+    moved = dataclasses.replace(record_of(own), model=ModelRecord("elsewhere/m", "f"))
+    begin(tmp_path / "run", moved)
+
+
 def test_other_data_into_the_same_folder_says_so(tmp_path: Path) -> None:
     own = opened(write_tsv(tmp_path / "own.tsv", choice_rows(2)))
     run(tmp_path / "run", Answerer(letter_by_seed), own)

@@ -12,7 +12,7 @@ from benchmark_files import BENCHES, choice_rows, write_set, write_tsv
 from written_runs import answer_row, concluded, write_run
 
 from llavacot_mlx.evaluate.answer_file import read_answers, write_answers
-from llavacot_mlx.evaluate.benchmark_set import BenchmarkSet
+from llavacot_mlx.evaluate.benchmark_set import BenchmarkSet, Task
 from llavacot_mlx.evaluate.open_sets import open_sets
 from llavacot_mlx.evaluate.option_inference import Scorer
 from llavacot_mlx.evaluate.paper import compare_with_paper, paper_row
@@ -20,6 +20,7 @@ from llavacot_mlx.evaluate.profile import PROFILES
 from llavacot_mlx.evaluate.question import BenchmarkQuestion
 from llavacot_mlx.evaluate.score import SetScore
 from llavacot_mlx.evaluate.score_run import score_by_rule
+from llavacot_mlx.evaluate.shapes import DrawnPicture
 from llavacot_mlx.evaluate.statistics import ClusterSums, paired_interval
 
 
@@ -115,26 +116,24 @@ def test_hallusionbench_is_the_mean_of_rows_figures_and_questions(tmp_path: Path
 
 def test_hallusionbench_on_a_hand_made_group(tmp_path: Path) -> None:
     """Two figures with three questions each, of which two answers are wrong: 4/6, 0/2, 1/3."""
-    from benchmark_files import encoded
-
-    rows = [
-        {
-            "index": f"VD_chart_1_0_{figure}_{question}",
-            "question": f"Is {question} in figure {figure}?",
-            "answer": "Yes",
-            "category": "VD",
-            "l2-category": "VD_chart",
-            "image": encoded(figure),
-        }
+    questions = tuple(
+        BenchmarkQuestion(
+            set="own",
+            index=f"VD_chart_1_0_{figure}_{question}",
+            question="?",
+            prompt="?",
+            picture=DrawnPicture(figure),
+            answer="Yes",
+            fields={
+                "l2-category": "VD_chart",
+                "set": "0",
+                "figure": str(figure),
+                "question": str(question),
+            },
+        )
         for figure in range(2)
         for question in range(3)
-    ]
-    from llavacot_mlx.evaluate.benchmark_set import Task
-    from llavacot_mlx.evaluate.set_questions import _Making
-    from llavacot_mlx.evaluate.tsv_file import read_tsv
-
-    file = read_tsv(write_tsv(tmp_path / "own.tsv", rows))
-    questions = tuple(_Making("own", Task.HALLUSION, file).questions())
+    )
     each = BenchmarkSet("own", Task.HALLUSION, questions, {})
 
     def say(question: BenchmarkQuestion) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from benchmark_files import choice_rows, mmstar_rows, write_set, write_tsv
+from chat_server import chat_server
 
 pytestmark = pytest.mark.processes
 
@@ -211,3 +212,137 @@ def test_a_disk_that_fills_is_one_line_and_the_run_goes_on_later(tiny: Path, roo
     assert 0 < kept.count(b"\n") < 90
     assert run(*words, cwd=room).returncode == 0
     assert (room / "a" / "answers.jsonl").read_bytes().count(b"\n") == 90
+
+
+def test_reports_exports_and_curves(tiny: Path, room: Path) -> None:
+    write_tsv(room / "own.tsv", choice_rows(5))
+    words = ["run", "--set", "own.tsv,shapes", "--limit", "5", "--model", tiny]
+    words += ["--profile", "fast.yaml"]
+    for name, seed in (("a", "0"), ("b", "1")):
+        done = run(*words, "--seed", seed, "--out", name, cwd=room)
+        assert done.returncode == 0, done.stderr
+    done = run("report", "a", "b", "--html", "report.html", cwd=room)
+    assert done.returncode == 0, done.stderr
+    assert "shapes: kind" in done.stdout
+    page = (room / "report.html").read_text()
+    assert page.count("data:image/") >= 10
+    assert "<script" not in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    done = run("export", "a", "--for", "vlmevalkit", cwd=room)
+    assert sorted(done.stdout.split()[1::2]) == [
+        f"a/export/{tiny.name}_{name}.tsv" for name in ("own", "shapes")
+    ]
+    assert "the server scores mmbench" in error_line(
+        run("export", "a", "--for", "mmbench-server", cwd=room)
+    )
+    assert run(*shapes(tiny, "c", "--limit", "3"), cwd=room).returncode == 0
+    done = run("curve", "c", "--png", "curve.png", "--json", cwd=room)
+    assert [point["name"] for point in json.loads(done.stdout)] == ["c"]
+    assert (room / "curve.png").exists()
+
+
+def test_a_search_is_kept_as_a_trace(tiny: Path, room: Path) -> None:
+    words = ["--limit", "2", "--search", "best-of-n", "--candidates", "2", "--judge", "logprob"]
+    done = run(*shapes(tiny, "a", *words), cwd=room)
+    assert done.returncode == 0, done.stderr
+    files = sorted((room / "a" / "traces" / "shapes").iterdir())
+    assert [file.name for file in files] == ["0.0.0.json", "1.0.0.json"]
+    shown = subprocess.run(
+        [sys.executable, "-m", "llavacot_mlx", "trace", files[0]], capture_output=True, text=True
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "best-of-n" in shown.stdout
+
+
+def test_a_page_shows_hostile_answers_as_text(tiny: Path, room: Path) -> None:
+    done = run(*shapes(tiny, "a", "--limit", "2"), cwd=room)
+    assert done.returncode == 0
+    file = room / "a" / "answers.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[0]["stages"], rows[0]["text"] = [], "<script>alert(1)</script>\x1b[31m"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run("score", "a", cwd=room).returncode == 0
+    assert run("report", "a", "--html", "a.html", cwd=room).returncode == 0
+    page = (room / "a.html").read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "\x1b" not in page
+
+
+def test_a_suite_makes_its_runs_and_compares_them(tiny: Path, room: Path) -> None:
+    (room / "suite.yaml").write_text(
+        f"sets: shapes\nlimit: 3\nout: runs\nmodel: {tiny}\nprofile: fast.yaml\n"
+        "runs:\n  - name: one\n  - name: two\n    seed: 1\n"
+    )
+    done = run("suite", "suite.yaml", cwd=room)
+    assert done.returncode == 0, done.stderr
+    assert "difference" in done.stdout
+    assert (room / "runs" / "two" / "score.json").exists()
+    again = run("suite", "suite.yaml", cwd=room)
+    assert again.stderr.count("3 of 3 answers are there already") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sets: shapes\nout: r\nruns:\n  - name: a\n  - name: a\n", "the name a stands twice"),
+        ("sets: shapes\nout: r\n", "runs is missing"),
+        ("sets: shapes\nruns:\n  - name: a\n", "out is missing"),
+        ("out: r\nruns:\n  - name: a\n", "runs[0]: sets is missing"),
+        ("out: r\nsets: shapes\nruns:\n  - name: a\n    modle: b\n", "modle: unknown key"),
+        ("out: r\nsets: shapes\nruns:\n  - name: ../a\n", "is no name of a folder"),
+        ("out: r\nsets: shapes\nruns:\n  - name: a\n    search: dfs\n", "'dfs' is not one of"),
+    ],
+)
+def test_suites_that_say_something_else(text: str, said: str, room: Path) -> None:
+    (room / "suite.yaml").write_text(text)
+    line = error_line(run("suite", "suite.yaml", cwd=room), 1)
+    assert line.startswith("suite.yaml: ")
+    assert said in line
+    assert not (room / "r").exists()
+
+
+def test_a_grading_model_behind_a_url(tiny: Path, room: Path) -> None:
+    write_tsv(room / "own.tsv", choice_rows(4))
+    words = ["run", "--set", "own.tsv", "--model", tiny, "--profile", "fast.yaml", "--out", "a"]
+    assert run(*words, cwd=room).returncode == 0
+    with chat_server(lambda body, number: "A") as server:
+        score = ["score", "a", "--extractor", server.url, "--json"]
+        found = json.loads(run(*score, cwd=room).stdout)["sets"]["own"]
+        assert (found["llm"], found["unresolved"]) == (len(server.requests), 0)
+        assert found["llm"] > 0
+    again = run(*score, cwd=room)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["sets"]["own"] == found
+
+
+def test_a_grading_model_that_is_busy_for_long(tiny: Path, room: Path) -> None:
+    write_tsv(room / "own.tsv", choice_rows(4))
+    words = ["run", "--set", "own.tsv", "--model", tiny, "--profile", "fast.yaml", "--out", "a"]
+    assert run(*words, cwd=room).returncode == 0
+    before = (room / "a" / "grades.jsonl").read_bytes()
+    with chat_server(lambda body, number: (429, {"Retry-After": "90"}, "")) as server:
+        score = ["score", "a", "--extractor", server.url, "--patience", "2"]
+        assert "HTTP 429 for 2 s" in error_line(run(*score, cwd=room))
+    assert (room / "a" / "grades.jsonl").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_two_processes_leave_the_score_of_one(tiny: Path, room: Path) -> None:
+    launch = Path(sys.executable).parent / "mlx.launch"
+    if not launch.exists():
+        pytest.skip("mlx.launch is not installed here")
+    assert run(*shapes(tiny, "one", "--limit", "12"), cwd=room).returncode == 0
+    done = subprocess.run(
+        [launch, "-n", "2", *command(*shapes(tiny, "two", "--limit", "12"))],
+        cwd=room,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("grades.jsonl", "score.json"):
+        assert (room / "two" / name).read_bytes() == (room / "one" / name).read_bytes()
+    one, two = (without_seconds(room / name / "answers.jsonl") for name in ("one", "two"))
+    assert one == two
+    assert not list((room / "two").glob("answers.rank*"))
